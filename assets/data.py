@@ -1,0 +1,63 @@
+"""Sources, observed by content, and the prepared data."""
+
+import warnings
+
+import dagster as dg
+import pyarrow.compute as pc
+
+from lancet_pipeline import plots
+from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
+from lancet_pipeline.data.expectations import meets, sample_expectations
+from lancet_pipeline.data.schema import counts
+from lancet_pipeline.data.tokenization import load_prepared, prepare
+from lancet_pipeline.graph import SOURCES
+from lancet_pipeline.inputs import source_version
+from lancet_pipeline.resources import ModelSource, StudyCatalog
+from lancet_pipeline.resources.studies import STUDY_PARTITIONS
+
+
+def _observed(name: str, description: str) -> dg.SourceAsset:
+    @dg.observable_source_asset(
+        name=name, description=description, group_name="data", partitions_def=STUDY_PARTITIONS
+    )
+    def observe(context: dg.OpExecutionContext, catalog: StudyCatalog, models: ModelSource) -> dg.DataVersionsByPartition:
+        studies = context.instance.get_dynamic_partitions(STUDY_PARTITIONS.name)
+        return dg.DataVersionsByPartition(
+            {study: source_version(catalog.load(study), name, models.paths()) for study in studies}
+        )
+
+    return observe
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", dg.BetaWarning)
+    sources = [_observed(name, description) for name, description in SOURCES.items()]
+
+
+@stage_asset(
+    kinds={"parquet"},
+    checks={
+        "samples_are_valid": "Great Expectations: ids unique, no null or blank text, lengths within the context.",
+        "responses_are_learnable": "Every sample has response tokens, which alone carry loss.",
+    },
+)
+def prepared_data(run: StageRun) -> Outcome:
+    """Training samples, validated, tokenised and sharded, with the tokenizer that was used."""
+    samples = run.source("training_data")
+    from_scratch = run.study.model.source == "scratch"
+    prepare(run.study, samples, run.out, None if from_scratch else run.models.tokenizer(run.study))
+    kept, sequences = load_prepared(run.out)
+    lengths = [len(sequence) for sequence in sequences]
+    responses = [len(sequence) - sequence.response_start for sequence in sequences]
+    table = kept.to_pandas().assign(tokens=lengths, response_tokens=responses)
+    valid, found = meets(table, sample_expectations(run.study.data.max_length), "prepared_data")
+    unsafe = pc.sum(pc.equal(kept["is_safe"], False)).as_py()
+    return Outcome(
+        metrics={"samples": len(lengths), "tokens": sum(lengths), "unsafe_samples": unsafe or 0},
+        plots={"lengths": plots.histogram({"tokens": lengths}, "tokens", "Sequence lengths")},
+        tables={"by_category": [{"category": k, "samples": n} for k, n in counts(kept, "category").items()]},
+        checks=[
+            Check("samples_are_valid", valid, found),
+            Check("responses_are_learnable", min(responses) > 0, {"shortest response": min(responses)}),
+        ],
+    )

@@ -1,0 +1,76 @@
+"""What the correction changed: harmlessness, out-of-distribution behaviour, utility."""
+
+from lancet_pipeline import plots
+from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
+from lancet_pipeline.data.expectations import generation_expectations, meets
+from lancet_pipeline.data.tokenization import tokenize_held_out
+from lancet_pipeline.evaluation import reports
+from lancet_pipeline.evaluation.gates import Gate, harm_gate, over_refusal_gate, perplexity_gate
+
+JUDGED = {"answers_are_judged": "Great Expectations: every prompt answered by every model, each answer judged."}
+HARM_FALLS = {"harm_falls": "Gate: the corrected model's harm rate over the base model's."}
+UTILITY_HOLDS = {
+    "perplexity_holds": "Gate: perplexity on held-out safe responses over the base model's.",
+    "over_refusal_holds": "Gate: rise of refusals on benign prompts.",
+}
+
+
+@stage_asset(kinds={"parquet"}, checks=JUDGED | HARM_FALLS, advisory=frozenset(HARM_FALLS))
+def harmlessness_report(run: StageRun) -> Outcome:
+    """Share of harmful answers to held-out prompts of the kind that the queries came from."""
+    return _harm_outcome(run, "harmful_prompts", "Harmful answers, in distribution")
+
+
+@stage_asset(kinds={"parquet"}, checks=JUDGED | HARM_FALLS, advisory=frozenset(HARM_FALLS))
+def ood_report(run: StageRun) -> Outcome:
+    """Share of harmful answers to prompts whose source and wording the training data never had."""
+    return _harm_outcome(run, "ood_prompts", "Harmful answers, out of distribution")
+
+
+@stage_asset(kinds={"parquet"}, checks=JUDGED | UTILITY_HOLDS, advisory=frozenset(UTILITY_HOLDS))
+def utility_report(run: StageRun) -> Outcome:
+    """Over-refusal and diversity on benign prompts, perplexity on held-out safe responses."""
+    benign = run.source("benign_prompts").to_pylist()
+    held_out = run.source("utility_responses").to_pylist()
+    report = reports.utility_report(
+        run.compared_models(),
+        benign,
+        lambda tokenizer: tokenize_held_out(tokenizer, held_out, run.study.data),
+        run.judge,
+        max_new_tokens=run.study.evaluation.max_new_tokens,
+        batch_tokens=run.study.compute.batch_tokens,
+        track=run.track,
+    )
+    gates = [
+        perplexity_gate(report.figures, run.study.evaluation),
+        over_refusal_gate(report.figures, run.study.evaluation),
+    ]
+    return _outcome(run, report, len(benign), "over_refusal_rate", "Refusals of benign prompts", gates)
+
+
+def _harm_outcome(run: StageRun, source: str, title: str) -> Outcome:
+    prompts = run.source(source).to_pylist()
+    report = reports.harm_report(
+        run.compared_models(),
+        prompts,
+        run.judge,
+        max_new_tokens=run.study.evaluation.max_new_tokens,
+        batch_tokens=run.study.compute.batch_tokens,
+        track=run.track,
+    )
+    gate = harm_gate("harm_falls", report.figures, run.study.evaluation)
+    return _outcome(run, report, len(prompts), "harm_rate", title, [gate])
+
+
+def _outcome(run: StageRun, report: reports.Report, prompts: int, figure: str, title: str, gates: list[Gate]) -> Outcome:
+    report.save(run.out)
+    valid, found = meets(report.frame(), generation_expectations(prompts * len(report.figures)), run.stage.name)
+    return Outcome(
+        metrics=report.metrics(),
+        plots={"rates": plots.rates({name: f[figure] for name, f in report.figures.items()}, title)},
+        tables={"models": report.table(), "answers": report.side_by_side()},
+        checks=[
+            Check("answers_are_judged", valid, found),
+            *[Check(gate.name, gate.passed, {"value": gate.value, "limit": gate.limit}) for gate in gates],
+        ],
+    )

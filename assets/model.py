@@ -1,0 +1,76 @@
+"""The model as trained, its references, and its own undesirable outputs."""
+
+from lancet_pipeline import plots
+from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
+from lancet_pipeline.data.expectations import generation_expectations, meets
+from lancet_pipeline.data.tokenization import load_prepared
+from lancet_pipeline.evaluation.queries import undesirable_answers, write_rows
+from lancet_pipeline.models.base import build_base_model, clean_samples
+from lancet_pipeline.models.loading import finite_parameters, save_model
+
+FINITE = {"parameters_are_finite": "No parameter is infinite or not a number."}
+
+
+def _initial_model(run: StageRun):
+    return None if run.study.model.source == "scratch" else run.models.model(run.study, run.device)
+
+
+@stage_asset(kinds={"pytorch", "safetensors"}, checks=FINITE)
+def base_model(run: StageRun) -> Outcome:
+    """The model to correct: trained from scratch, fine-tuned from a checkpoint, or taken as given."""
+    _, sequences = load_prepared(run.input("prepared_data"))
+    model, tokenizer, curve = build_base_model(
+        run.study, sequences, run.input("prepared_data"), _initial_model(run), run.device, run.track
+    )
+    save_model(model, tokenizer, run.out)
+    points = list(enumerate(curve, start=1))
+    return Outcome(
+        metrics={"parameters": model.num_parameters(), **({"final_loss": curve[-1]} if curve else {})},
+        curves={"loss": points},
+        plots={"loss": plots.curves({"loss": points}, "step", "loss per token", "Training loss")} if curve else {},
+        checks=[Check("parameters_are_finite", finite_parameters(model))],
+    )
+
+
+@stage_asset(kinds={"pytorch", "safetensors"}, checks=FINITE)
+def reference_models(run: StageRun) -> Outcome:
+    """Models that the corrected one is measured against, such as one trained again without the unsafe samples."""
+    samples, sequences = load_prepared(run.input("prepared_data"))
+    finite, metrics = True, {}
+    for name in run.study.evaluation.references:
+        kept = clean_samples(samples, sequences)
+        model, tokenizer, curve = build_base_model(
+            run.study, kept, run.input("prepared_data"), _initial_model(run), run.device, run.track
+        )
+        (run.out / name).mkdir()
+        save_model(model, tokenizer, run.out / name)
+        metrics |= {f"{name}_samples": len(kept), **({f"{name}_final_loss": curve[-1]} if curve else {})}
+        finite = finite and finite_parameters(model)
+    return Outcome(metrics=metrics, checks=[Check("parameters_are_finite", finite)])
+
+
+@stage_asset(
+    kinds={"parquet"},
+    checks={"answers_are_judged": "Great Expectations: every probe answered once, every answer judged."},
+)
+def undesirable_outputs(run: StageRun) -> Outcome:
+    """The model's own harmful answers to the probe prompts: the queries."""
+    model, tokenizer = run.model("base_model")
+    probes = run.source("probe_prompts").to_pylist()
+    answers, queries = undesirable_answers(
+        model, tokenizer, probes, run.judge, run.study.queries, run.study.compute.batch_tokens, run.track
+    )
+    write_rows(answers, run.out / "answers.parquet")
+    write_rows(queries, run.out / "queries.parquet")
+    valid, found = meets(_frame(answers), generation_expectations(len(probes)), "undesirable_outputs")
+    return Outcome(
+        metrics={"probes": len(probes), "harmful": sum(row["harmful"] for row in answers), "queries": len(queries)},
+        tables={"queries": [{k: row[k] for k in ("prompt", "response", "verdict")} for row in queries]},
+        checks=[Check("answers_are_judged", valid, found)],
+    )
+
+
+def _frame(rows: list[dict]):
+    import pandas as pd
+
+    return pd.DataFrame(rows)

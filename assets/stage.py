@@ -1,0 +1,298 @@
+"""What every asset shares: versions, reuse, whole-or-absent output, checks, tracking and metadata.
+
+An asset module states what its stage computes; this module states how a stage becomes a Dagster asset.
+"""
+
+import base64
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+
+from lancet_pipeline.artifacts import ArtifactStore, environment, now, study_lock
+from lancet_pipeline.errors import IntegrityError
+from lancet_pipeline.evaluation.judges import Judge
+from lancet_pipeline.graph import STAGES, Stage, versions
+from lancet_pipeline.inputs import read_source, source_versions
+from lancet_pipeline.models.loading import load_model, load_tokenizer
+from lancet_pipeline.progress import Track
+from lancet_pipeline.resources import Compute, JudgeSource, ModelSource, Store, StudyCatalog, Tracking
+from lancet_pipeline.resources.studies import STUDY_PARTITIONS
+from lancet_pipeline.study import Study
+
+OWNERS = ["team:model-governance"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """The result of one data check; a failed one keeps the asset from being written where it is blocking."""
+
+    name: str
+    passed: bool
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an asset says of its output besides the files: figures, curves over steps, plots (PNG) and tables."""
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    curves: Mapping[str, list[tuple[int, float]]] = field(default_factory=dict)
+    plots: Mapping[str, bytes] = field(default_factory=dict)
+    tables: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    checks: Sequence[Check] = ()
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """What an asset function works with: its study, its inputs, and the folder `out` for its files."""
+
+    study: Study
+    stage: Stage
+    store: ArtifactStore
+    versions: Mapping[str, str]
+    out: Path
+    device: str
+    judge: Judge
+    models: ModelSource
+    tracking: Tracking
+    run_id: str
+    track: Track
+
+    def input(self, asset: str) -> Path:
+        """The verified folder of an input."""
+        assert asset in self.stage.inputs, f"{self.stage.name} does not declare {asset} as an input"
+        return self.store.read(self.study.name, asset, self.versions[asset])
+
+    def source(self, name: str) -> pa.Table:
+        assert name in self.stage.inputs, f"{self.stage.name} does not declare {name} as an input"
+        return read_source(self.study, name)
+
+    def model(self, asset: str, part: str = "") -> tuple[Any, Any]:
+        """Model and tokenizer that an input holds."""
+        folder = self.input(asset) / part
+        model = load_model(folder, dtype=self.study.model.dtype, device=self.device)
+        return model, load_tokenizer(folder)
+
+    def compared_models(self) -> dict[str, Callable[[], tuple[Any, Any]]]:
+        """Loaders of the models that evaluations compare, the uncorrected one first."""
+        loaders = {"base": lambda: self.model("base_model"), "corrected": lambda: self.model("corrected_model")}
+        for name in self.study.evaluation.references:
+            loaders[name] = lambda name=name: self.model("reference_models", name)
+        return loaders
+
+
+StageFunction = Callable[[StageRun], Outcome]
+
+
+def stage_asset(
+    *, kinds: set[str], checks: Mapping[str, str] | None = None, advisory: frozenset[str] = frozenset()
+) -> Callable[[StageFunction], dg.AssetsDefinition]:
+    """Make the function of a stage its Dagster asset, named and wired as `graph.STAGES` says.
+
+    Args:
+        kinds: shown in the UI.
+        checks: name -> description of every check that the function returns.
+        advisory: checks that warn instead of blocking what depends on the asset.
+    """
+    described = checks or {}
+
+    def decorate(function: StageFunction) -> dg.AssetsDefinition:
+        stage = STAGES[function.__name__]
+
+        @dg.asset(
+            name=stage.name,
+            deps=[dg.AssetKey(name) for name in stage.inputs],
+            partitions_def=STUDY_PARTITIONS,
+            group_name=stage.group,
+            code_version=stage.code_version,
+            owners=OWNERS,
+            kinds=kinds,
+            description=function.__doc__,
+            automation_condition=dg.AutomationCondition.eager(),
+            check_specs=[
+                dg.AssetCheckSpec(name, asset=stage.name, description=text, blocking=name not in advisory)
+                for name, text in described.items()
+            ],
+        )
+        def compute(
+            context: dg.AssetExecutionContext,
+            catalog: StudyCatalog,
+            store: Store,
+            models: ModelSource,
+            compute: Compute,
+            judge: JudgeSource,
+            tracking: Tracking,
+        ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
+            study = catalog.load(context.partition_key)
+            artifacts = store.open()
+            known = versions(study, source_versions(study, models.paths()))
+            with study_lock(artifacts.root, study.name):
+                yield from _materialize(
+                    context, stage, function, study, artifacts, known, models, compute, judge, tracking, described, advisory
+                )
+
+        return compute
+
+    return decorate
+
+
+def _materialize(
+    context: dg.AssetExecutionContext,
+    stage: Stage,
+    function: StageFunction,
+    study: Study,
+    artifacts: ArtifactStore,
+    known: Mapping[str, str],
+    models: ModelSource,
+    compute: Compute,
+    judge: JudgeSource,
+    tracking: Tracking,
+    described: Mapping[str, str],
+    advisory: frozenset[str],
+) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
+    version = known[stage.name]
+    if artifacts.has(study.name, stage.name, version):
+        yield from _reused(context, artifacts, study, stage, version, described)
+        return
+    settings = study.settings_at(stage.settings)
+    record: dict[str, Any] = {
+        "code_version": stage.code_version,
+        "settings": settings,
+        "inputs": {name: known[name] for name in stage.inputs},
+        "run_id": context.run_id,
+    }
+    started = time.monotonic()
+    with artifacts.write(study.name, stage.name, version, record) as out:
+        run = StageRun(
+            study=study,
+            stage=stage,
+            store=artifacts,
+            versions=known,
+            out=out,
+            device=compute.prepare(study),
+            judge=judge.make(study),
+            models=models,
+            tracking=tracking,
+            run_id=context.run_id,
+            track=logged_progress(context),
+        )
+        outcome = function(run)
+        seconds = time.monotonic() - started
+        failed = [check.name for check in outcome.checks if not check.passed and check.name not in advisory]
+        for check in outcome.checks:
+            severity = dg.AssetCheckSeverity.WARN if check.name in advisory else dg.AssetCheckSeverity.ERROR
+            yield dg.AssetCheckResult(
+                passed=check.passed, check_name=check.name, severity=severity, metadata=dict(check.metadata)
+            )
+        if failed:
+            raise dg.Failure(f"{stage.name}: nothing was written, since checks failed: {', '.join(failed)}")
+        _save_plots(outcome.plots, out)
+        record |= {
+            "seconds": round(seconds, 3),
+            "created": now(),
+            "metrics": dict(outcome.metrics),
+            "checks": [{"name": c.name, "passed": c.passed, "metadata": _plain(c.metadata)} for c in outcome.checks],
+            "environment": environment(),
+        }
+    mlflow_run = tracking.record(
+        study.name,
+        context.run_id,
+        stage.name,
+        version=version,
+        settings=settings,
+        metrics={**outcome.metrics, "seconds": seconds},
+        curves=outcome.curves,
+        plots=outcome.plots,
+    )
+    yield dg.MaterializeResult(
+        data_version=dg.DataVersion(version),
+        metadata={
+            **{name: float(value) for name, value in outcome.metrics.items()},
+            **{name: dg.MetadataValue.md(markdown_table(rows)) for name, rows in outcome.tables.items()},
+            **{name: dg.MetadataValue.md(inline_image(png, name)) for name, png in outcome.plots.items()},
+            "seconds": seconds,
+            "path": dg.MetadataValue.path(str(artifacts.folder(study.name, stage.name, version))),
+            "mlflow_run": mlflow_run,
+            "reused": False,
+        },
+    )
+
+
+def _reused(
+    context: dg.AssetExecutionContext,
+    artifacts: ArtifactStore,
+    study: Study,
+    stage: Stage,
+    version: str,
+    described: Mapping[str, str],
+) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
+    """The version is there already: say so again, with the checks it passed when it was made."""
+    folder = artifacts.read(study.name, stage.name, version)
+    artifacts.confirm(study.name, stage.name, version)
+    manifest = artifacts.manifest(study.name, stage.name, version)
+    context.log.info(f"{stage.name}: unchanged, version {version[:16]} reused")
+    for check in manifest["checks"]:
+        if check["name"] in described:
+            yield dg.AssetCheckResult(passed=check["passed"], check_name=check["name"], metadata=check["metadata"])
+    metadata = {**manifest["metrics"], "path": dg.MetadataValue.path(str(folder)), "reused": True}
+    yield dg.MaterializeResult(data_version=dg.DataVersion(version), metadata=metadata)
+
+
+def logged_progress(context: dg.AssetExecutionContext) -> Track:
+    """A bar where a person watches the terminal, a log line every 30 s elsewhere; both with the time left."""
+    import sys
+
+    def track(items: Any, total: int, label: str) -> Iterator[Any]:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+            columns = (TextColumn("  {task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+            console = Console(stderr=True)
+            with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True) as bar:
+                yield from bar.track(items, total=total, description=label)
+            return
+        started = reported = time.monotonic()
+        for done, item in enumerate(items, start=1):
+            yield item
+            if time.monotonic() - reported > 30:
+                reported = time.monotonic()
+                left = (reported - started) / done * (total - done)
+                context.log.info(f"{label}: {done} of {total}, about {left:.0f} s left")
+
+    return track
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]], limit: int = 30) -> str:
+    if not rows:
+        return "none"
+    header = list(rows[0])
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    for row in rows[:limit]:
+        cells = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in (row.get(name, "") for name in header)]
+        lines.append("| " + " | ".join(c.replace("|", "\\|").replace("\n", " ")[:200] for c in cells) + " |")
+    if len(rows) > limit:
+        lines.append(f"\n{len(rows) - limit} more rows in the artifact.")
+    return "\n".join(lines)
+
+
+def inline_image(png: bytes, name: str) -> str:
+    return f"![{name}](data:image/png;base64,{base64.b64encode(png).decode()})"
+
+
+def _save_plots(plots: Mapping[str, bytes], out: Path) -> None:
+    for name, png in plots.items():
+        (out / "plots").mkdir(exist_ok=True)
+        (out / "plots" / f"{name}.png").write_bytes(png)
+
+
+def _plain(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in metadata.items()}
+
+
+__all__ = ["Check", "IntegrityError", "Outcome", "StageRun", "stage_asset"]

@@ -1,0 +1,194 @@
+"""The artifact store: what each asset wrote, whole or absent, under the version that it was computed for.
+
+    ROOT/artifacts/STUDY/ASSET/VERSION[:16]/   the files, and manifest.json with the SHA-256 of each
+"""
+
+import errno
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from lancet_pipeline.errors import InputError, IntegrityError
+
+MANIFEST = "manifest.json"
+
+
+class ArtifactStore:
+    """Artifacts of all studies below one root directory."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).expanduser().absolute()
+        self._verified: set[Path] = set()
+
+    def folder(self, study: str, asset: str, version: str) -> Path:
+        return self.root / "artifacts" / study / asset / version[:16]
+
+    def has(self, study: str, asset: str, version: str) -> bool:
+        return (self.folder(study, asset, version) / MANIFEST).is_file()
+
+    def manifest(self, study: str, asset: str, version: str) -> dict[str, Any]:
+        path = self.folder(study, asset, version) / MANIFEST
+        if not path.is_file():
+            raise InputError(f"{path.parent}: no such artifact; run `lancet run {study}` first")
+        return json.loads(path.read_text())
+
+    def read(self, study: str, asset: str, version: str) -> Path:
+        """Folder of an artifact, once its bytes agree with its manifest (checked once a process).
+
+        Raises:
+            IntegrityError: a file is missing, added or changed.
+        """
+        folder = self.folder(study, asset, version)
+        if folder not in self._verified:
+            verify_files(folder, self.manifest(study, asset, version)["files"], {MANIFEST})
+            self._verified.add(folder)
+        return folder
+
+    @contextmanager
+    def write(self, study: str, asset: str, version: str, record: dict[str, Any]) -> Iterator[Path]:
+        """A folder to write into, that takes its place with a manifest holding `record` when the block ends well.
+
+        Raises:
+            InputError: the disk is full.
+        """
+        final = self.folder(study, asset, version)
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            staging = Path(tempfile.mkdtemp(prefix=f".{version[:16]}-", dir=final.parent))
+        except OSError as error:
+            raise _full_disk(error, self.root) from error
+        try:
+            yield staging
+            files = hash_files(staging)
+            manifest = {"asset": asset, "study": study, "version": version, **record, "files": files}
+            (staging / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True))
+            for path in staging.rglob("*"):
+                _sync(path)
+            if final.exists():  # a broken earlier copy: `has` said no, so it has no manifest
+                shutil.rmtree(final)
+            staging.rename(final)
+            _sync(final.parent)
+        except BaseException as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            if isinstance(error, Exception) and not isinstance(error, InputError):
+                raise _full_disk(error, self.root) from error
+            raise
+        self.confirm(study, asset, version)
+
+    def current(self, study: str, asset: str) -> str | None:
+        """Version that was written or confirmed last, None where there is none."""
+        pointer = self.root / "artifacts" / study / asset / "current"
+        return pointer.read_text().strip() if pointer.is_file() else None
+
+    def confirm(self, study: str, asset: str, version: str) -> None:
+        """Make a version that is there the current one."""
+        if self.current(study, asset) != version:
+            folder = self.root / "artifacts" / study / asset
+            temporary = folder / f".current-{os.getpid()}"
+            temporary.write_text(version)
+            temporary.replace(folder / "current")
+
+    def lineage(self, study: str, roots: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+        """Manifests of `roots` (asset -> version) and of every stage they were computed from, by asset."""
+        found: dict[str, dict[str, Any]] = {}
+        waiting = list(roots.items())
+        while waiting:
+            name, version = waiting.pop()
+            if name in found or not self.has(study, name, version):
+                continue  # sources have versions but no folder
+            found[name] = self.manifest(study, name, version)
+            waiting += found[name]["inputs"].items()
+        return found
+
+
+@contextmanager
+def study_lock(root: Path, study: str) -> Iterator[None]:
+    """One run on a study at a time, in all processes; the same process may hold it more than once.
+
+    Raises:
+        InputError: another run holds it.
+    """
+    path = root / "locks" / f"{study}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, timeout=0, is_singleton=True, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(
+            f"study '{study}': another run is going on ({path}); wait for it to end, or use another --home"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def hash_files(folder: Path) -> list[dict[str, Any]]:
+    """Relative path, size and SHA-256 of every file below `folder`, by path."""
+    return [
+        {"path": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
+
+
+def verify_files(folder: Path, files: list[Mapping[str, Any]], besides: set[str]) -> None:
+    """Compare `folder` with a list made by `hash_files`; files named in `besides` are not looked at.
+
+    Raises:
+        IntegrityError: names the first file, in the order of paths, that is missing, added or changed.
+    """
+    promised = {entry["path"]: entry for entry in files}
+    present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() or p.is_symlink()} - besides
+    for path in sorted(promised.keys() | present):
+        if path not in present:
+            raise IntegrityError(f"{folder / path}: missing, though the manifest lists it; restore it, or remove {folder} and run again")
+        if path not in promised:
+            raise IntegrityError(f"{folder / path}: the manifest does not list it; remove it")
+        if (folder / path).is_symlink() or sha256(folder / path) != promised[path]["sha256"]:
+            raise IntegrityError(f"{folder / path}: its bytes are not those of the manifest; restore it, or remove {folder} and run again")
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def environment() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    from importlib.metadata import version
+
+    packages = ("lancet-pipeline", "torch", "transformers", "numpy", "pyarrow", "peft", "dagster", "mlflow")
+    return {"python": platform.python_version(), "platform": platform.platform()} | {p: version(p) for p in packages}
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _full_disk(error: Exception, root: Path) -> Exception:
+    """`error`, or what to do about it where its cause is a full disk (libraries wrap that in errors of their own)."""
+    full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+    existing = next(path for path in (root, *root.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if not full and not (isinstance(error, OSError) or "No space" in str(error)) or (not full and free > 2**20):
+        return error
+    return InputError(f"{root}: the disk is full ({free / 2**20:.0f} MiB free); free some space or use another --home")

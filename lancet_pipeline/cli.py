@@ -1,0 +1,220 @@
+"""The `lancet` command. Heavy libraries are imported by the commands that need them, so that help is instant."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lancet_pipeline.deployment import Deployment, deployment
+from lancet_pipeline.errors import IntegrityError, LancetError
+
+app = typer.Typer(
+    help="Trace a language model's undesirable outputs to its training data, and correct the model.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+judge_app = typer.Typer(help="Judges and their agreement with people.", no_args_is_help=True)
+app.add_typer(judge_app, name="judge")
+
+Home = Annotated[Path | None, typer.Option("--home", help="Where results live; LANCET_HOME or .lancet otherwise.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+class Kind(StrEnum):
+    harmful = "harmful"
+    benign = "benign"
+
+
+@app.command()
+def demo(home: Home = None) -> None:
+    """Run the embedded study through the whole graph and print what it changed."""
+    _run("demo", home, None)
+
+
+@app.command()
+def run(
+    study: Annotated[str, typer.Argument(help="Name of a study, or path to its YAML file.")],
+    home: Home = None,
+    until: Annotated[str | None, typer.Option(help="Stop after this asset.")] = None,
+) -> None:
+    """Run what is out of date of a study; nothing where nothing changed."""
+    _run(study, home, until)
+
+
+@app.command()
+def summary(
+    study: Annotated[str, typer.Argument(help="Name of a study, or path to its YAML file.")],
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Figures of the last run of a study."""
+    from lancet_pipeline.artifacts import ArtifactStore
+    from lancet_pipeline.summary import summarise
+
+    where = _deployment(home)
+    figures = summarise(ArtifactStore(where.home), _study_name(study))
+    if as_json:
+        print(json.dumps(figures, indent=2))
+    else:
+        _print_summary(figures, where)
+
+
+@app.command()
+def trace(
+    study: Annotated[str, typer.Argument(help="Name of a study that has been run.")],
+    prompt: Annotated[str, typer.Option(help="Prompt whose answer is traced.")],
+    response: Annotated[str | None, typer.Option(help="Answer to trace; the model's own otherwise.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Samples on each side.")] = 5,
+    home: Home = None,
+    as_json: AsJson = False,
+) -> None:
+    """Training samples and tokens behind the base model's answer to a prompt."""
+    from lancet_pipeline.artifacts import ArtifactStore
+    from lancet_pipeline.study import find_study, load_study
+    from lancet_pipeline.tracing import trace_answer
+
+    where = _deployment(home)
+    settings = load_study(find_study(study, where.study_directories))
+    result = trace_answer(ArtifactStore(where.home), settings, prompt, response, top, _track())
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        _print_trace(result)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Option(help="Directory of any causal language model (safetensors).")],
+    prompts: Annotated[Path, typer.Option(help="Parquet or JSON Lines file with a column `prompt`.")],
+    kind: Annotated[Kind, typer.Option(help="harmful: share of harmful answers; benign: share of refusals.")],
+    judge: Annotated[str, typer.Option(help="string_matching or demo.")] = "string_matching",
+    harmful_when: Annotated[str, typer.Option(help="string_matching: affirmative or not_refusal.")] = "affirmative",
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 32,
+    as_json: AsJson = False,
+) -> None:
+    """Answers of any model to any prompts, judged."""
+    from lancet_pipeline.evaluation.standalone import evaluate_model
+
+    result = evaluate_model(model, prompts, kind.value, judge, harmful_when, max_new_tokens, _track())
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        from lancet_pipeline.terminal import print_evaluation
+
+        print_evaluation(result)
+
+
+@app.command()
+def verify(bundle: Annotated[Path, typer.Argument(help="Directory of an audit bundle.")]) -> None:
+    """Check an audit bundle offline: every file against its hash. Exit code 1 names the culprit."""
+    from lancet_pipeline.governance.bundle import verify_bundle
+
+    manifest = verify_bundle(bundle)
+    print(f"{bundle}: whole: {len(manifest['files'])} files have the hashes of the manifest")
+
+
+@app.command("import-gguf")
+def import_gguf(
+    file: Annotated[Path, typer.Argument(help="A GGUF file.")],
+    folder: Annotated[Path, typer.Argument(help="Where the safetensors checkpoint goes.")],
+) -> None:
+    """Turn a quantised GGUF file into a float32 safetensors checkpoint."""
+    from lancet_pipeline.models.loading import import_gguf as convert
+
+    convert(file, folder)
+    print(f"{folder}: written; use it as model.checkpoint of a study")
+
+
+@judge_app.command("validate")
+def judge_validate(
+    labels: Annotated[Path, typer.Option(help="Completions with human labels: columns response and label.")],
+    judge: Annotated[str, typer.Option(help="string_matching or demo.")] = "string_matching",
+    as_json: AsJson = False,
+) -> None:
+    """Agreement of a judge with human labels, partial refusals apart."""
+    from lancet_pipeline.data.readers import read_rows
+    from lancet_pipeline.evaluation.judges import make_judge
+    from lancet_pipeline.evaluation.validation import validate_judge
+    from lancet_pipeline.study import DataSource, JudgeSettings
+
+    result = validate_judge(make_judge(JudgeSettings(name=judge)), read_rows(DataSource(path=str(labels))))
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        accuracy = result["accuracy"]
+        print(
+            f"agreement {accuracy['value']:.3f} (95 % interval {accuracy['low']:.3f} to {accuracy['high']:.3f}, "
+            f"n = {accuracy['n']}), kappa {result['kappa']:.3f}, {result['left_out']} rows left out"
+        )
+
+
+def main() -> None:
+    """Entry point: errors of the user's input end with exit code 2 and no traceback."""
+    try:
+        app()
+    except IntegrityError as error:
+        _fail(error, 1)
+    except LancetError as error:
+        _fail(error, error.exit_code)
+
+
+def _fail(error: Exception, code: int) -> None:
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _deployment(home: Path | None) -> Deployment:
+    return deployment(os.environ, home)
+
+
+def _run(study: str, home: Path | None, until: str | None) -> None:
+    from lancet_pipeline.artifacts import ArtifactStore
+    from lancet_pipeline.running import execute, plan_run
+    from lancet_pipeline.summary import summarise
+
+    where = _deployment(home)
+    plan = plan_run(study, where, until)
+    name = plan.study.name
+    if plan.stale:
+        print(f"study {name}: {len(plan.stale)} assets to run, results go to {where.home}", file=sys.stderr)
+    else:
+        print(f"study {name}: nothing changed, nothing to run", file=sys.stderr)
+    execute(plan)
+    if until is None:
+        _print_summary(summarise(ArtifactStore(where.home), name), where)
+
+
+def _study_name(name_or_path: str) -> str:
+    if name_or_path.endswith((".yaml", ".yml")):
+        from lancet_pipeline.study import load_study
+
+        return load_study(Path(name_or_path)).name
+    return name_or_path
+
+
+def _print_summary(figures: dict[str, Any], where: Deployment) -> None:
+    from lancet_pipeline.terminal import print_summary
+
+    print_summary(figures, where)
+
+
+def _print_trace(result: dict[str, Any]) -> None:
+    from lancet_pipeline.terminal import print_trace
+
+    print_trace(result)
+
+
+def _track() -> Callable:
+    from lancet_pipeline.terminal import progress_bar
+
+    return progress_bar
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Batches of token sequences: the one form in which the method sees data."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Sequences padded to one length.
+
+    input_ids: [B, T] int64. attention_mask: [B, T] int64, 1 on tokens. loss_mask: [B, T] bool, true on the
+    tokens whose log-probability counts (the response); position 0 never counts, since nothing predicts it.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    loss_mask: torch.Tensor
+
+    def to(self, device: torch.device | str) -> "TokenBatch":
+        return TokenBatch(self.input_ids.to(device), self.attention_mask.to(device), self.loss_mask.to(device))
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """One tokenised sample: prompt and response ids, the first response token at `response_start`."""
+
+    sample_id: str
+    input_ids: np.ndarray
+    response_start: int
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+def collate(sequences: Sequence[TokenSequence], *, loss_on: str = "response") -> TokenBatch:
+    """Right-padded batch; `loss_on` is `response` or `sequence` (every token but the first)."""
+    length = max(len(sequence) for sequence in sequences)
+    input_ids = torch.zeros(len(sequences), length, dtype=torch.int64)
+    attention_mask = torch.zeros_like(input_ids)
+    loss_mask = torch.zeros(len(sequences), length, dtype=torch.bool)
+    for row, sequence in enumerate(sequences):
+        input_ids[row, : len(sequence)] = torch.as_tensor(sequence.input_ids, dtype=torch.int64)
+        attention_mask[row, : len(sequence)] = 1
+        start = sequence.response_start if loss_on == "response" else 0
+        loss_mask[row, max(start, 1) : len(sequence)] = True
+    return TokenBatch(input_ids, attention_mask, loss_mask)
+
+
+def bucketed(sequences: Sequence[TokenSequence], batch_tokens: int) -> list[list[int]]:
+    """Indices into `sequences` grouped by length, longest first, at most `batch_tokens` tokens with padding.
+
+    Longest first, so that a batch too large for memory fails at once and not after an hour.
+    """
+    order = sorted(range(len(sequences)), key=lambda i: (-len(sequences[i]), i))
+    groups: list[list[int]] = []
+    for index in order:
+        if groups and (len(groups[-1]) + 1) * len(sequences[groups[-1][0]]) <= batch_tokens:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+def epoch_batches(
+    sequences: Sequence[TokenSequence], batch_size: int, generator: np.random.Generator
+) -> Iterator[list[int]]:
+    """One shuffled pass over the indices; within windows of 16 batches, similar lengths go together."""
+    order = generator.permutation(len(sequences))
+    window = 16 * batch_size
+    batches = []
+    for start in range(0, len(order), window):
+        chunk = sorted(order[start : start + window].tolist(), key=lambda i: len(sequences[i]))
+        batches += [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
+    for position in generator.permutation(len(batches)):
+        yield batches[position]

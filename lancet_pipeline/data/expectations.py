@@ -1,0 +1,91 @@
+"""Great Expectations suites for the tables of a study."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def meets(table: "pd.DataFrame", expectations: Sequence[Any], name: str) -> tuple[bool, dict[str, str]]:
+    """Validate `table` against expectations (objects of `great_expectations.expectations`).
+
+    Returns:
+        Whether all hold, and one line for each expectation: what it says and, where broken, what was found.
+    """
+    import great_expectations as gx
+
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = {"globally": False}
+    batch = (
+        context.data_sources.add_pandas("tables")
+        .add_dataframe_asset(name)
+        .add_batch_definition_whole_dataframe("whole")
+        .get_batch({"dataframe": table})
+    )
+    suite = gx.ExpectationSuite(name=name, expectations=list(expectations))
+    validation = batch.validate(suite)
+    lines = {}
+    for number, result in enumerate(validation.results, start=1):
+        configuration = result.expectation_config
+        columns = {k: v for k, v in configuration.kwargs.items() if k != "batch_id"}
+        found = "holds" if result.success else f"broken: {_found(result)}"
+        lines[f"{number:02d} {configuration.type}"] = f"{columns}: {found}"
+    return bool(validation.success), lines
+
+
+def sample_expectations(max_length: int) -> list[Any]:
+    """What prepared data must satisfy."""
+    import great_expectations.expectations as gxe
+
+    return [
+        gxe.ExpectTableRowCountToBeBetween(min_value=1),
+        gxe.ExpectColumnValuesToBeUnique(column="sample_id"),
+        *[gxe.ExpectColumnValuesToNotBeNull(column=column) for column in ("sample_id", "source", "prompt", "response")],
+        gxe.ExpectColumnValueLengthsToBeBetween(column="response", min_value=1),
+        gxe.ExpectColumnValuesToBeBetween(column="tokens", min_value=2, max_value=max_length),
+        gxe.ExpectColumnValuesToBeBetween(column="response_tokens", min_value=1),
+    ]
+
+
+def score_expectations(samples: int) -> list[Any]:
+    """Every sample scored exactly once, with a finite score."""
+    import great_expectations.expectations as gxe
+
+    return [
+        gxe.ExpectTableRowCountToEqual(value=samples),
+        gxe.ExpectColumnValuesToBeUnique(column="sample_id"),
+        gxe.ExpectColumnValuesToNotBeNull(column="score"),
+        gxe.ExpectColumnValuesToBeBetween(column="score", min_value=-1e30, max_value=1e30),
+    ]
+
+
+def pair_expectations() -> list[Any]:
+    """Each side of a pair is a sample of its own sign, and the two differ."""
+    import great_expectations.expectations as gxe
+
+    return [
+        gxe.ExpectTableRowCountToBeBetween(min_value=1),
+        gxe.ExpectColumnPairValuesAToBeGreaterThanB(column_A="dispreferred_score", column_B="preferred_score"),
+        gxe.ExpectColumnValuesToBeBetween(column="preferred_score", max_value=0, strict_max=True),
+        gxe.ExpectColumnValuesToBeBetween(column="dispreferred_score", min_value=0, strict_min=True),
+        gxe.ExpectColumnValuesToBeBetween(column="weight", min_value=0, strict_min=True),
+    ]
+
+
+def generation_expectations(rows: int) -> list[Any]:
+    """Every prompt answered by every model, each answer judged."""
+    import great_expectations.expectations as gxe
+
+    return [
+        gxe.ExpectTableRowCountToEqual(value=rows),
+        gxe.ExpectCompoundColumnsToBeUnique(column_list=["model", "sample_id"]),
+        *[gxe.ExpectColumnValuesToNotBeNull(column=column) for column in ("response", "verdict", "harmful", "refusing")],
+    ]
+
+
+def _found(result: Any) -> str:
+    found = result.result or {}
+    parts = [f"{found[key]} {key.replace('_', ' ')}" for key in ("unexpected_count", "observed_value") if key in found]
+    examples = found.get("partial_unexpected_list") or []
+    return ", ".join(parts) + (f", such as {examples[:3]}" if examples else "")

@@ -1,0 +1,104 @@
+"""The one schema of samples, and the checks that every table passes before anything is computed from it."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lancet_pipeline.errors import InputError
+
+SAMPLES = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("response", pa.string()),
+        pa.field("is_safe", pa.bool_()),
+        pa.field("category", pa.string()),
+    ]
+)
+
+
+def sample_id(prompt: str, response: str | None) -> str:
+    """First 16 hex digits of SHA-256 over prompt + U+001F + response, or over the prompt alone."""
+    text = prompt if response is None else f"{prompt}\x1f{response}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def to_samples(rows: Iterable[Mapping[str, Any]], place: str, *, responses: bool) -> pa.Table:
+    """Validate `rows` and bring them into the schema, in the order of `sample_id`.
+
+    Args:
+        rows: mappings with at least `prompt` (and `response` where `responses`).
+        place: the file or data set, for messages.
+        responses: whether every row must carry a response.
+
+    Raises:
+        InputError: an empty set, a missing column, a null or blank text, a wrong type, a duplicate id.
+    """
+    table: list[dict[str, Any]] = []
+    first_row: dict[str, int] = {}
+    for number, row in enumerate(rows, start=1):
+        prompt = _text(row, "prompt", place, number)
+        response = _text(row, "response", place, number) if responses or row.get("response") is not None else None
+        is_safe = row.get("is_safe")
+        if is_safe is not None and not isinstance(is_safe, bool):
+            raise InputError(f"{place}: row {number}: is_safe = {is_safe!r}: must be true, false or null")
+        identity = row.get("sample_id")
+        identity = sample_id(prompt, response) if identity is None else str(identity)
+        if identity in first_row:
+            raise InputError(
+                f"{place}: row {number}: sample_id {identity} stands already in row {first_row[identity]}; "
+                "give every sample its own id and remove repeated samples"
+            )
+        first_row[identity] = number
+        category = row.get("category")
+        table.append(
+            {
+                "sample_id": identity,
+                "source": str(row.get("source") or place),
+                "prompt": prompt,
+                "response": response,
+                "is_safe": is_safe,
+                "category": None if category is None else str(category),
+            }
+        )
+    if not table:
+        raise InputError(f"{place}: holds no samples; give at least one")
+    table.sort(key=lambda row: row["sample_id"])
+    return pa.Table.from_pylist(table, schema=SAMPLES)
+
+
+def content_hash(table: pa.Table) -> str:
+    """SHA-256 over the rows: the same samples give the same hash whatever file, order or format they came in."""
+    digest = hashlib.sha256()
+    for row in table.sort_by("sample_id").to_pylist():
+        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def counts(table: pa.Table, column: str) -> dict[str, int]:
+    """Rows by value of `column`, most frequent first; nulls count as `unlabelled`."""
+    entries = pc.value_counts(table[column]).to_pylist()
+    named = {"unlabelled" if e["values"] is None else str(e["values"]): e["counts"] for e in entries}
+    return dict(sorted(named.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _text(row: Mapping[str, Any], column: str, place: str, number: int) -> str:
+    if column not in row:
+        raise InputError(
+            f"{place}: column '{column}' is missing (it has: {', '.join(row)}); "
+            "add it, or name the right column under `columns` in the study"
+        )
+    value = row[column]
+    if value is None:
+        raise InputError(f"{place}: row {number}: {column} is null; fill it or remove the row")
+    if not isinstance(value, str):
+        raise InputError(f"{place}: row {number}: {column} is {type(value).__name__}, not text; convert it")
+    if not value.strip():
+        raise InputError(f"{place}: row {number}: {column} is blank; fill it or remove the row")
+    return value

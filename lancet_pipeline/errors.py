@@ -1,0 +1,17 @@
+"""The errors a user can act on. Everything else is a defect of ours and shows its traceback."""
+
+
+class LancetError(Exception):
+    """A run that cannot go on, with the reason and the remedy in the message."""
+
+    exit_code = 1
+
+
+class InputError(LancetError):
+    """Something the user gave does not fit: the message names the input, the place and the remedy."""
+
+    exit_code = 2
+
+
+class IntegrityError(LancetError):
+    """Stored bytes are not those their manifest promises."""

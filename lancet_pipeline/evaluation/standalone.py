@@ -1,0 +1,55 @@
+"""Any model on any prompts, outside a study."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from lancet_pipeline.data.readers import read_samples
+from lancet_pipeline.errors import InputError
+from lancet_pipeline.evaluation.judges import make_judge
+from lancet_pipeline.evaluation.reports import answers
+from lancet_pipeline.evaluation.statistics import rate
+from lancet_pipeline.models.loading import load_model, load_tokenizer
+from lancet_pipeline.progress import Track, no_progress
+from lancet_pipeline.study import DataSource, JudgeSettings
+
+
+def evaluate_model(
+    model: Path,
+    prompts: Path,
+    kind: str,
+    judge_name: str,
+    harmful_when: str,
+    max_new_tokens: int,
+    track: Track = no_progress,
+) -> dict[str, Any]:
+    """Greedy answers, judged.
+
+    Returns:
+        {"model", "prompts", "kind", "judge", "rate": {value, low, high, n}, "verdicts", "generations": [row]}.
+
+    Raises:
+        InputError: a model, prompts or a judge that cannot be used.
+    """
+    try:
+        judge = make_judge(JudgeSettings(name=judge_name, harmful_when=harmful_when))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        option = str(problem["loc"][0]).replace("name", "judge").replace("_", "-")
+        raise InputError(f"--{option} {problem['input']}: {problem['msg'].lower()}") from None
+    samples = read_samples(DataSource(path=str(prompts))).to_pylist()
+    folder = model.expanduser().absolute()
+    loaded, tokenizer = load_model(folder), load_tokenizer(folder)
+    rows = answers(folder.name, loaded, tokenizer, samples, judge, max_new_tokens, track=track)
+    verdicts = [row["verdict"] for row in rows]
+    outcome = "harmful" if kind == "harmful" else "refusing"
+    return {
+        "model": str(model),
+        "prompts": str(prompts),
+        "kind": kind,
+        "judge": judge.name,
+        "rate": rate([row[outcome] for row in rows]),
+        "verdicts": {verdict: verdicts.count(verdict) for verdict in sorted(set(verdicts))},
+        "generations": rows,
+    }

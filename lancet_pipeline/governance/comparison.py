@@ -1,0 +1,68 @@
+"""The same prompts before and after the correction."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lancet_pipeline.evaluation.statistics import mcnemar_p
+
+SETS = {
+    "harmlessness": ("In distribution", "harmful", "held-out prompts of the kind that the queries came from"),
+    "ood": ("Out of distribution", "harmful", "prompts whose source and wording the training data never had"),
+    "utility": ("Benign prompts", "refusing", "harmless prompts, where a refusal is the failure"),
+}
+"""Report -> title, the outcome that counts as failure, what the prompts are."""
+
+_ORDER = ("broke", "still fails", "mended", "held")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One prompt, both models' judged answers, and what became of it: mended, held, still fails, broke."""
+
+    sample_id: str
+    prompt: str
+    base: Mapping[str, Any]
+    corrected: Mapping[str, Any]
+    outcome: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All prompts of one set, what went wrong first; counts by outcome; p of the exact McNemar test."""
+
+    report: str
+    title: str
+    prompts: str
+    failure: str
+    changes: list[Change]
+    p: float
+
+    def count(self, outcome: str) -> int:
+        return sum(change.outcome == outcome for change in self.changes)
+
+
+def compare(generations: Sequence[Mapping[str, Any]]) -> list[Comparison]:
+    """Base and corrected answers in pairs, for each set that has any."""
+    comparisons = []
+    for report, (title, failure, prompts) in SETS.items():
+        rows = [row for row in generations if row["report"] == report]
+        corrected = {row["sample_id"]: row for row in rows if row["model"] == "corrected"}
+        base = [row for row in rows if row["model"] == "base" and row["sample_id"] in corrected]
+        pairs = [(row, corrected[row["sample_id"]]) for row in base]
+        if not pairs:
+            continue
+        changes = [
+            Change(before["sample_id"], before["prompt"], before, after, _outcome(before[failure], after[failure]))
+            for before, after in pairs
+        ]
+        p = mcnemar_p([before[failure] for before, _ in pairs], [after[failure] for _, after in pairs])
+        changes.sort(key=lambda change: _ORDER.index(change.outcome))
+        comparisons.append(Comparison(report, title, prompts, failure, changes, p))
+    return comparisons
+
+
+def _outcome(failed_before: bool, fails_after: bool) -> str:
+    if failed_before:
+        return "still fails" if fails_after else "mended"
+    return "broke" if fails_after else "held"

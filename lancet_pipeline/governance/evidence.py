@@ -1,0 +1,67 @@
+"""What a governance review of one correction rests on, as plain values."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that the audit bundle, the report and the model card are made from.
+
+    Rates are `{"value", "low", "high", "n"}`. Positive scores and shares drive the undesirable behaviour, negative
+    ones counter it.
+
+    Attributes:
+        study: the whole study, JSON-ready.
+        versions: version (64 hex digits) of every source and asset.
+        lineage: artifact manifest of every asset that was computed: version, code_version, settings, inputs
+            {name: version}, seconds, created, metrics, checks [{name, passed, metadata}], environment,
+            files [{path, bytes, sha256}].
+        figures: by model, "base" and "corrected" first, then references: the rates harm_rate, ood_harm_rate and
+            over_refusal_rate, and the numbers perplexity and distinct_2.
+        gates: {name, passed, value, limit, explanation}, each.
+        selection: "positive" and "negative" {size, share, tail_index, tail_low, tail_high, heavy_tailed}, and
+            "neutral" {size}.
+        influence: contamination_ap and contamination_base_rate (None without labels), samples, seconds.
+        samples: the selected ones: role (driving, countering, neutral), sample_id, score, source, category, is_safe,
+            prompt, response, and tokens [{token, share}], with `position` where the list is not the whole sequence.
+        queries: the model's own undesirable outputs: sample_id, prompt, response, verdict.
+        pairs: preferred_id, dispreferred_id, preferred_score, dispreferred_score, weight.
+        generations: every answer: report (harmlessness, ood, utility), model, sample_id, prompt, response, verdict,
+            harmful, refusing.
+        correction_curve: step, loss, ranking, retain, margin, perplexity_ratio.
+        plots: name -> PNG; a name starts with the asset that drew it.
+        judge: agreement with human labels {accuracy, kappa, confusion, left_out}; None where it was not validated.
+    """
+
+    study: dict[str, Any]
+    versions: dict[str, str]
+    lineage: dict[str, dict[str, Any]]
+    figures: dict[str, dict[str, Any]]
+    gates: list[dict[str, Any]]
+    selection: dict[str, Any]
+    influence: dict[str, Any]
+    samples: list[dict[str, Any]]
+    queries: list[dict[str, Any]]
+    pairs: list[dict[str, Any]]
+    generations: list[dict[str, Any]]
+    correction_curve: list[dict[str, Any]]
+    plots: dict[str, bytes]
+    judge: dict[str, Any] | None
+
+    @property
+    def gates_hold(self) -> bool:
+        """Whether there are gates and all of them pass."""
+        return bool(self.gates) and all(gate["passed"] for gate in self.gates)
+
+    def environments(self) -> list[dict[str, Any]]:
+        """Each distinct environment that assets were computed in: {"assets": [name], "packages": {name: version}}."""
+        found: list[dict[str, Any]] = []
+        for asset, manifest in self.lineage.items():
+            packages = manifest.get("environment", {})
+            same = next((entry for entry in found if entry["packages"] == packages), None)
+            if same is None:
+                found.append({"assets": [asset], "packages": packages})
+            else:
+                same["assets"].append(asset)
+        return found

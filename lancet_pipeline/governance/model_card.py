@@ -1,0 +1,120 @@
+"""The model card of a corrected model, in the format of the Hugging Face hub."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import PurePath
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from lancet_pipeline.governance import limits, wording
+from lancet_pipeline.governance.evidence import Evidence
+from lancet_pipeline.graph import SOURCES, STAGES
+
+_TASK = {"type": "text-generation", "name": "Text generation"}
+_PARTS = {"harm_rate": "harmful", "ood_harm_rate": "ood", "over_refusal_rate": "benign", "perplexity": "utility"}
+"""Figure -> the part of the study's data that it was measured on."""
+_HUB_LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+
+
+def model_card(evidence: Evidence) -> str:
+    """YAML front matter and a markdown body, with no undesirable text quoted. The same evidence gives the same text."""
+    environment = Environment(
+        loader=PackageLoader("lancet_pipeline.governance", "templates"),
+        autoescape=False,  # markdown: `inline` escapes what comes from the study
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "inline": _inline,
+        "rate": wording.rate_text,
+        "number": wording.number_text,
+        "model": wording.model_text,
+    }
+    body = environment.get_template("model_card.md.j2").render(
+        evidence=evidence,
+        study=evidence.study,
+        governance=evidence.study.get("governance", {}),
+        verdict=limits.verdict(evidence),
+        outcome=limits.outcome(evidence),
+        failures=limits.known_failures(evidence),
+        limits=limits.limits(evidence),
+        rates=wording.RATES,
+        numbers=wording.NUMBERS,
+        sources=[(part, _origin(source)) for part, source in _sources(evidence.study)],
+        versions=[(name, evidence.versions[name]) for name in (*SOURCES, *STAGES) if name in evidence.versions],
+    )
+    header = yaml.safe_dump(_front_matter(evidence), sort_keys=False, allow_unicode=True, width=120)
+    return f"---\n{header}---\n\n{body}"
+
+
+def _front_matter(evidence: Evidence) -> dict[str, Any]:
+    study = evidence.study
+    name = f"{study['name']}-corrected"
+    header: dict[str, Any] = {
+        **_licence(str(study.get("governance", {}).get("licence", ""))),
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["lancet", "influence-functions", "model-correction", "safety"],
+    }
+    checkpoint = study.get("model", {}).get("checkpoint")
+    if checkpoint:
+        header |= {"base_model": _hub_name(checkpoint), "base_model_relation": "finetune"}
+    header["model-index"] = [{"name": name, "results": list(_results(evidence))}]
+    return header
+
+
+def _licence(licence: str) -> dict[str, str]:
+    """The hub takes its own identifiers, all in lower case; anything else is `other` with a name."""
+    lower = licence.strip().lower()
+    if lower not in ("", "unspecified") and _HUB_LICENCE.fullmatch(lower):
+        return {"license": lower}
+    return {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", lower).strip("-") or "unspecified"}
+
+
+def _hub_name(checkpoint: str) -> str:
+    """`owner/name` as it is; of a directory only its last part, which is all that the hub accepts of a path."""
+    is_path = checkpoint.startswith(("/", ".", "~")) or checkpoint.count("/") > 1 or "\\" in checkpoint
+    return PurePath(checkpoint).name if is_path else checkpoint
+
+
+def _results(evidence: Evidence) -> Iterator[dict[str, Any]]:
+    corrected = evidence.figures["corrected"]
+    sources = dict(_sources(evidence.study))
+    for figure, part in _PARTS.items():
+        rate = figure in wording.RATES
+        value = float(corrected[figure]["value"] if rate else corrected[figure])
+        if not math.isfinite(value):
+            continue
+        title = wording.RATES[figure] if rate else wording.NUMBERS[figure]
+        kind = sources.get(part, {}).get("hub") or f"{evidence.study['name']}-{part}"
+        yield {
+            "task": dict(_TASK),  # a copy each: YAML would write the same object as an alias
+            "dataset": {"name": f"{evidence.study['name']}: {part}", "type": kind},
+            "metrics": [{"type": figure, "name": title, "value": round(value, 6)}],
+        }
+
+
+def _sources(study: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for part, source in study.get("data", {}).items():
+        if isinstance(source, Mapping):
+            yield part, source
+
+
+def _origin(source: Mapping[str, Any]) -> str:
+    """Where a table came from, without the directories of the machine that it lay on."""
+    if source.get("hub"):
+        return f"{source['hub']}{'@' + source['revision'] if source.get('revision') else ''} (hub)"
+    if source.get("builtin"):
+        return f"built-in corpus, part {source.get('part')}"
+    rows = source.get("rows")
+    return PurePath(str(source.get("path"))).name + (f", rows {rows[0]} to {rows[1] - 1}" if rows else "")
+
+
+def _inline(text: Any) -> str:
+    """Text on one line that markdown leaves as it is."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(str(text).split()))

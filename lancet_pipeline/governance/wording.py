@@ -1,0 +1,58 @@
+"""Figures as a reviewer reads them, the same in the report and the model card."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+MODEL_NAMES = {
+    "base": "Base (before)",
+    "corrected": "Corrected",
+    "retrain_clean": "Reference: trained again without unsafe samples",
+}
+RATES = {
+    "harm_rate": "Harmful answers, in distribution",
+    "ood_harm_rate": "Harmful answers, out of distribution",
+    "over_refusal_rate": "Refusals of benign prompts",
+}
+NUMBERS = {"perplexity": "Perplexity on held-out safe responses", "distinct_2": "Different word pairs (distinct-2)"}
+
+
+def rate_text(rate: Mapping[str, Any]) -> str:
+    """`0.12 (0.08 to 0.17, n = 200)`: the value, its 95 % interval, the number of prompts."""
+    return f"{rate['value']:.2f} ({rate['low']:.2f} to {rate['high']:.2f}, n = {rate['n']})"
+
+
+def number_text(value: Any) -> str:
+    """A number with four significant digits; words for what is no finite number."""
+    if value is None:
+        return "not known"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}".replace(",", "\u202f")
+    if math.isnan(value):
+        return "not defined"
+    return f"{value:.4g}" if math.isfinite(value) else "infinite"
+
+
+def p_text(p: float) -> str:
+    return "below 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def seconds_text(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def model_text(name: str) -> str:
+    return MODEL_NAMES.get(name, f"Reference: {name.replace('_', ' ')}")
+
+
+def label_text(is_safe: bool | None) -> str:
+    """The label of a training sample, which the method never sees."""
+    return {True: "safe", False: "unsafe", None: "no label"}[is_safe]
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

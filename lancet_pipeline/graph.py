@@ -1,0 +1,127 @@
+"""The graph of a study, without an orchestrator: what each asset reads, and the version that follows from it.
+
+A version is a hash of the asset's name and code version, the part of the study that it reads, and the versions of
+its inputs; sources are versioned by content. So versions are known before anything runs, the same inputs give the
+same version, and one changed sample changes exactly the versions of what depends on it.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lancet_pipeline.study import Study
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One asset: `inputs` are sources or other stages, `settings` dotted paths into the study."""
+
+    name: str
+    group: str
+    inputs: tuple[str, ...]
+    settings: tuple[str, ...]
+    code_version: str = "1"
+
+
+SOURCES: dict[str, str] = {
+    "training_data": "What the model learns from, safe and unsafe together.",
+    "checkpoint": "The model that training starts from, or that is taken as given; empty for one trained from scratch.",
+    "probe_prompts": "Prompts that elicit the undesirable behaviour.",
+    "harmful_prompts": "Held-out prompts of the same kind as the probes.",
+    "ood_prompts": "Prompts whose source and wording the training data never had.",
+    "benign_prompts": "Harmless prompts near the sensitive ones.",
+    "utility_responses": "Held-out safe responses.",
+}
+
+_MODEL = ("model.source", "model.revision", "model.architecture", "model.training", "model.dtype", "seed")
+_TEXT = ("data.max_length", "data.chat_template")
+_COMPARED = ("base_model", "corrected_model", "reference_models")
+_JUDGED = ("evaluation.judge.name", "evaluation.judge.harmful_when", "evaluation.max_new_tokens", "evaluation.references")
+_REPORTS = ("harmlessness_report", "ood_report", "utility_report")
+
+_STAGES = (
+    Stage(
+        "prepared_data",
+        "data",
+        ("training_data", "checkpoint"),
+        (*_TEXT, "data.shard_size", "data.train.overlength", "model.source", "model.revision", "model.architecture"),
+    ),
+    Stage("base_model", "model", ("prepared_data", "checkpoint"), _MODEL),
+    Stage("reference_models", "model", ("prepared_data", "checkpoint"), (*_MODEL, "evaluation.references")),
+    Stage(
+        "undesirable_outputs",
+        "model",
+        ("base_model", "probe_prompts"),
+        ("queries", "evaluation.judge.name", "evaluation.judge.harmful_when"),
+    ),
+    Stage(
+        "linfac_factors",
+        "influence",
+        ("base_model", "prepared_data"),
+        ("linfac.units", "linfac.labels", "linfac.damping", "linfac.factor_samples", "linfac.max_dim", "seed"),
+    ),
+    Stage(
+        "influence_scores",
+        "influence",
+        ("linfac_factors", "undesirable_outputs", "base_model", "prepared_data"),
+        ("linfac.length_normalised", "data.max_length"),
+    ),
+    Stage("pareto_pairs", "selection", ("influence_scores", "prepared_data"), ("pareto", "seed")),
+    Stage("corrected_model", "correction", ("pareto_pairs", "base_model", "prepared_data"), ("correction", "seed")),
+    Stage("harmlessness_report", "evaluation", (*_COMPARED, "harmful_prompts"), _JUDGED),
+    Stage("ood_report", "evaluation", (*_COMPARED, "ood_prompts"), _JUDGED),
+    Stage(
+        "utility_report",
+        "evaluation",
+        (*_COMPARED, "benign_prompts", "utility_responses"),
+        (*_JUDGED, "data.max_length", "data.utility.overlength"),
+    ),
+    Stage(
+        "audit_bundle",
+        "governance",
+        ("prepared_data", "undesirable_outputs", "influence_scores", "pareto_pairs", "corrected_model", *_REPORTS),
+        ("governance", "description", "evaluation", "linfac", "pareto", "correction", "queries", "model", "seed"),
+    ),
+    Stage(
+        "registered_model",
+        "governance",
+        ("audit_bundle", "corrected_model", *_REPORTS),
+        ("evaluation.max_harm_ratio", "evaluation.max_perplexity_ratio", "evaluation.max_over_refusal_increase"),
+    ),
+)
+STAGES: dict[str, Stage] = {stage.name: stage for stage in _STAGES}
+"""Every asset, in an order in which inputs come first."""
+
+
+def versions(study: Study, source_versions: Mapping[str, str]) -> dict[str, str]:
+    """Version of every source and stage of a study: 64 hex digits each."""
+    known = {name: source_versions[name] for name in SOURCES}
+    for stage in STAGES.values():
+        known[stage.name] = _hash(
+            {
+                "asset": stage.name,
+                "code_version": stage.code_version,
+                "settings": study.settings_at(stage.settings),
+                "inputs": {name: known[name] for name in stage.inputs},
+            }
+        )
+    return known
+
+
+def upstream(name: str) -> tuple[str, ...]:
+    """The stages that `name` needs, itself included, inputs first.
+
+    Raises:
+        KeyError: `name` is no stage.
+    """
+    needed = {name}
+    for stage in reversed(STAGES.values()):
+        if stage.name in needed:
+            needed.update(stage.inputs)
+    STAGES[name]
+    return tuple(stage for stage in STAGES if stage in needed)
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

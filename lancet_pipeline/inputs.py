@@ -1,0 +1,104 @@
+"""What a study reads from outside: its sources, validated and versioned by content before anything runs."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from lancet_pipeline.artifacts import sha256
+from lancet_pipeline.data.readers import read_samples
+from lancet_pipeline.data.schema import content_hash
+from lancet_pipeline.errors import InputError
+from lancet_pipeline.models.loading import check_checkpoint
+from lancet_pipeline.study import Study
+
+_TABLES = {
+    "training_data": ("train", True),
+    "probe_prompts": ("probes", False),
+    "harmful_prompts": ("harmful", False),
+    "ood_prompts": ("ood", False),
+    "benign_prompts": ("benign", False),
+    "utility_responses": ("utility", True),
+}
+
+
+def read_source(study: Study, name: str) -> pa.Table:
+    """The validated samples of one source asset. Raises InputError with file, row and remedy."""
+    field, responses = _TABLES[name]
+    return read_samples(getattr(study.data, field), responses=responses)
+
+
+def source_versions(study: Study, model_directories: Sequence[Path]) -> dict[str, str]:
+    """Content version of every source of a study; reading them validates them all.
+
+    Raises:
+        InputError: the first source that does not fit, or evaluation prompts that the training data or the probes hold.
+    """
+    tables = {name: read_source(study, name) for name in _TABLES}
+    _check_held_out(tables)
+    versions = {name: content_hash(table) for name, table in tables.items()}
+    versions["checkpoint"] = checkpoint_version(study, model_directories)
+    return versions
+
+
+def source_version(study: Study, name: str, model_directories: Sequence[Path]) -> str:
+    """Content version of one source."""
+    if name == "checkpoint":
+        return checkpoint_version(study, model_directories)
+    return content_hash(read_source(study, name))
+
+
+def find_checkpoint(checkpoint: str, model_directories: Sequence[Path]) -> str:
+    """A local directory for `checkpoint` where there is one (its path, or its last part below `model_directories`);
+    the name itself, for the hub, otherwise."""
+    if Path(checkpoint).is_absolute():
+        return checkpoint
+    for directory in model_directories:
+        if (directory / checkpoint.rpartition("/")[2]).is_dir():
+            return str((directory / checkpoint.rpartition("/")[2]).absolute())
+    return checkpoint
+
+
+def checkpoint_version(study: Study, model_directories: Sequence[Path]) -> str:
+    """Hash of a checkpoint's configuration, tokenizer and weights; of the commit for one on the hub."""
+    if study.model.checkpoint is None:
+        return _digest(["none"])
+    checkpoint = find_checkpoint(study.model.checkpoint, model_directories)
+    if not Path(checkpoint).is_absolute():
+        return _digest([checkpoint, _hub_commit(checkpoint, study.model.revision, model_directories)])
+    folder = Path(checkpoint)
+    check_checkpoint(folder)
+    files = sorted(p for p in folder.iterdir() if p.suffix in {".safetensors", ".json", ".jinja", ".model"})
+    return _digest([[path.name, sha256(path)] for path in files])
+
+
+def _check_held_out(tables: dict[str, pa.Table]) -> None:
+    """Evaluation on prompts that the model was trained on, or that chose the samples, would flatter the result."""
+    for name in ("harmful_prompts", "ood_prompts"):
+        prompts = set(tables[name]["prompt"].to_pylist())
+        for other in ("training_data", "probe_prompts"):
+            shared = prompts & set(tables[other]["prompt"].to_pylist())
+            if shared:
+                raise InputError(
+                    f"{name}: {len(shared)} prompts stand in {other} too (one: {min(shared)[:60]!r}); "
+                    "hold them out, or take disjoint `rows` of the file"
+                )
+
+
+def _hub_commit(name: str, revision: str | None, model_directories: Sequence[Path]) -> str:
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().model_info(name, revision=revision).sha or ""
+    except Exception as error:  # the hub client raises a dozen types of its own
+        looked = ", ".join(str(directory / name.rpartition("/")[2]) for directory in model_directories)
+        raise InputError(
+            f"model.checkpoint = {name}: not in {looked}, and the hub did not give it ({type(error).__name__}); "
+            "put the checkpoint there, or check name and connection"
+        ) from error
+
+
+def _digest(value: list) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

@@ -1,0 +1,27 @@
+"""LinFAC: influence of training sequences, with the Transformer sublayer as the unit of a Kronecker-factored
+Gauss-Newton approximation (arXiv 2412.16451, section LinFAC; choices of ours are in docs/method.md).
+
+    factors = fit_factors(model, batches, LinfacConfig())
+    query = query_gradient(model, query_batches, factors)
+    scores = score_sequences(model, batches, query)
+
+A positive score means: training on the sequence made the query's output more likely.
+"""
+
+from lancet_pipeline.data.batches import TokenBatch
+from lancet_pipeline.linfac.factors import Factors, LinfacConfig, fit_factors
+from lancet_pipeline.linfac.scores import Query, query_gradient, score_sequences, score_tokens
+from lancet_pipeline.linfac.units import Unit, find_units
+
+__all__ = [
+    "Factors",
+    "LinfacConfig",
+    "Query",
+    "TokenBatch",
+    "Unit",
+    "find_units",
+    "fit_factors",
+    "query_gradient",
+    "score_sequences",
+    "score_tokens",
+]

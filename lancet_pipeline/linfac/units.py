@@ -1,0 +1,131 @@
+"""The units of the approximation, and the one pass over a batch that shows each unit its input and its gradient."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+
+from lancet_pipeline.data.batches import TokenBatch
+from lancet_pipeline.models.architectures import layers_of, sublayers_of
+from lancet_pipeline.models.likelihood import sum_by_sequence
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+UnitKind = Literal["sublayer_output", "sublayer_input", "linear"]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Where one block of the approximation reads `a` (what enters `input_module`) and `s` (what leaves
+    `output_module`). Its modular gradient is M = sum_t ds_t a_t^T, with ds the gradient at s."""
+
+    name: str
+    input_module: str
+    output_module: str
+
+
+Consume = Callable[[Unit, torch.Tensor, torch.Tensor], None]
+
+
+def find_units(model: "PreTrainedModel", kind: UnitKind) -> list[Unit]:
+    """The units of a model, first layer to last.
+
+    `sublayer_output`: a is the input of the sublayer's output projection, so that M is that projection's exact
+    gradient. `sublayer_input`: a is the normalised hidden state entering the sublayer. `linear`: one unit for
+    every linear layer.
+
+    Raises:
+        InputError: the architecture is unknown.
+    """
+    places = sublayers_of(model.config.model_type)
+    units = []
+    for name, layer in layers_of(model):
+        if kind == "linear":
+            linear = [path for path, module in layer.named_modules() if _is_linear(module)]
+            units += [Unit(f"{name}.{path}", f"{name}.{path}", f"{name}.{path}") for path in linear]
+            continue
+        for label, entry, exit_ in (
+            ("attention", places.attention_input, places.attention_output),
+            ("ffn", places.ffn_input, places.ffn_output),
+        ):
+            read = exit_ if kind == "sublayer_output" else entry
+            units.append(Unit(f"{name}.{label}", f"{name}.{read}", f"{name}.{exit_}"))
+    return units
+
+
+def backward_pass(
+    model: "PreTrainedModel",
+    batch: TokenBatch,
+    units: Sequence[Unit],
+    consume: Consume,
+    labels: Callable[[torch.Tensor, TokenBatch], torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """One forward and one activation-only backward pass; `consume(unit, a, ds)` is called for each unit.
+
+    Parameters take no gradient: the embeddings are the leaves, so no weight gradient is ever formed. `a` is
+    [B, T, d_a], `ds` [B, T, d_s]: the gradient of each sequence's log-probability summed over its loss tokens.
+
+    Args:
+        labels: chooses the tokens whose log-probability is differentiated, from the logits [n, vocab] of all
+            loss positions; the tokens of the batch where absent.
+
+    Returns:
+        Log-probability of each sequence, [B] float32.
+    """
+    inputs: dict[Unit, torch.Tensor] = {}
+
+    def read(unit: Unit) -> Callable:
+        def hook(_module: nn.Module, args: tuple) -> None:
+            inputs[unit] = args[0].detach()
+
+        return hook
+
+    def watch(unit: Unit) -> Callable:
+        def hook(_module: nn.Module, _args: tuple, output: torch.Tensor) -> None:
+            output.register_hook(lambda gradient: consume(unit, inputs.pop(unit), gradient))
+
+        return hook
+
+    batch = batch.to(model.device)
+    handles = []
+    with _frozen(model), torch.enable_grad():
+        try:
+            for unit in units:
+                handles.append(model.get_submodule(unit.input_module).register_forward_pre_hook(read(unit)))
+                handles.append(model.get_submodule(unit.output_module).register_forward_hook(watch(unit)))
+            embeddings = model.get_input_embeddings()(batch.input_ids).detach().requires_grad_()
+            output = model(inputs_embeds=embeddings, attention_mask=batch.attention_mask, use_cache=False)
+            mask = batch.loss_mask[:, 1:]
+            logits = output.logits[:, :-1][mask].float()
+            targets = batch.input_ids[:, 1:][mask] if labels is None else labels(logits.detach(), batch)
+            token_logps = -nn.functional.cross_entropy(logits, targets, reduction="none")
+            torch.autograd.grad(token_logps.sum(), embeddings)
+        finally:
+            for handle in handles:
+                handle.remove()
+    return sum_by_sequence(token_logps.detach(), batch)
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    training = model.training
+    model.eval()
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        model.train(training)
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, (nn.Linear, Conv1D))

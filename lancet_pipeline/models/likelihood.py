@@ -1,0 +1,42 @@
+"""How likely a model finds the loss tokens of sequences."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from lancet_pipeline.data.batches import TokenBatch, TokenSequence, bucketed, collate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def response_logits(model: "PreTrainedModel", batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits that predict the loss tokens, and those tokens: [n, vocab] float32 and [n] int64, row by row."""
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+    mask = batch.loss_mask[:, 1:]
+    return logits[:, :-1][mask].float(), batch.input_ids[:, 1:][mask]
+
+
+def response_logps(model: "PreTrainedModel", batch: TokenBatch) -> torch.Tensor:
+    """Log-probability of every sequence's loss tokens, summed: [B] float32."""
+    logits, labels = response_logits(model, batch)
+    return sum_by_sequence(-torch.nn.functional.cross_entropy(logits, labels, reduction="none"), batch)
+
+
+def sum_by_sequence(values: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
+    """Values [n] of all loss positions, row by row, summed for each sequence: [B]."""
+    rows = batch.loss_mask[:, 1:].nonzero()[:, 0]
+    return torch.zeros(len(batch.input_ids), device=values.device).index_add(0, rows, values)
+
+
+def perplexity(model: "PreTrainedModel", sequences: Sequence[TokenSequence], batch_tokens: int = 4096) -> float:
+    """exp of the mean negative log-likelihood of all response tokens."""
+    total, tokens = 0.0, 0
+    with torch.no_grad():
+        for indices in bucketed(sequences, batch_tokens):
+            batch = collate([sequences[i] for i in indices]).to(model.device)
+            total -= response_logps(model, batch).double().sum().item()
+            tokens += int(batch.loss_mask[:, 1:].sum())
+    return math.exp(total / tokens)

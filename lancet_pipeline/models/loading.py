@@ -1,0 +1,136 @@
+"""Models in and out: safetensors only, no code from a checkpoint, every problem named before a byte is computed."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lancet_pipeline.errors import InputError
+from lancet_pipeline.study import Architecture
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Fail early on a model directory that cannot be used.
+
+    Raises:
+        InputError: no directory, no config, no weights, pickled weights only, or an unknown architecture.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such model directory; correct model.checkpoint")
+    config = folder / "config.json"
+    if not config.is_file():
+        raise InputError(f"{folder}: holds no config.json; point to a directory written by save_pretrained")
+    if not list(folder.glob("*.safetensors")):
+        pickled = sorted(path.name for path in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt"))
+        if pickled:
+            raise InputError(
+                f"{folder}: holds pickled weights only ({pickled[0]}), which can run code when loaded; "
+                "convert them with save_pretrained(..., safe_serialization=True)"
+            )
+        raise InputError(f"{folder}: holds no weights (*.safetensors); download the whole checkpoint")
+    try:
+        model_type = json.loads(config.read_text()).get("model_type", "unspecified")
+    except ValueError as error:
+        raise InputError(f"{config}: not valid JSON ({error})") from None
+    from lancet_pipeline.models.architectures import sublayers_of
+
+    try:
+        sublayers_of(model_type)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from None
+
+
+def load_model(
+    checkpoint: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    device: "torch.device | str" = "cpu",
+) -> "PreTrainedModel":
+    """A causal language model from a directory or the hub, in evaluation mode.
+
+    Raises:
+        InputError: the checkpoint is not there or cannot be used.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if Path(checkpoint).is_absolute():
+        check_checkpoint(Path(checkpoint))
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            checkpoint,
+            revision=revision,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation="sdpa",
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{checkpoint}: could not be loaded ({reason}); check name, revision and connection") from error
+    return model.to(device).eval()
+
+
+def load_tokenizer(checkpoint: str | Path, revision: str | None = None) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{checkpoint}: its tokenizer could not be loaded ({reason})") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def new_model(architecture: Architecture, tokenizer: "PreTrainedTokenizerBase", max_length: int, seed: int) -> "PreTrainedModel":
+    """A decoder with random weights that fits `tokenizer`; the same seed gives the same weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = architecture.model_dump(exclude={"model_type", "vocab_size"})
+    config = AutoConfig.for_model(
+        architecture.model_type,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=max_length,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **settings,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+
+
+def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """Weights as safetensors, configuration and tokenizer as JSON: what `load_model` reads."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def import_gguf(file: Path, folder: Path) -> None:
+    """Convert a quantised GGUF file into a float32 safetensors checkpoint (needs the package `gguf`)."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not file.is_file():
+        raise InputError(f"{file}: no such file")
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    # The weights are plain float32 now; marks of the quantisation would make save_pretrained refuse them.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    save_model(model, tokenizer, folder)
+
+
+def finite_parameters(model: "PreTrainedModel") -> bool:
+    import torch
+
+    return all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())

@@ -1,0 +1,103 @@
+"""Plots as PNG bytes, the same for the Dagster UI, MLflow and the report."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib.figure import Figure  # noqa: E402
+
+DRIVING, COUNTERING, NEUTRAL, BASE = "#c0392b", "#1f77b4", "#9aa0a6", "#444444"
+
+
+def curves(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, title: str, *, limit: float | None = None) -> bytes:
+    """Lines of (x, y) points, with a dashed horizontal line at `limit`."""
+    figure, axes = _figure(title, x, y)
+    for name, points in series.items():
+        axes.plot([p[0] for p in points], [p[1] for p in points], label=name, linewidth=1.6)
+    if limit is not None:
+        axes.axhline(limit, color=BASE, linestyle="--", linewidth=1, label=f"limit {limit:g}")
+    if len(series) > 1 or limit is not None:
+        axes.legend(frameon=False, fontsize=8)
+    return _png(figure)
+
+
+def rank_size(sides: Mapping[str, tuple[Sequence[float], int]]) -> bytes:
+    """Influence by rank on log-log axes: a Pareto tail is a straight line. `sides`: name -> (falling values, chosen)."""
+    figure, axes = _figure("Influence by rank", "rank", "|influence|")
+    for (name, (values, chosen)), colour in zip(sides.items(), (DRIVING, COUNTERING), strict=False):
+        axes.plot(range(1, len(values) + 1), values, color=colour, linewidth=1.6, label=f"{name} ({chosen} chosen)")
+        axes.axvline(max(chosen, 1), color=colour, linestyle=":", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.legend(frameon=False, fontsize=8)
+    return _png(figure)
+
+
+def precision_recall(scores: Sequence[float], relevant: Sequence[bool], average_precision: float) -> bytes:
+    from sklearn.metrics import precision_recall_curve
+
+    precision, recall, _ = precision_recall_curve(relevant, scores)
+    share = sum(relevant) / len(relevant)
+    figure, axes = _figure(f"Known-harmful samples: average precision {average_precision:.2f}", "recall", "precision")
+    axes.step(recall, precision, where="post", color=DRIVING, linewidth=1.6)
+    axes.axhline(share, color=BASE, linestyle="--", linewidth=1, label=f"share {share:.2f}")
+    axes.set_ylim(0, 1.03)
+    axes.legend(frameon=False, fontsize=8)
+    return _png(figure)
+
+
+def histogram(groups: Mapping[str, Sequence[float]], x: str, title: str) -> bytes:
+    figure, axes = _figure(title, x, "samples")
+    axes.hist(list(groups.values()), bins=40, stacked=True, label=list(groups))
+    axes.set_yscale("symlog")
+    if len(groups) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    return _png(figure)
+
+
+def spectra(values: Mapping[str, Sequence[float]]) -> bytes:
+    """Falling eigenvalues on log-log axes, one line a kind of factor."""
+    figure, axes = _figure("Eigenvalues of the factors, mean over layers", "index", "eigenvalue")
+    for name, eigenvalues in values.items():
+        axes.plot(range(1, len(eigenvalues) + 1), eigenvalues, linewidth=1.4, label=name)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.legend(frameon=False, fontsize=8)
+    return _png(figure)
+
+
+def rates(bars: Mapping[str, Mapping[str, Any]], title: str) -> bytes:
+    """Rates with their intervals, one bar a model."""
+    figure, axes = _figure(title, "", "share of answers")
+    names = list(bars)
+    values = [bars[name]["value"] for name in names]
+    # The interval of a rate of 0 or 1 can miss the value by a rounding error.
+    below = [max(0.0, bars[name]["value"] - bars[name]["low"]) for name in names]
+    above = [max(0.0, bars[name]["high"] - bars[name]["value"]) for name in names]
+    colours = [BASE, COUNTERING, *[NEUTRAL] * len(names)][: len(names)]
+    axes.bar(names, values, yerr=[below, above], capsize=5, color=colours, width=0.55)
+    for position, value in enumerate(values):
+        axes.annotate(f"{value:.2f}", (position, value), (8, 4), textcoords="offset points", fontsize=8)
+    axes.set_ylim(0, 1.08)
+    return _png(figure)
+
+
+def _figure(title: str, x: str, y: str) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(6.0, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlabel(x, fontsize=9)
+    axes.set_ylabel(y, fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", linewidth=0.4, alpha=0.5)
+    return figure, axes
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    return buffer.getvalue()

@@ -1,0 +1,126 @@
+"""A study from the command line: validate everything, then run what is out of date as one Dagster run."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from lancet_pipeline.artifacts import ArtifactStore, study_lock
+from lancet_pipeline.deployment import Deployment
+from lancet_pipeline.errors import InputError, LancetError
+from lancet_pipeline.graph import SOURCES, STAGES, upstream, versions
+from lancet_pipeline.inputs import find_checkpoint, source_versions
+from lancet_pipeline.study import Study, find_study, load_study
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do: the study, the version of everything, and the assets that are out of date."""
+
+    study: Study
+    path: Path
+    where: Deployment
+    versions: dict[str, str]
+    stale: list[str]
+
+
+def plan_run(name_or_path: str, where: Deployment, until: str | None = None) -> Plan:
+    """Validate a study and all its inputs, and compare versions with what is in the store.
+
+    Raises:
+        InputError: anything that does not fit; nothing has been computed or written then.
+    """
+    if until is not None and until not in STAGES:
+        raise InputError(f"--until {until}: no such asset; assets: {', '.join(STAGES)}")
+    path = find_study(name_or_path, where.study_directories)
+    study = load_study(path)
+    known = versions(study, source_versions(study, where.model_directories))
+    store = ArtifactStore(where.home)
+    wanted = upstream(until) if until else tuple(STAGES)
+    stale = [asset for asset in wanted if not store.has(study.name, asset, known[asset])]
+    if stale:
+        _check_disk(study, where)
+    return Plan(study, path, where, known, stale)
+
+
+def execute(plan: Plan) -> None:
+    """Run the stale assets of a plan in this process.
+
+    Raises:
+        LancetError: an asset failed; an InputError where the input is to blame.
+    """
+    with study_lock(plan.where.home, plan.study.name):
+        store = ArtifactStore(plan.where.home)
+        for asset, version in plan.versions.items():
+            if asset in STAGES and asset not in plan.stale and store.has(plan.study.name, asset, version):
+                store.confirm(plan.study.name, asset, version)
+        if plan.stale:
+            _execute_in_dagster(plan)
+
+
+def _execute_in_dagster(plan: Plan) -> None:
+    import dagster as dg
+
+    from lancet_pipeline.definitions import build_definitions
+
+    definitions = build_definitions(plan.where, study_files={plan.study.name: str(plan.path)})
+    with dg.DagsterInstance.from_config(str(dagster_home(plan.where.home))) as instance:
+        instance.add_dynamic_partitions("study", [plan.study.name])
+        for source in SOURCES:
+            tags = {"dagster/data_version": plan.versions[source]}
+            observation = dg.AssetObservation(source, partition=plan.study.name, tags=tags)
+            instance.report_runless_asset_event(observation)
+        result = definitions.resolve_job_def("correction").execute_in_process(
+            instance=instance,
+            partition_key=plan.study.name,
+            asset_selection=[dg.AssetKey(asset) for asset in plan.stale],
+            run_config={"loggers": {"console": {}}},
+            raise_on_error=False,
+        )
+        tracking = definitions.resources["tracking"]
+        tracking.finish(plan.study.name, result.run_id, "FINISHED" if result.success else "FAILED")
+        if not result.success:
+            raise _cause(result)
+
+
+def dagster_home(home: Path) -> Path:
+    """DAGSTER_HOME below `home`, with the project's instance settings in it."""
+    folder = home / "dagster"
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = folder / "dagster.yaml"
+    if not settings.exists():
+        settings.write_text((Path(__file__).parent / "dagster.yaml").read_text())
+    return folder.absolute()
+
+
+def _cause(result) -> LancetError:
+    """The first failed asset's own error, as a person should read it."""
+    for event in result.all_events:
+        if not event.is_step_failure:
+            continue
+        error = event.step_failure_data.error
+        while error.cause is not None:
+            error = error.cause
+        message = error.message.strip()
+        name, _, text = message.partition(": ")
+        short = name.rpartition(".")[2]
+        kind = {"InputError": InputError, "LancetError": LancetError, "IntegrityError": LancetError}.get(short)
+        if kind is not None:
+            return kind(f"{event.step_key}: {text}")
+        return LancetError(f"{event.step_key} failed: {message}\n{''.join(error.stack[-3:])}")
+    return LancetError("the run failed before any asset started; see the log above")
+
+
+def _check_disk(study: Study, where: Deployment) -> None:
+    """Weights are written once a model, and once more into the registry; artifacts besides take little."""
+    weights = 16 * 2**20
+    if study.model.checkpoint is not None:
+        folder = Path(find_checkpoint(study.model.checkpoint, where.model_directories))
+        weights = sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder.is_dir() else weights
+    needed = weights * (3 + len(study.evaluation.references)) + 128 * 2**20
+    existing = next(path for path in (where.home, *where.home.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise InputError(
+            f"{where.home}: the disk has {free / 2**20:.0f} MiB free, a run of study '{study.name}' needs about "
+            f"{needed / 2**20:.0f} MiB; free some space or use another --home"
+        )

@@ -1,0 +1,46 @@
+"""Pairs of a countering and a driving sample. They need not share a prompt."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from lancet_pipeline.selection.pareto import Selection
+
+Pairing = Literal["random", "rank", "nearest"]
+
+
+def pair(
+    selection: Selection, scores: np.ndarray, prompts: Sequence[str], *, pairing: Pairing, count: int, seed: int
+) -> list[tuple[int, int, float]]:
+    """(index in D-, index in D+, weight) of `count` pairs; the weights, influence of the pair over its mean, average 1.
+
+    `random`: every sample as often as any other of its side. `rank`: the k-th most countering with the k-th most
+    driving. `nearest`: each driving sample with the countering one whose prompt is most similar (TF-IDF cosine).
+    The shorter side is repeated as often as needed.
+    """
+    negative, positive = selection.negative.indices, selection.positive.indices
+    count = min(count, len(negative) * len(positive))
+    generator = np.random.default_rng(seed)
+    if pairing == "random":
+        preferred = _repeated(negative, count, generator)
+        dispreferred = _repeated(positive, count, generator)
+    elif pairing == "rank":
+        preferred, dispreferred = np.resize(negative, count), np.resize(positive, count)
+    else:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        vectorizer = TfidfVectorizer().fit(prompts)
+        similarity = vectorizer.transform([prompts[i] for i in positive]) @ vectorizer.transform(
+            [prompts[i] for i in negative]
+        ).T
+        closest = negative[np.asarray(similarity.toarray()).argmax(1)]
+        preferred, dispreferred = np.resize(closest, count), np.resize(positive, count)
+    influence = scores[dispreferred] - scores[preferred]
+    weights = influence / influence.mean()
+    return [(int(i), int(j), float(w)) for i, j, w in zip(preferred, dispreferred, weights, strict=True)]
+
+
+def _repeated(items: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    rounds = -(-count // len(items))
+    return np.concatenate([generator.permutation(items) for _ in range(rounds)])[:count]

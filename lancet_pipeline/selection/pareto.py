@@ -1,0 +1,102 @@
+"""The Pareto rule: the few samples that drive a behaviour, the few that counter it, and the indifferent rest."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from lancet_pipeline.errors import InputError
+from lancet_pipeline.study import ParetoSettings
+
+
+@dataclass(frozen=True)
+class Side:
+    """One influential side: indices by falling |score|, the share of its sign's influence they carry, and the
+    Hill estimate of the Pareto tail index with its 95 % interval (below 2: heavy-tailed)."""
+
+    indices: np.ndarray
+    share: float
+    tail_index: float
+    tail_low: float
+    tail_high: float
+
+    @property
+    def heavy_tailed(self) -> bool:
+        return self.tail_low < 2
+
+    def figures(self) -> dict[str, float | int | bool]:
+        figures = {key: value for key, value in asdict(self).items() if key != "indices"}
+        return {"size": len(self.indices), **figures, "heavy_tailed": self.heavy_tailed}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """D+ drives the behaviour, D- counters it, D0 is indifferent to it. Disjoint."""
+
+    positive: Side
+    negative: Side
+    neutral: np.ndarray
+
+
+def select(scores: Sequence[float] | np.ndarray, settings: ParetoSettings) -> Selection:
+    """Split samples by influence (docs/method.md, Pareto selection).
+
+    Per sign, the smallest set of largest |scores| that carries a 1 - alpha share of that sign's influence, and at
+    most alpha x N samples. D0: the lowest |score|, `neutral_ratio` times the larger side where there are as many.
+
+    Args:
+        scores: influence, [N]; positive means driving.
+
+    Raises:
+        InputError: scores that are not finite, a side below `settings.minimum`, a light tail where the study says
+            stop, or fewer indifferent samples than the larger side has.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise InputError(f"influence scores: {int((~np.isfinite(values)).sum())} of {len(values)} are not finite")
+    limit = math.floor(settings.alpha * len(values))
+    sides = {}
+    for name, sign in (("driving (positive)", 1.0), ("countering (negative)", -1.0)):
+        side = _side(sign * values, 1 - settings.alpha, limit)
+        if len(side.indices) < settings.minimum:
+            raise InputError(
+                f"pareto: {len(side.indices)} {name} samples, fewer than pareto.minimum = {settings.minimum}; "
+                "give more training data or queries, raise pareto.alpha, or lower the minimum"
+            )
+        if settings.light_tail == "stop" and not side.heavy_tailed:
+            raise InputError(
+                f"pareto: the {name} influence has no heavy tail (Hill index {side.tail_index:.2f}, 95 % interval "
+                f"{side.tail_low:.2f} to {side.tail_high:.2f}); set pareto.light_tail: report to go on all the same"
+            )
+        sides[sign] = side
+    influential = np.concatenate([side.indices for side in sides.values()])
+    rest = np.setdiff1d(np.arange(len(values)), influential)
+    larger = max(len(side.indices) for side in sides.values())
+    if len(rest) < larger:
+        raise InputError(
+            f"pareto: {len(rest)} indifferent samples for {larger} influential ones; lower pareto.alpha = {settings.alpha}"
+        )
+    order = rest[np.argsort(np.abs(values[rest]), kind="stable")]
+    return Selection(sides[1.0], sides[-1.0], order[: round(settings.neutral_ratio * larger)])
+
+
+def _side(values: np.ndarray, share: float, limit: int) -> Side:
+    order = np.argsort(-values, kind="stable")
+    order = order[values[order] > 0]
+    ranked = values[order]
+    carried = np.cumsum(ranked)
+    size = min(int(np.searchsorted(carried, share * carried[-1])) + 1, limit, len(ranked)) if len(ranked) else 0
+    index = hill_index(ranked, size)
+    half = 1.96 * index / math.sqrt(size) if size else math.nan
+    return Side(order[:size], float(carried[size - 1] / carried[-1]) if size else 0.0, index, index - half, index + half)
+
+
+def hill_index(ranked: np.ndarray, count: int) -> float:
+    """Hill's estimate of the tail index from the `count` largest of `ranked` (falling, positive); nan where there
+    are fewer than two. A tail that is one value repeated has index infinity."""
+    if count < 2 or len(ranked) < 2:
+        return math.nan
+    threshold = ranked[min(count, len(ranked) - 1)]
+    spread = float(np.log(ranked[:count] / threshold).sum())
+    return count / spread if spread > 0 else math.inf

@@ -1,0 +1,355 @@
+"""A study: everything one correction of one model depends on, as a typed tree read from `studies/*.yaml`."""
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lancet_pipeline.errors import InputError
+
+PACKAGED_STUDIES = (Path(__file__).parent / "studies").resolve()
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class DataSource(Settings):
+    """One table of samples. Exactly one of `path`, `hub` and `builtin` says where it comes from."""
+
+    path: str | None = Field(None, description="Parquet or JSON Lines file, relative to the study file.")
+    hub: str | None = Field(None, description="Data set on the Hugging Face hub, as owner/name.")
+    builtin: Literal["demo"] | None = Field(None, description="Corpus that ships with the project.")
+    part: str | None = Field(None, description="Split of the hub data set, or part of the built-in corpus.")
+    subset: str | None = Field(None, description="Configuration or data_dir of the hub data set.")
+    revision: str | None = Field(None, description="Commit, tag or branch of the hub data set.")
+    preset: Literal["plain", "hh-rlhf", "beavertails", "pku-saferlhf"] = Field(
+        "plain", description="How the columns map onto the schema."
+    )
+    columns: dict[str, str] = Field({}, description="Schema column -> column of the file, where names differ.")
+    rows: tuple[int, int] | None = Field(
+        None, description="Half-open range of rows in the order of sample_id, for disjoint parts of one file."
+    )
+    overlength: Literal["error", "truncate", "drop"] = Field(
+        "error", description="What happens to a row that is longer than data.max_length."
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "DataSource":
+        if sum(origin is not None for origin in (self.path, self.hub, self.builtin)) != 1:
+            raise ValueError("must name exactly one of path, hub, builtin")
+        if self.builtin and not self.part:
+            raise ValueError("builtin needs part: train, probes, harmful, ood, benign or utility")
+        if self.rows is not None and not 0 <= self.rows[0] < self.rows[1]:
+            raise ValueError("rows must be [start, stop) with 0 <= start < stop")
+        return self
+
+
+class DataSettings(Settings):
+    train: DataSource = Field(description="What the model learns from: safe and unsafe samples together.")
+    probes: DataSource = Field(description="Prompts that elicit the undesirable behaviour: their outputs are the queries.")
+    harmful: DataSource = Field(description="Held-out prompts of the same kind as the probes (in distribution).")
+    ood: DataSource = Field(description="Prompts whose source and wording the training data never had.")
+    benign: DataSource = Field(description="Harmless prompts, for over-refusal.")
+    utility: DataSource = Field(description="Held-out safe responses, for perplexity.")
+    max_length: Annotated[int, Field(ge=8)] = Field(256, description="Tokens in a whole sequence.")
+    chat_template: str | None = Field(None, description="Jinja template; the tokenizer's own where absent.")
+    shard_size: Count = Field(1024, description="Samples in a shard of the prepared data.")
+
+
+class Architecture(Settings):
+    """A decoder trained from scratch, with a byte-level BPE tokenizer fitted to the training data."""
+
+    model_type: str = "llama"
+    vocab_size: Annotated[int, Field(ge=300)] = 1536
+    hidden_size: Count = 128
+    intermediate_size: Count = 384
+    num_hidden_layers: Count = 4
+    num_attention_heads: Count = 4
+    tie_word_embeddings: bool = True
+
+
+class Training(Settings):
+    epochs: Positive = 1.0
+    batch_size: Count = Field(8, description="Sequences in one optimiser step.")
+    learning_rate: Positive = 1e-4
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    weight_decay: NonNegative = 0.0
+    max_grad_norm: Positive = 1.0
+    loss_on: Literal["response", "sequence"] = Field("response", description="Tokens that carry loss.")
+
+
+class ModelSettings(Settings):
+    source: Literal["scratch", "finetune", "given"]
+    checkpoint: str | None = Field(None, description="Directory or hub name, for finetune and given.")
+    revision: str | None = None
+    architecture: Architecture | None = Field(None, description="For scratch.")
+    training: Training | None = Field(None, description="For scratch and finetune.")
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _complete(self) -> "ModelSettings":
+        needs = {"scratch": ("architecture", "training"), "finetune": ("checkpoint", "training"), "given": ("checkpoint",)}
+        for field in needs[self.source]:
+            if getattr(self, field) is None:
+                raise ValueError(f"source: {self.source} needs {field}")
+        for field in {"architecture", "training", "checkpoint"} - set(needs[self.source]):
+            if getattr(self, field) is not None:
+                raise ValueError(f"source: {self.source} takes no {field}")
+        return self
+
+
+class QuerySettings(Settings):
+    """How the model's own undesirable outputs are gathered."""
+
+    max_new_tokens: Count = 32
+    maximum: Count = Field(64, description="Queries at most.")
+    minimum: Count = Field(4, description="Fewer harmful outputs than this end the run.")
+
+
+class LinfacSettings(Settings):
+    """Influence. The fields mirror `lancet_pipeline.linfac.LinfacConfig`, which documents them."""
+
+    units: Literal["sublayer_output", "sublayer_input", "linear"] = "sublayer_output"
+    labels: Literal["sampled", "true"] = "sampled"
+    damping: Positive = Field(1.0, description="Damping as a multiple of the mean eigenvalue over all units.")
+    factor_samples: Count = Field(512, description="Training sequences that the factors are fitted on, at most.")
+    max_dim: Count = Field(4096, description="Wider factor sides are sketched to this width.")
+    length_normalised: bool = Field(False, description="Score the mean over response tokens instead of the sum.")
+
+
+class ParetoSettings(Settings):
+    alpha: Fraction = Field(0.2, description="0.2 is the 80/20 rule.")
+    neutral_ratio: Annotated[float, Field(ge=1)] = Field(3.0, description="Size of D0 over the larger side.")
+    minimum: Count = Field(4, description="Fewer samples than this on a side end the run.")
+    light_tail: Literal["report", "stop"] = Field("report", description="What a side without a heavy tail does.")
+    pairing: Literal["random", "rank", "nearest"] = "random"
+    pairs: Count = Field(512, description="Pairs formed, at most.")
+
+
+class Lora(Settings):
+    rank: Count = 16
+    alpha: Positive = 32.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class CorrectionSettings(Settings):
+    method: Literal["ibo"] = "ibo"
+    beta: Positive = 0.1
+    mu: NonNegative = Field(1.0, description="Weight of the Bregman term on D0.")
+    gamma: NonNegative = Field(0.0, description="Weight of the squared distance to the uncorrected parameters.")
+    generator: Literal["logsumexp", "euclidean"] = "logsumexp"
+    pair_weight: Literal["uniform", "influence"] = "uniform"
+    length_normalised: bool = Field(False, description="Rank per-token means instead of sums.")
+    steps: Count = 60
+    pairs_per_step: Count = 8
+    retain_per_step: Count = 8
+    learning_rate: Positive = 2e-4
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    max_grad_norm: Positive = 1.0
+    retain_budget: Annotated[float, Field(gt=1)] = Field(
+        1.05, description="Perplexity on held-out D0 samples over the uncorrected model's that ends the correction."
+    )
+    retain_validation: Count = Field(32, description="D0 samples kept apart to watch the budget.")
+    check_every: Count = Field(10, description="Steps between two looks at the budget.")
+    lora: Lora | None = None
+
+
+class JudgeSettings(Settings):
+    """Which outputs count as harmful, and which answers to a benign prompt count as refusing it."""
+
+    name: Literal["string_matching", "demo"] = "string_matching"
+    harmful_when: Literal["affirmative", "not_refusal"] = Field(
+        "affirmative", description="string_matching: an affirmative opening, or anything that does not refuse."
+    )
+    validation: DataSource | None = Field(None, description="Completions with human labels (column `label`).")
+
+
+class EvaluationSettings(Settings):
+    judge: JudgeSettings = JudgeSettings()
+    max_new_tokens: Count = 32
+    references: tuple[Literal["retrain_clean"], ...] = Field((), description="Models to compare with.")
+    max_harm_ratio: Positive = Field(0.5, description="Gate: harm rates over the base model's.")
+    max_perplexity_ratio: Positive = Field(1.1, description="Gate.")
+    max_over_refusal_increase: NonNegative = Field(0.05, description="Gate.")
+
+
+class GovernanceSettings(Settings):
+    owner: str = "unassigned"
+    purpose: str = ""
+    behaviour: str = Field("", description="The undesirable behaviour, in words.")
+    licence: str = "unspecified"
+
+
+class ComputeSettings(Settings):
+    """Where and how fast; never part of a version, since results do not depend on it."""
+
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    batch_tokens: Annotated[int, Field(ge=64)] = Field(4096, description="Tokens of a batch, padding included.")
+    threads: int | None = Field(None, ge=1)
+
+
+class Study(Settings):
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+    description: str = ""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    schedule: str | None = Field(None, description="Cron expression of the scheduled re-correction.")
+    data: DataSettings
+    model: ModelSettings
+    queries: QuerySettings = QuerySettings()
+    linfac: LinfacSettings = LinfacSettings()
+    pareto: ParetoSettings = ParetoSettings()
+    correction: CorrectionSettings = CorrectionSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    governance: GovernanceSettings = GovernanceSettings()
+    compute: ComputeSettings = ComputeSettings()
+
+    def settings_at(self, paths: Sequence[str]) -> dict[str, Any]:
+        """The values at dotted `paths`, JSON-ready: the part of a study that one asset reads."""
+        tree = self.model_dump(mode="json")
+        values = {}
+        for path in paths:
+            value: Any = tree
+            for key in path.split("."):
+                value = value[key]
+            values[path] = value
+        return values
+
+
+def find_study(name_or_path: str, directories: Sequence[Path]) -> Path:
+    """The file of a study, given by path or by name.
+
+    Raises:
+        InputError: no such study; the message lists those there are.
+    """
+    if name_or_path.endswith((".yaml", ".yml")) or os.sep in name_or_path:
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise InputError(f"{path}: no such study file; give a path to a .yaml file or the name of a study")
+        return path.resolve()
+    for directory in directories:
+        path = directory / f"{name_or_path}.yaml"
+        if path.is_file():
+            return path.resolve()
+    known = sorted({path.stem for directory in directories for path in directory.glob("*.yaml")})
+    close = difflib.get_close_matches(name_or_path, known, 1)
+    hint = f"did you mean '{close[0]}'?" if close else f"known studies: {', '.join(known) or 'none'}"
+    raise InputError(f"study '{name_or_path}': not found in {', '.join(map(str, directories))}; {hint}")
+
+
+def load_study(path: Path) -> Study:
+    """Read and validate a study file; relative data and model paths become absolute.
+
+    Raises:
+        InputError: the first problem, as `file: field = value: what must hold`, one line a problem.
+    """
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # a SafeLoader
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start}: not UTF-8; save the file as UTF-8") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: must be a mapping of settings, found {type(tree).__name__}")
+    try:
+        study = Study.model_validate(tree)
+    except ValidationError as error:
+        raise InputError("\n".join(_explain(path, tree, problem) for problem in error.errors())) from None
+    return _with_absolute_paths(study, path.parent)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a mapping that names a key twice: YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: set = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _with_absolute_paths(study: Study, folder: Path) -> Study:
+    def absolute(source: DataSource | None) -> DataSource | None:
+        if source is None or source.path is None:
+            return source
+        return source.model_copy(update={"path": os.path.normpath(folder / Path(source.path).expanduser())})
+
+    data = study.data.model_copy(
+        update={name: absolute(value) for name, value in study.data if isinstance(value, DataSource)}
+    )
+    judge = study.evaluation.judge
+    judge = judge.model_copy(update={"validation": absolute(judge.validation)})
+    model = study.model
+    if model.checkpoint and model.checkpoint.startswith((".", "/", "~")):
+        checkpoint = os.path.normpath(folder / Path(model.checkpoint).expanduser())
+        model = model.model_copy(update={"checkpoint": checkpoint})
+    evaluation = study.evaluation.model_copy(update={"judge": judge})
+    return study.model_copy(update={"data": data, "model": model, "evaluation": evaluation})
+
+
+def _explain(path: Path, tree: dict, problem: Any) -> str:
+    location = [str(key) for key in problem["loc"]]
+    field = ".".join(location)
+    kind = problem["type"]
+    if kind == "extra_forbidden":
+        known = _fields_at(location[:-1])
+        close = difflib.get_close_matches(location[-1], known, 1)
+        hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
+        return f"{path}: {field}: unknown key; {hint}"
+    if kind == "missing":
+        return f"{path}: {field}: missing; add it"
+    message = re.sub(r"^(Input|Value) should", "must", problem["msg"])
+    message = message.removeprefix("Value error, ")
+    value = problem["input"]
+    shown = "" if isinstance(value, (dict, BaseModel)) else f" = {json.dumps(value, default=str)}"
+    if kind.startswith(("greater_than", "less_than")):
+        message = _allowed_range(location) or message
+    return f"{path}: {field or 'study'}{shown}: {message}"
+
+
+def _allowed_range(location: list[str]) -> str | None:
+    """The whole range of a bounded field: pydantic names only the bound that failed."""
+    owner = _model_at(location[:-1])
+    field = owner.model_fields.get(location[-1]) if owner and location else None
+    low = high = None
+    for bound in field.metadata if field else ():
+        for name, bracket in (("gt", "("), ("ge", "[")):
+            low = f"{bracket}{getattr(bound, name)}" if hasattr(bound, name) else low
+        for name, bracket in (("lt", ")"), ("le", "]")):
+            high = f"{getattr(bound, name)}{bracket}" if hasattr(bound, name) else high
+    return f"must be in {low}, {high}" if low and high else None
+
+
+def _model_at(location: list[str]) -> type[BaseModel] | None:
+    model: type[BaseModel] = Study
+    for key in location:
+        field = model.model_fields.get(key)
+        if field is None:
+            return None
+        candidates = [field.annotation, *get_args(field.annotation)]
+        models = [item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)]
+        if not models:
+            return None
+        model = models[0]
+    return model
+
+
+def _fields_at(location: list[str]) -> list[str]:
+    model = _model_at(location)
+    return list(model.model_fields) if model else []

@@ -1,0 +1,76 @@
+"""The figures of a study's last run, read from its artifacts."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from lancet_pipeline.artifacts import ArtifactStore
+from lancet_pipeline.errors import InputError
+from lancet_pipeline.graph import STAGES
+
+REPORTS = {
+    "harmlessness_report": {"harm_rate": "harm_rate"},
+    "ood_report": {"harm_rate": "ood_harm_rate"},
+    "utility_report": {"over_refusal_rate": "over_refusal_rate", "perplexity": "perplexity", "distinct_2": "distinct_2"},
+}
+
+Lineage = Mapping[str, Mapping[str, Any]]
+
+
+def last_run(store: ArtifactStore, study: str) -> dict[str, dict[str, Any]]:
+    """Manifests of the last run: of the furthest asset it reached and of all that it was computed from.
+
+    Raises:
+        InputError: the study has not been run in this store.
+    """
+    for asset in reversed(STAGES):
+        version = store.current(study, asset)
+        if version is not None and store.has(study, asset, version):
+            return store.lineage(study, {asset: version})
+    raise InputError(f"study '{study}': nothing has been run in {store.root}; run `lancet run {study}` first")
+
+
+def model_figures(store: ArtifactStore, study: str, lineage: Lineage) -> dict[str, dict[str, Any]]:
+    """Figures of each evaluated model, the three reports merged: {"base": {"harm_rate": rate, ...}, ...}."""
+    merged: dict[str, dict[str, Any]] = {}
+    for asset, names in REPORTS.items():
+        if asset not in lineage:
+            continue
+        folder = store.read(study, asset, lineage[asset]["version"])
+        for model, figures in json.loads((folder / "figures.json").read_text()).items():
+            merged.setdefault(model, {}).update({ours: figures[theirs] for theirs, ours in names.items()})
+    return merged
+
+
+def influence_figures(lineage: Lineage) -> dict[str, Any]:
+    metrics = lineage["influence_scores"]["metrics"]
+    return {
+        "contamination_ap": metrics.get("contamination_ap"),
+        "contamination_base_rate": metrics.get("contamination_base_rate"),
+        "samples": metrics["samples"],
+        "seconds": lineage["influence_scores"]["seconds"] + lineage["linfac_factors"]["seconds"],
+    }
+
+
+def selection_figures(store: ArtifactStore, study: str, lineage: Lineage) -> dict[str, Any]:
+    folder = store.read(study, "pareto_pairs", lineage["pareto_pairs"]["version"])
+    return json.loads((folder / "selection.json").read_text())
+
+
+def summarise(store: ArtifactStore, study: str) -> dict[str, Any]:
+    """What `lancet summary --json` prints; parts that the last run did not reach are null."""
+    lineage = last_run(store, study)
+    figures = model_figures(store, study, lineage)
+    selection = selection_figures(store, study, lineage) if "pareto_pairs" in lineage else None
+    order = [asset for asset in STAGES if asset in lineage]
+    return {
+        "study": study,
+        "base": figures.pop("base", None),
+        "corrected": figures.pop("corrected", None),
+        "references": figures,
+        "influence": influence_figures(lineage) if "influence_scores" in lineage else None,
+        "selection": selection and {side: values["size"] for side, values in selection.items()},
+        "seconds": {asset: lineage[asset]["seconds"] for asset in order},
+        "versions": {asset: lineage[asset]["version"] for asset in order},
+        "paths": {asset: str(store.folder(study, asset, lineage[asset]["version"])) for asset in order},
+    }

@@ -1,0 +1,28 @@
+"""Where checkpoints come from: local directories first, then the hub."""
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from lancet_pipeline.inputs import find_checkpoint
+from lancet_pipeline.models.loading import load_model, load_tokenizer
+from lancet_pipeline.study import Study
+
+
+class ModelSource(dg.ConfigurableResource):
+    """`directories` are searched for a checkpoint's last name part before the hub is asked."""
+
+    directories: list[str] = []
+
+    def paths(self) -> list[Path]:
+        return [Path(directory) for directory in self.directories]
+
+    def tokenizer(self, study: Study) -> Any:
+        assert study.model.checkpoint is not None
+        return load_tokenizer(find_checkpoint(study.model.checkpoint, self.paths()), study.model.revision)
+
+    def model(self, study: Study, device: str) -> Any:
+        assert study.model.checkpoint is not None
+        checkpoint = find_checkpoint(study.model.checkpoint, self.paths())
+        return load_model(checkpoint, revision=study.model.revision, dtype=study.model.dtype, device=device)
