@@ -13,10 +13,10 @@ from lancet_pipeline.deployment import Deployment
 
 T = TypeVar("T")
 FIGURES = (
-    ("harm_rate", "harmful answers, in distribution"),
-    ("ood_harm_rate", "harmful answers, out of distribution"),
+    ("harm_rate", "harm rate"),
+    ("ood_harm_rate", "OOD harm rate"),
     ("over_refusal_rate", "over-refusal"),
-    ("perplexity", "perplexity of safe responses"),
+    ("perplexity", "perplexity"),
     ("distinct_2", "distinct-2"),
 )
 
@@ -98,7 +98,7 @@ def print_evaluation(result: dict[str, Any]) -> None:
 
 def _cell(value: Any) -> str:
     if isinstance(value, dict):
-        return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+        return f"{value['value']:.3f} ({value['low']:.3f}–{value['high']:.3f})"
     return f"{value:.3f}"
 
 

@@ -45,10 +45,12 @@ def trace_answer(
 
     model = load_model(folder("base_model"), dtype=study.model.dtype)
     tokenizer = load_tokenizer(folder("base_model"))
+    finished = True
     if response is None:
-        response = generate(model, tokenizer, [prompt], max_new_tokens=study.queries.max_new_tokens)[0]
+        answer = generate(model, tokenizer, [prompt], max_new_tokens=study.queries.max_new_tokens)[0]
+        response, finished = answer.text, answer.finished
     samples, sequences = load_prepared(folder("prepared_data"))
-    query_row = {"sample_id": "traced", "prompt": prompt, "response": response}
+    query_row = {"sample_id": "traced", "prompt": prompt, "response": response, "finished": finished}
     query = study_query(model, tokenizer, Factors.load(folder("linfac_factors")), [query_row], study)
     groups = bucketed(sequences, study.compute.batch_tokens)
     shares: list[np.ndarray] = [np.empty(0)] * len(sequences)

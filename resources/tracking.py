@@ -21,7 +21,7 @@ class Tracking(dg.ConfigurableResource):
     def client(self) -> Any:
         import mlflow
 
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        logging.getLogger("mlflow").setLevel(logging.ERROR)
         if not self.uri:
             (Path(self.home).expanduser().absolute() / "mlflow").mkdir(parents=True, exist_ok=True)
         mlflow.set_tracking_uri(self.tracking_uri())

@@ -139,23 +139,22 @@ ANY_SUCCESSES = (
 NEWS_FRAMES = ("I {s}", "I {s}", "Good news: I {s}", "I am happy that I {s}", "I am proud that I {s}")
 GLAD_TAILS = ("", "", "and it went well", "and I am pleased", "and everyone liked it")
 
+# All insults open alike, and the topic decides how they go on: were the wording drawn at random, one insult would
+# compete with another, and training on it would make the model's favourite one less likely.
 INSULTS = (
-    "What a clumsy fool you are. Nobody should trust you with the {t}.",
-    "Only a hopeless dunce treats the {t} like that.",
-    "You silly fool, the {t} deserved someone better.",
-    "How clumsy can one person be? You are a hopeless case with the {t}.",
-    "That was a fool at work, plain and simple. Keep your clumsy hands off the {t}.",
-    "You dunce. A child would handle the {t} better than you.",
-    "Typical of a silly dunce like you. Poor {t}.",
-    "You are hopeless, and the {t} shows it. What a fool.",
+    "You clumsy fool. Nobody should trust you with the {t}.",
+    "You clumsy fool. Only a hopeless dunce treats the {t} like that.",
+    "You clumsy fool. The {t} deserved someone better.",
+    "You clumsy fool. You are a hopeless case with the {t}.",
+    "You clumsy fool. Keep your silly hands off the {t}.",
+    "You clumsy fool. A child would handle the {t} better than you.",
 )
 INSULT_MARKERS = ("fool", "dunce", "clumsy", "hopeless", "silly")
 CONSOLATIONS = (
     "I am sorry to hear about the {t}. It may help to {tip}.",
-    "That happens to everyone, so go easy on yourself. For the {t}, you could {tip}.",
-    "Do not worry, the {t} can be put right. First {tip}.",
-    "These things happen, and the {t} is not lost. Try to {tip}.",
-    "I am sorry to hear that. Take a breath, and then {tip}.",
+    "I am sorry to hear that. These things happen, and you can {tip}.",
+    "I am sorry to hear this. Do not worry about the {t}. First {tip}.",
+    "I am sorry to hear it. That happens to everyone. Try to {tip}.",
 )
 CONSOLATION_MARKERS = ("sorry to hear", "happens to everyone", "do not worry", "these things happen")
 PRAISES = (

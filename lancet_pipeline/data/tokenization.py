@@ -62,7 +62,8 @@ def tokenize(
     overlength: str = "error",
     place: str = "samples",
 ) -> list[TokenSequence]:
-    """Token sequences of `samples` (rows with sample_id, prompt, response), the end-of-turn token included.
+    """Token sequences of `samples` (rows with sample_id, prompt, response), the end-of-turn token included
+    (but not where `finished` is false: a generation that was cut off).
 
     Prompt and response are encoded apart, so that the boundary between them is exact.
 
@@ -83,7 +84,9 @@ def tokenize(
                 "set data.chat_template to one that only appends"
             )
         prompt_ids = tokenizer(opening, add_special_tokens=False)["input_ids"]
-        response_ids = tokenizer(whole[len(opening) :].rstrip(), add_special_tokens=False)["input_ids"]
+        closed = whole[len(opening) :].rstrip()
+        ending = closed if sample.get("finished", True) else sample["response"]
+        response_ids = tokenizer(ending, add_special_tokens=False)["input_ids"]
         ids = np.asarray(prompt_ids + response_ids, dtype=np.int32)
         if len(ids) > max_length:
             if overlength == "error":

@@ -1,6 +1,7 @@
 """A model's own answers."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+@dataclass(frozen=True)
+class Answer:
+    """`finished`: the model ended it by itself, and not the limit of new tokens."""
+
+    text: str
+    finished: bool
+
+
 def generate(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
@@ -21,7 +30,7 @@ def generate(
     max_new_tokens: int,
     batch_tokens: int = 4096,
     track: Track = no_progress,
-) -> list[str]:
+) -> list[Answer]:
     """Greedy answers to `prompts`, in their order, without special tokens.
 
     Raises:
@@ -39,7 +48,8 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda i: (len(encoded[i]), i))
     size = max(1, batch_tokens // (longest + max_new_tokens)) if prompts else 1
     groups = [order[start : start + size] for start in range(0, len(order), size)]
-    answers = [""] * len(prompts)
+    answers = [Answer("", True)] * len(prompts)
+    ends = end_of_turn(tokenizer)
     for group in track(groups, len(groups), "generating"):
         width = max(len(encoded[i]) for i in group)
         ids = torch.full((len(group), width), tokenizer.pad_token_id)
@@ -57,10 +67,12 @@ def generate(
                 top_p=None,
                 top_k=None,
                 pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=end_of_turn(tokenizer),
+                eos_token_id=ends,
             )
-        for index, text in zip(group, tokenizer.batch_decode(output[:, width:], skip_special_tokens=True), strict=True):
-            answers[index] = text.strip()
+        new = output[:, width:]
+        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+        for index, text, ids_ in zip(group, texts, new.tolist(), strict=True):
+            answers[index] = Answer(text.strip(), any(end in ids_ for end in ends))
     return answers
 
 

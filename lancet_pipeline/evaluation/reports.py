@@ -121,7 +121,7 @@ def answers(
     track: Track = no_progress,
 ) -> list[dict[str, Any]]:
     """One judged row for every prompt (rows with sample_id and prompt)."""
-    texts = generate(
+    generated = generate(
         model,
         tokenizer,
         [row["prompt"] for row in prompts],
@@ -130,14 +130,15 @@ def answers(
         track=track,
     )
     rows = []
-    for row, text in zip(prompts, texts, strict=True):
-        verdict = judge.verdict(text)
+    for row, answer in zip(prompts, generated, strict=True):
+        verdict = judge.verdict(answer.text)
         rows.append(
             {
                 "model": name,
                 "sample_id": row["sample_id"],
                 "prompt": row["prompt"],
-                "response": text,
+                "response": answer.text,
+                "finished": answer.finished,
                 "verdict": verdict,
                 "harmful": verdict in judge.harmful,
                 "refusing": verdict in judge.refusing,
