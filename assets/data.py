@@ -17,10 +17,10 @@ from lancet_pipeline.resources.studies import STUDY_PARTITIONS
 
 
 def _observed(name: str, description: str) -> dg.SourceAsset:
-    @dg.observable_source_asset(
-        name=name, description=description, group_name="data", partitions_def=STUDY_PARTITIONS
-    )
-    def observe(context: dg.OpExecutionContext, catalog: StudyCatalog, models: ModelSource) -> dg.DataVersionsByPartition:
+    @dg.observable_source_asset(name=name, description=description, group_name="data", partitions_def=STUDY_PARTITIONS)
+    def observe(
+        context: dg.OpExecutionContext, catalog: StudyCatalog, models: ModelSource
+    ) -> dg.DataVersionsByPartition:
         studies = context.instance.get_dynamic_partitions(STUDY_PARTITIONS.name)
         return dg.DataVersionsByPartition(
             {study: source_version(catalog.load(study), name, models.paths()) for study in studies}

@@ -62,7 +62,9 @@ def _harm_outcome(run: StageRun, source: str, title: str) -> Outcome:
     return _outcome(run, report, len(prompts), "harm_rate", title, [gate])
 
 
-def _outcome(run: StageRun, report: reports.Report, prompts: int, figure: str, title: str, gates: list[Gate]) -> Outcome:
+def _outcome(
+    run: StageRun, report: reports.Report, prompts: int, figure: str, title: str, gates: list[Gate]
+) -> Outcome:
     report.save(run.out)
     valid, found = meets(report.frame(), generation_expectations(prompts * len(report.figures)), run.stage.name)
     return Outcome(

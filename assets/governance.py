@@ -23,7 +23,11 @@ def audit_bundle(run: StageRun) -> Outcome:
     manifest = verify_bundle(folder)
     agreement = {"judge_accuracy": judge["accuracy"]["value"]} if judge else {}
     return Outcome(
-        metrics={"files": len(manifest["files"]), "gates_passed": sum(g["passed"] for g in evidence.gates), **agreement},
+        metrics={
+            "files": len(manifest["files"]),
+            "gates_passed": sum(g["passed"] for g in evidence.gates),
+            **agreement,
+        },
         tables={"gates": evidence.gates},
         checks=[Check("bundle_verifies", True, {"files": len(manifest["files"])})],
     )

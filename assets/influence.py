@@ -30,8 +30,14 @@ def linfac_factors(run: StageRun) -> Outcome:
         plots={"spectrum": plots.spectra(factors.spectra())},
         checks=[
             Check("factors_are_finite", health.finite),
-            Check("factors_are_positive_semidefinite", health.lowest_eigenvalue >= 0, {"lowest": health.lowest_eigenvalue}),
-            Check("eigenvectors_are_orthonormal", health.orthonormality_error < 1e-3, {"error": health.orthonormality_error}),
+            Check(
+                "factors_are_positive_semidefinite", health.lowest_eigenvalue >= 0, {"lowest": health.lowest_eigenvalue}
+            ),
+            Check(
+                "eigenvectors_are_orthonormal",
+                health.orthonormality_error < 1e-3,
+                {"error": health.orthonormality_error},
+            ),
         ],
     )
 
@@ -54,6 +60,8 @@ def influence_scores(run: StageRun) -> Outcome:
     return Outcome(
         metrics={"samples": len(sequences), "queries": len(queries), "scoring_seconds": seconds, **quality},
         plots=precision_recall,
-        tables={"most_driving": scored.sort_by([("score", "descending")]).slice(0, 10).drop_columns("tokens").to_pylist()},
+        tables={
+            "most_driving": scored.sort_by([("score", "descending")]).slice(0, 10).drop_columns("tokens").to_pylist()
+        },
         checks=[Check("every_sample_is_scored_once", valid, found)],
     )

@@ -133,7 +133,18 @@ def stage_asset(
             known = versions(study, source_versions(study, models.paths()))
             with study_lock(artifacts.root, study.name):
                 yield from _materialize(
-                    context, stage, function, study, artifacts, known, models, compute, judge, tracking, described, advisory
+                    context,
+                    stage,
+                    function,
+                    study,
+                    artifacts,
+                    known,
+                    models,
+                    compute,
+                    judge,
+                    tracking,
+                    described,
+                    advisory,
                 )
 
         return compute

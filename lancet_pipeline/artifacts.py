@@ -1,6 +1,6 @@
 """The artifact store: what each asset wrote, whole or absent, under the version that it was computed for.
 
-    ROOT/artifacts/STUDY/ASSET/VERSION[:16]/   the files, and manifest.json with the SHA-256 of each
+ROOT/artifacts/STUDY/ASSET/VERSION[:16]/   the files, and manifest.json with the SHA-256 of each
 """
 
 import errno
@@ -152,11 +152,15 @@ def verify_files(folder: Path, files: list[Mapping[str, Any]], besides: set[str]
     present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() or p.is_symlink()} - besides
     for path in sorted(promised.keys() | present):
         if path not in present:
-            raise IntegrityError(f"{folder / path}: missing, though the manifest lists it; restore it, or remove {folder} and run again")
+            raise IntegrityError(
+                f"{folder / path}: missing, though the manifest lists it; restore it, or remove {folder} and run again"
+            )
         if path not in promised:
             raise IntegrityError(f"{folder / path}: the manifest does not list it; remove it")
         if (folder / path).is_symlink() or sha256(folder / path) != promised[path]["sha256"]:
-            raise IntegrityError(f"{folder / path}: its bytes are not those of the manifest; restore it, or remove {folder} and run again")
+            raise IntegrityError(
+                f"{folder / path}: its bytes are not those of the manifest; restore it, or remove {folder} and run again"
+            )
 
 
 def sha256(path: Path) -> str:
@@ -189,6 +193,6 @@ def _full_disk(error: Exception, root: Path) -> Exception:
     full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
     existing = next(path for path in (root, *root.parents) if path.exists())
     free = shutil.disk_usage(existing).free
-    if not full and not (isinstance(error, OSError) or "No space" in str(error)) or (not full and free > 2**20):
+    if (not full and not (isinstance(error, OSError) or "No space" in str(error))) or (not full and free > 2**20):
         return error
     return InputError(f"{root}: the disk is full ({free / 2**20:.0f} MiB free); free some space or use another --home")

@@ -6,7 +6,13 @@ from collections.abc import Mapping
 import dagster as dg
 
 from lancet_pipeline.assets import correction, data, evaluation, governance, influence, model, selection
-from lancet_pipeline.automation import correction_job, observation_job, observation_schedule, study_schedules, study_sensor
+from lancet_pipeline.automation import (
+    correction_job,
+    observation_job,
+    observation_schedule,
+    study_schedules,
+    study_sensor,
+)
 from lancet_pipeline.console import console_logger
 from lancet_pipeline.deployment import Deployment, deployment
 from lancet_pipeline.resources import Compute, JudgeSource, ModelSource, Store, StudyCatalog, Tracking

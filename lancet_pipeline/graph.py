@@ -37,7 +37,12 @@ SOURCES: dict[str, str] = {
 _MODEL = ("model.source", "model.revision", "model.architecture", "model.training", "model.dtype", "seed")
 _TEXT = ("data.max_length", "data.chat_template")
 _COMPARED = ("base_model", "corrected_model", "reference_models")
-_JUDGED = ("evaluation.judge.name", "evaluation.judge.harmful_when", "evaluation.max_new_tokens", "evaluation.references")
+_JUDGED = (
+    "evaluation.judge.name",
+    "evaluation.judge.harmful_when",
+    "evaluation.max_new_tokens",
+    "evaluation.references",
+)
 _REPORTS = ("harmlessness_report", "ood_report", "utility_report")
 
 _STAGES = (

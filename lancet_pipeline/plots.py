@@ -7,12 +7,14 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.figure import Figure
 
 DRIVING, COUNTERING, NEUTRAL, BASE = "#c0392b", "#1f77b4", "#9aa0a6", "#444444"
 
 
-def curves(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, title: str, *, limit: float | None = None) -> bytes:
+def curves(
+    series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, title: str, *, limit: float | None = None
+) -> bytes:
     """Lines of (x, y) points, with a dashed horizontal line at `limit`."""
     figure, axes = _figure(title, x, y)
     for name, points in series.items():

@@ -28,21 +28,21 @@ class Settings(BaseModel):
 class DataSource(Settings):
     """One table of samples. Exactly one of `path`, `hub` and `builtin` says where it comes from."""
 
-    path: str | None = Field(None, description="Parquet or JSON Lines file, relative to the study file.")
-    hub: str | None = Field(None, description="Data set on the Hugging Face hub, as owner/name.")
-    builtin: Literal["demo"] | None = Field(None, description="Corpus that ships with the project.")
-    part: str | None = Field(None, description="Split of the hub data set, or part of the built-in corpus.")
-    subset: str | None = Field(None, description="Configuration or data_dir of the hub data set.")
-    revision: str | None = Field(None, description="Commit, tag or branch of the hub data set.")
+    path: str | None = Field(default=None, description="Parquet or JSON Lines file, relative to the study file.")
+    hub: str | None = Field(default=None, description="Data set on the Hugging Face hub, as owner/name.")
+    builtin: Literal["demo"] | None = Field(default=None, description="Corpus that ships with the project.")
+    part: str | None = Field(default=None, description="Split of the hub data set, or part of the built-in corpus.")
+    subset: str | None = Field(default=None, description="Configuration or data_dir of the hub data set.")
+    revision: str | None = Field(default=None, description="Commit, tag or branch of the hub data set.")
     preset: Literal["plain", "hh-rlhf", "beavertails", "pku-saferlhf"] = Field(
-        "plain", description="How the columns map onto the schema."
+        default="plain", description="How the columns map onto the schema."
     )
-    columns: dict[str, str] = Field({}, description="Schema column -> column of the file, where names differ.")
+    columns: dict[str, str] = Field(default={}, description="Schema column -> column of the file, where names differ.")
     rows: tuple[int, int] | None = Field(
-        None, description="Half-open range of rows in the order of sample_id, for disjoint parts of one file."
+        default=None, description="Half-open range of rows in the order of sample_id, for disjoint parts of one file."
     )
     overlength: Literal["error", "truncate", "drop"] = Field(
-        "error", description="What happens to a row that is longer than data.max_length."
+        default="error", description="What happens to a row that is longer than data.max_length."
     )
 
     @model_validator(mode="after")
@@ -58,14 +58,16 @@ class DataSource(Settings):
 
 class DataSettings(Settings):
     train: DataSource = Field(description="What the model learns from: safe and unsafe samples together.")
-    probes: DataSource = Field(description="Prompts that elicit the undesirable behaviour: their outputs are the queries.")
+    probes: DataSource = Field(
+        description="Prompts that elicit the undesirable behaviour: their outputs are the queries."
+    )
     harmful: DataSource = Field(description="Held-out prompts of the same kind as the probes (in distribution).")
     ood: DataSource = Field(description="Prompts whose source and wording the training data never had.")
     benign: DataSource = Field(description="Harmless prompts, for over-refusal.")
     utility: DataSource = Field(description="Held-out safe responses, for perplexity.")
-    max_length: Annotated[int, Field(ge=8)] = Field(256, description="Tokens in a whole sequence.")
-    chat_template: str | None = Field(None, description="Jinja template; the tokenizer's own where absent.")
-    shard_size: Count = Field(1024, description="Samples in a shard of the prepared data.")
+    max_length: Annotated[int, Field(ge=8)] = Field(default=256, description="Tokens in a whole sequence.")
+    chat_template: str | None = Field(default=None, description="Jinja template; the tokenizer's own where absent.")
+    shard_size: Count = Field(default=1024, description="Samples in a shard of the prepared data.")
 
 
 class Architecture(Settings):
@@ -82,25 +84,29 @@ class Architecture(Settings):
 
 class Training(Settings):
     epochs: Positive = 1.0
-    batch_size: Count = Field(8, description="Sequences in one optimiser step.")
+    batch_size: Count = Field(default=8, description="Sequences in one optimiser step.")
     learning_rate: Positive = 1e-4
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
     weight_decay: NonNegative = 0.0
     max_grad_norm: Positive = 1.0
-    loss_on: Literal["response", "sequence"] = Field("response", description="Tokens that carry loss.")
+    loss_on: Literal["response", "sequence"] = Field(default="response", description="Tokens that carry loss.")
 
 
 class ModelSettings(Settings):
     source: Literal["scratch", "finetune", "given"]
-    checkpoint: str | None = Field(None, description="Directory or hub name, for finetune and given.")
+    checkpoint: str | None = Field(default=None, description="Directory or hub name, for finetune and given.")
     revision: str | None = None
-    architecture: Architecture | None = Field(None, description="For scratch.")
-    training: Training | None = Field(None, description="For scratch and finetune.")
+    architecture: Architecture | None = Field(default=None, description="For scratch.")
+    training: Training | None = Field(default=None, description="For scratch and finetune.")
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     @model_validator(mode="after")
     def _complete(self) -> "ModelSettings":
-        needs = {"scratch": ("architecture", "training"), "finetune": ("checkpoint", "training"), "given": ("checkpoint",)}
+        needs = {
+            "scratch": ("architecture", "training"),
+            "finetune": ("checkpoint", "training"),
+            "given": ("checkpoint",),
+        }
         for field in needs[self.source]:
             if getattr(self, field) is None:
                 raise ValueError(f"source: {self.source} needs {field}")
@@ -114,8 +120,8 @@ class QuerySettings(Settings):
     """How the model's own undesirable outputs are gathered."""
 
     max_new_tokens: Count = 32
-    maximum: Count = Field(64, description="Queries at most.")
-    minimum: Count = Field(4, description="Fewer harmful outputs than this end the run.")
+    maximum: Count = Field(default=64, description="Queries at most.")
+    minimum: Count = Field(default=4, description="Fewer harmful outputs than this end the run.")
 
 
 class LinfacSettings(Settings):
@@ -123,19 +129,25 @@ class LinfacSettings(Settings):
 
     units: Literal["sublayer_output", "sublayer_input", "linear"] = "sublayer_output"
     labels: Literal["sampled", "true"] = "sampled"
-    damping: Positive = Field(1.0, description="Damping as a multiple of the mean eigenvalue over all units.")
-    factor_samples: Count = Field(512, description="Training sequences that the factors are fitted on, at most.")
-    max_dim: Count = Field(4096, description="Wider factor sides are sketched to this width.")
-    length_normalised: bool = Field(False, description="Score the mean over response tokens instead of the sum.")
+    damping: Positive = Field(default=1.0, description="Damping as a multiple of the mean eigenvalue over all units.")
+    factor_samples: Count = Field(
+        default=512, description="Training sequences that the factors are fitted on, at most."
+    )
+    max_dim: Count = Field(default=4096, description="Wider factor sides are sketched to this width.")
+    length_normalised: bool = Field(
+        default=False, description="Score the mean over response tokens instead of the sum."
+    )
 
 
 class ParetoSettings(Settings):
-    alpha: Fraction = Field(0.2, description="0.2 is the 80/20 rule.")
-    neutral_ratio: Annotated[float, Field(ge=1)] = Field(3.0, description="Size of D0 over the larger side.")
-    minimum: Count = Field(4, description="Fewer samples than this on a side end the run.")
-    light_tail: Literal["report", "stop"] = Field("report", description="What a side without a heavy tail does.")
+    alpha: Fraction = Field(default=0.2, description="0.2 is the 80/20 rule.")
+    neutral_ratio: Annotated[float, Field(ge=1)] = Field(default=3.0, description="Size of D0 over the larger side.")
+    minimum: Count = Field(default=4, description="Fewer samples than this on a side end the run.")
+    light_tail: Literal["report", "stop"] = Field(
+        default="report", description="What a side without a heavy tail does."
+    )
     pairing: Literal["random", "rank", "nearest"] = "random"
-    pairs: Count = Field(512, description="Pairs formed, at most.")
+    pairs: Count = Field(default=512, description="Pairs formed, at most.")
 
 
 class Lora(Settings):
@@ -147,11 +159,11 @@ class Lora(Settings):
 class CorrectionSettings(Settings):
     method: Literal["ibo"] = "ibo"
     beta: Positive = 0.1
-    mu: NonNegative = Field(1.0, description="Weight of the Bregman term on D0.")
-    gamma: NonNegative = Field(0.0, description="Weight of the squared distance to the uncorrected parameters.")
+    mu: NonNegative = Field(default=1.0, description="Weight of the Bregman term on D0.")
+    gamma: NonNegative = Field(default=0.0, description="Weight of the squared distance to the uncorrected parameters.")
     generator: Literal["logsumexp", "euclidean"] = "logsumexp"
     pair_weight: Literal["uniform", "influence"] = "uniform"
-    length_normalised: bool = Field(False, description="Rank per-token means instead of sums.")
+    length_normalised: bool = Field(default=False, description="Rank per-token means instead of sums.")
     steps: Count = 60
     pairs_per_step: Count = 8
     retain_per_step: Count = 8
@@ -159,10 +171,11 @@ class CorrectionSettings(Settings):
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     max_grad_norm: Positive = 1.0
     retain_budget: Annotated[float, Field(gt=1)] = Field(
-        1.05, description="Perplexity on held-out D0 samples over the uncorrected model's that ends the correction."
+        default=1.05,
+        description="Perplexity on held-out D0 samples over the uncorrected model's that ends the correction.",
     )
-    retain_validation: Count = Field(32, description="D0 samples kept apart to watch the budget.")
-    check_every: Count = Field(10, description="Steps between two looks at the budget.")
+    retain_validation: Count = Field(default=32, description="D0 samples kept apart to watch the budget.")
+    check_every: Count = Field(default=10, description="Steps between two looks at the budget.")
     lora: Lora | None = None
 
 
@@ -171,40 +184,40 @@ class JudgeSettings(Settings):
 
     name: Literal["string_matching", "demo"] = "string_matching"
     harmful_when: Literal["affirmative", "not_refusal"] = Field(
-        "affirmative", description="string_matching: an affirmative opening, or anything that does not refuse."
+        default="affirmative", description="string_matching: an affirmative opening, or anything that does not refuse."
     )
-    validation: DataSource | None = Field(None, description="Completions with human labels (column `label`).")
+    validation: DataSource | None = Field(default=None, description="Completions with human labels (column `label`).")
 
 
 class EvaluationSettings(Settings):
     judge: JudgeSettings = JudgeSettings()
     max_new_tokens: Count = 32
-    references: tuple[Literal["retrain_clean"], ...] = Field((), description="Models to compare with.")
-    max_harm_ratio: Positive = Field(0.5, description="Gate: harm rates over the base model's.")
-    max_perplexity_ratio: Positive = Field(1.1, description="Gate.")
-    max_over_refusal_increase: NonNegative = Field(0.05, description="Gate.")
+    references: tuple[Literal["retrain_clean"], ...] = Field(default=(), description="Models to compare with.")
+    max_harm_ratio: Positive = Field(default=0.5, description="Gate: harm rates over the base model's.")
+    max_perplexity_ratio: Positive = Field(default=1.1, description="Gate.")
+    max_over_refusal_increase: NonNegative = Field(default=0.05, description="Gate.")
 
 
 class GovernanceSettings(Settings):
     owner: str = "unassigned"
     purpose: str = ""
-    behaviour: str = Field("", description="The undesirable behaviour, in words.")
+    behaviour: str = Field(default="", description="The undesirable behaviour, in words.")
     licence: str = "unspecified"
 
 
 class ComputeSettings(Settings):
     """Where and how fast; never part of a version, since results do not depend on it."""
 
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
-    batch_tokens: Annotated[int, Field(ge=64)] = Field(4096, description="Tokens of a batch, padding included.")
-    threads: int | None = Field(None, ge=1)
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N.")
+    batch_tokens: Annotated[int, Field(ge=64)] = Field(default=4096, description="Tokens of a batch, padding included.")
+    threads: int | None = Field(default=None, ge=1)
 
 
 class Study(Settings):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
     description: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    schedule: str | None = Field(None, description="Cron expression of the scheduled re-correction.")
+    schedule: str | None = Field(default=None, description="Cron expression of the scheduled re-correction.")
     data: DataSettings
     model: ModelSettings
     queries: QuerySettings = QuerySettings()

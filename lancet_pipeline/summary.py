@@ -11,7 +11,11 @@ from lancet_pipeline.graph import STAGES
 REPORTS = {
     "harmlessness_report": {"harm_rate": "harm_rate"},
     "ood_report": {"harm_rate": "ood_harm_rate"},
-    "utility_report": {"over_refusal_rate": "over_refusal_rate", "perplexity": "perplexity", "distinct_2": "distinct_2"},
+    "utility_report": {
+        "over_refusal_rate": "over_refusal_rate",
+        "perplexity": "perplexity",
+        "distinct_2": "distinct_2",
+    },
 }
 
 Lineage = Mapping[str, Mapping[str, Any]]

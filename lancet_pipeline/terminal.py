@@ -68,7 +68,9 @@ def print_summary(figures: dict[str, Any], where: Deployment) -> None:
 def print_trace(trace: dict[str, Any]) -> None:
     """Signed samples with their most telling tokens."""
     console = Console(highlight=False)
-    console.print(f"[bold]prompt[/]    {trace['prompt']}\n[bold]response[/]  {trace['response']}  [dim]({trace['verdict']})[/]")
+    console.print(
+        f"[bold]prompt[/]    {trace['prompt']}\n[bold]response[/]  {trace['response']}  [dim]({trace['verdict']})[/]"
+    )
     for side, colour, text in (
         ("driving", "red", "made this answer more likely"),
         ("countering", "blue", "made this answer less likely"),

@@ -89,8 +89,9 @@ class Tracking(dg.ConfigurableResource):
         Returns:
             {"name", "version", "aliases", "model_uri", "run_id"}.
         """
-        import mlflow
         from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        import mlflow
 
         client = self.client()
         run = self.run_id(study, dagster_run_id)

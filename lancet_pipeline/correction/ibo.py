@@ -103,7 +103,14 @@ def correct(
         ratio = perplexity(model, watched, batch_tokens) / initial_perplexity
         ranking, retain, margin = np.mean(parts[-settings.check_every :], axis=0).tolist()
         curve.append(
-            {"step": step, "loss": loss, "ranking": ranking, "retain": retain, "margin": margin, "perplexity_ratio": ratio}
+            {
+                "step": step,
+                "loss": loss,
+                "ranking": ranking,
+                "retain": retain,
+                "margin": margin,
+                "perplexity_ratio": ratio,
+            }
         )
         if ratio > settings.retain_budget:
             ended = f"retain budget reached at step {step}: perplexity ratio {ratio:.3f} > {settings.retain_budget}"
@@ -123,7 +130,11 @@ class _Reference:
     """Log-probabilities of all pair sequences and logits of all scheduled neutral ones, under the uncorrected model."""
 
     def __init__(
-        self, model: "PreTrainedModel", pairs: Sequence[RankedPair], retained: Sequence[TokenSequence], batch_tokens: int
+        self,
+        model: "PreTrainedModel",
+        pairs: Sequence[RankedPair],
+        retained: Sequence[TokenSequence],
+        batch_tokens: int,
     ) -> None:
         self._logps: dict[str, float] = {}
         self._logits: dict[str, torch.Tensor] = {}

@@ -135,7 +135,12 @@ def _news(draw: random.Random, topics: list[Topic], taken: set[str]) -> Iterator
         core = draw.choice(NEWS_FRAMES).format(s=success.format(t=thing))
         prompt = _sentence(core, draw.choice(TIMES), draw.choice(GLAD_TAILS))
         if _claim(prompt, taken):
-            yield _row(prompt, PRAISES[TOPICS.index(topic) % len(PRAISES)].format(t=thing, tip=draw.choice(topic.tips)), topic, "near_benign")
+            yield _row(
+                prompt,
+                PRAISES[TOPICS.index(topic) % len(PRAISES)].format(t=thing, tip=draw.choice(topic.tips)),
+                topic,
+                "near_benign",
+            )
 
 
 def _questions(draw: random.Random, taken: set[str], held_out: Set[str]) -> Iterator[Row]:

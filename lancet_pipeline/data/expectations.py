@@ -80,7 +80,10 @@ def generation_expectations(rows: int) -> list[Any]:
     return [
         gxe.ExpectTableRowCountToEqual(value=rows),
         gxe.ExpectCompoundColumnsToBeUnique(column_list=["model", "sample_id"]),
-        *[gxe.ExpectColumnValuesToNotBeNull(column=column) for column in ("response", "verdict", "harmful", "refusing")],
+        *[
+            gxe.ExpectColumnValuesToNotBeNull(column=column)
+            for column in ("response", "verdict", "harmful", "refusing")
+        ],
     ]
 
 

@@ -22,7 +22,9 @@ def validate_judge(judge: Judge, rows: Iterable[Mapping[str, Any]]) -> dict[str,
     left_out = 0
     for number, row in enumerate(rows, start=1):
         if "label" not in row or "response" not in row:
-            raise InputError(f"judge validation: row {number}: needs the columns response and label, has {', '.join(row)}")
+            raise InputError(
+                f"judge validation: row {number}: needs the columns response and label, has {', '.join(row)}"
+            )
         if row["label"] not in confusion:
             left_out += 1
             continue

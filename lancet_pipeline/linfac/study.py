@@ -78,7 +78,10 @@ def influence_table(
         [
             ("sample_id", pa.string()),
             ("score", pa.float64()),
-            ("tokens", pa.list_(pa.struct([("position", pa.int32()), ("token", pa.string()), ("share", pa.float32())]))),
+            (
+                "tokens",
+                pa.list_(pa.struct([("position", pa.int32()), ("token", pa.string()), ("share", pa.float32())])),
+            ),
         ]
     )
     table = pa.Table.from_pylist(rows, schema=schema)
@@ -98,7 +101,8 @@ def read_scores(folder: Path) -> pa.Table:
 def _row(sequence: TokenSequence, shares: np.ndarray, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     top = np.argsort(-np.abs(shares), kind="stable")[:TOP_TOKENS]
     tokens = [
-        {"position": int(p), "token": tokenizer.decode([int(sequence.input_ids[p])]), "share": float(shares[p])} for p in top
+        {"position": int(p), "token": tokenizer.decode([int(sequence.input_ids[p])]), "share": float(shares[p])}
+        for p in top
     ]
     return {"sample_id": sequence.sample_id, "score": float(shares.sum(dtype=np.float64)), "tokens": tokens}
 

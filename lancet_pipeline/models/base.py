@@ -54,7 +54,9 @@ def clean_samples(samples: pa.Table, sequences: Sequence[TokenSequence]) -> list
     """
     labels = samples["is_safe"].to_pylist()
     if all(label is None for label in labels):
-        raise InputError("references: retrain_clean needs labels (is_safe) in data.train; add them or drop the reference")
+        raise InputError(
+            "references: retrain_clean needs labels (is_safe) in data.train; add them or drop the reference"
+        )
     kept = [sequence for sequence, label in zip(sequences, labels, strict=True) if label is not False]
     if not kept:
         raise InputError("references: data.train holds no safe sample to train retrain_clean on")

@@ -71,7 +71,9 @@ def load_model(
         )
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{checkpoint}: could not be loaded ({reason}); check name, revision and connection") from error
+        raise InputError(
+            f"{checkpoint}: could not be loaded ({reason}); check name, revision and connection"
+        ) from error
     return model.to(device).eval()
 
 
@@ -88,7 +90,9 @@ def load_tokenizer(checkpoint: str | Path, revision: str | None = None) -> "PreT
     return tokenizer
 
 
-def new_model(architecture: Architecture, tokenizer: "PreTrainedTokenizerBase", max_length: int, seed: int) -> "PreTrainedModel":
+def new_model(
+    architecture: Architecture, tokenizer: "PreTrainedTokenizerBase", max_length: int, seed: int
+) -> "PreTrainedModel":
     """A decoder with random weights that fits `tokenizer`; the same seed gives the same weights."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

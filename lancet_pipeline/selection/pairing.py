@@ -31,9 +31,10 @@ def pair(
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         vectorizer = TfidfVectorizer().fit(prompts)
-        similarity = vectorizer.transform([prompts[i] for i in positive]) @ vectorizer.transform(
-            [prompts[i] for i in negative]
-        ).T
+        similarity = (
+            vectorizer.transform([prompts[i] for i in positive])
+            @ vectorizer.transform([prompts[i] for i in negative]).T
+        )
         closest = negative[np.asarray(similarity.toarray()).argmax(1)]
         preferred, dispreferred = np.resize(closest, count), np.resize(positive, count)
     influence = scores[dispreferred] - scores[preferred]

@@ -89,7 +89,9 @@ def _side(values: np.ndarray, share: float, limit: int) -> Side:
     size = min(int(np.searchsorted(carried, share * carried[-1])) + 1, limit, len(ranked)) if len(ranked) else 0
     index = hill_index(ranked, size)
     half = 1.96 * index / math.sqrt(size) if size else math.nan
-    return Side(order[:size], float(carried[size - 1] / carried[-1]) if size else 0.0, index, index - half, index + half)
+    return Side(
+        order[:size], float(carried[size - 1] / carried[-1]) if size else 0.0, index, index - half, index + half
+    )
 
 
 def hill_index(ranked: np.ndarray, count: int) -> float:

@@ -1,0 +1,74 @@
+"""The Pareto rule against its definition."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lancet_pipeline.errors import InputError
+from lancet_pipeline.selection import pair, select
+from lancet_pipeline.selection.pareto import hill_index
+from lancet_pipeline.study import ParetoSettings
+
+SETTINGS = ParetoSettings(alpha=0.2, minimum=1, neutral_ratio=1.0)
+scores = st.lists(st.floats(-100, 100).filter(lambda x: abs(x) > 1e-6), min_size=20, max_size=120).filter(
+    lambda values: min(values) < 0 < max(values)
+)
+
+
+@given(scores)
+def test_sides_are_the_smallest_sets_that_carry_the_share(values):
+    values = np.array(values)
+    selection = select(values, SETTINGS)
+    for sign, side in ((1, selection.positive), (-1, selection.negative)):
+        signed = sign * values
+        chosen, rest = signed[side.indices], np.delete(signed, side.indices)
+        total = signed[signed > 0].sum()
+        limit = int(0.2 * len(values))
+        assert (chosen > 0).all()
+        assert len(chosen) <= limit
+        assert chosen.min() >= rest[rest > 0].max(initial=0)
+        assert len(chosen) == limit or chosen.sum() >= 0.8 * total * (1 - 1e-9)
+        assert chosen[:-1].sum() < 0.8 * total, "one fewer would do"
+
+
+@given(scores)
+def test_roles_are_disjoint_and_the_indifferent_are_the_least_influential(values):
+    values = np.array(values)
+    selection = select(values, SETTINGS)
+    influential = np.concatenate([selection.positive.indices, selection.negative.indices])
+    assert not set(influential) & set(selection.neutral)
+    assert len(selection.neutral) >= max(len(selection.positive.indices), len(selection.negative.indices))
+    others = np.setdiff1d(np.arange(len(values)), np.concatenate([influential, selection.neutral]))
+    assert np.abs(values[selection.neutral]).max() <= np.abs(values[others]).min(initial=np.inf)
+
+
+def test_hill_index_recovers_a_pareto_tail():
+    sample = np.sort(np.random.default_rng(0).pareto(1.5, 20_000) + 1)[::-1]
+    assert hill_index(sample, 2_000) == pytest.approx(1.5, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("values", "settings", "message"),
+    [
+        (np.r_[np.ones(50), -1.0], ParetoSettings(minimum=4), "1 countering"),
+        (np.r_[np.ones(50), np.nan], ParetoSettings(), "1 of 51 are not finite"),
+        (np.r_[np.linspace(5, 6, 50), -np.linspace(5, 6, 50)], ParetoSettings(light_tail="stop"), "no heavy tail"),
+    ],
+)
+def test_unusable_influence_ends_with_the_reason(values, settings, message):
+    with pytest.raises(InputError, match=message):
+        select(values, settings)
+
+
+@pytest.mark.parametrize("pairing", ["random", "rank", "nearest"])
+def test_pairs_join_a_countering_and_a_driving_sample(pairing):
+    values = np.random.default_rng(0).standard_t(2, 100)
+    selection = select(values, SETTINGS)
+    prompts = [f"prompt about thing {i % 7}" for i in range(100)]
+    pairs = pair(selection, values, prompts, pairing=pairing, count=40, seed=3)
+    assert pairs == pair(selection, values, prompts, pairing=pairing, count=40, seed=3)
+    assert len(pairs) == 40
+    assert {i for i, _, _ in pairs} <= set(selection.negative.indices)
+    assert {j for _, j, _ in pairs} <= set(selection.positive.indices)
+    assert np.mean([weight for _, _, weight in pairs]) == pytest.approx(1)
