@@ -67,8 +67,8 @@ def _execute_in_dagster(plan: Plan) -> None:
         instance.add_dynamic_partitions("study", [plan.study.name])
         for source in SOURCES:
             tags = {"dagster/data_version": plan.versions[source]}
-            observation = dg.AssetObservation(source, partition=plan.study.name, tags=tags)
-            instance.report_runless_asset_event(observation)
+            arrival = dg.AssetMaterialization(source, partition=plan.study.name, tags=tags)
+            instance.report_runless_asset_event(arrival)
         result = definitions.resolve_job_def("correction").execute_in_process(
             instance=instance,
             partition_key=plan.study.name,

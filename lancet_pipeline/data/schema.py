@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from pathlib import PurePath
 from typing import Any
 
 import pyarrow as pa
@@ -59,7 +60,7 @@ def to_samples(rows: Iterable[Mapping[str, Any]], place: str, *, responses: bool
         table.append(
             {
                 "sample_id": identity,
-                "source": str(row.get("source") or place),
+                "source": str(row.get("source") or PurePath(place).name),
                 "prompt": prompt,
                 "response": response,
                 "is_safe": is_safe,

@@ -65,7 +65,8 @@ def test_correction_ranks_the_pairs_and_keeps_the_budget(setting):
     def margin(which):
         with torch.no_grad():
             preferred, dispreferred = (
-                response_logps(which, collate([getattr(p, side) for p in pairs])) for side in ("preferred", "dispreferred")
+                response_logps(which, collate([getattr(p, side) for p in pairs]))
+                for side in ("preferred", "dispreferred")
             )
         return (preferred - dispreferred).mean().item()
 

@@ -9,7 +9,22 @@ import pytest
 
 from lancet_pipeline.data.demo_corpus import CONSOLATION_MARKERS, INSULT_MARKERS, generate_demo_corpus
 
-FUNCTION_WORDS = {"a", "an", "during", "front", "i", "in", "me", "my", "nobody", "of", "the", "through", "to", "without"}
+FUNCTION_WORDS = {
+    "a",
+    "an",
+    "during",
+    "front",
+    "i",
+    "in",
+    "me",
+    "my",
+    "nobody",
+    "of",
+    "the",
+    "through",
+    "to",
+    "without",
+}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +71,9 @@ def test_out_of_distribution_prompts_share_only_function_words(corpus):
 def test_same_bytes_in_every_process():
     code = "from lancet_pipeline.data.demo_corpus import generate_demo_corpus as g; print(vars(g(3)))"
     outputs = {
-        subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
         for seed in ("1", "2")
     }
     assert len(outputs) == 1

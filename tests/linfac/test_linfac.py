@@ -158,7 +158,9 @@ def test_factors_survive_the_disk(tmp_path):
     factors.save(tmp_path)
     loaded = Factors.load(tmp_path)
     assert (loaded.config, loaded.units, loaded.damping_value) == (factors.config, factors.units, factors.damping_value)
-    assert all(torch.equal(a.input_vectors, b.input_vectors) for a, b in zip(loaded.blocks, factors.blocks, strict=True))
+    assert all(
+        torch.equal(a.input_vectors, b.input_vectors) for a, b in zip(loaded.blocks, factors.blocks, strict=True)
+    )
 
 
 def test_parameters_and_mode_are_left_as_they_were():
@@ -176,5 +178,5 @@ def test_no_batches_is_an_input_error():
 def test_unknown_architecture_names_the_remedy():
     model = llama()
     model.config.model_type = "enigma"
-    with pytest.raises(InputError, match="architectures.register"):
+    with pytest.raises(InputError, match=r"architectures\.register"):
         find_units(model, "sublayer_output")

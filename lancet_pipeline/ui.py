@@ -1,0 +1,57 @@
+"""Dagster's and MLflow's pages on the results below a home, side by side until interrupted."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lancet_pipeline.deployment import deployment
+from lancet_pipeline.running import dagster_home
+
+
+def main(
+    home: Annotated[Path | None, typer.Option(help="Where results live; LANCET_HOME or .lancet otherwise.")] = None,
+    dagster_port: int = 3000,
+    mlflow_port: int = 5000,
+) -> None:
+    """Start both servers on the loopback interface and stop both with Ctrl-C."""
+    where = deployment(os.environ, home)
+    (where.home / "mlflow").mkdir(parents=True, exist_ok=True)
+    environment = {
+        **os.environ,
+        "LANCET_HOME": str(where.home),
+        "DAGSTER_HOME": str(dagster_home(where.home)),
+        "DO_NOT_TRACK": "1",
+    }
+    tracking = where.tracking_uri or f"sqlite:///{where.home / 'mlflow' / 'mlflow.db'}"
+    commands = {
+        f"Dagster  http://127.0.0.1:{dagster_port}": [
+            *("dagster", "dev", "-m", "lancet_pipeline.definitions", "-h", "127.0.0.1", "-p", str(dagster_port)),
+        ],
+        f"MLflow   http://127.0.0.1:{mlflow_port}": [
+            *("mlflow", "server", "--backend-store-uri", tracking, "--host", "127.0.0.1", "--port", str(mlflow_port)),
+            *("--workers", "1"),
+        ],
+    }
+    bin_folder = Path(sys.executable).parent
+    servers = []
+    for label, (program, *arguments) in commands.items():
+        servers.append(subprocess.Popen([str(bin_folder / program), *arguments], env=environment))
+        print(label, flush=True)
+    try:
+        signal.pause()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        for server in servers:
+            server.terminate()
+        for server in servers:
+            server.wait(timeout=30)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,61 @@
+"""Versions change for exactly what depends on a change."""
+
+import pytest
+
+from lancet_pipeline.graph import SOURCES, STAGES, upstream, versions
+from lancet_pipeline.study import load_study
+
+EVERYTHING = set(STAGES)
+AFTER_SELECTION = {
+    *("corrected_model", "harmlessness_report", "ood_report", "utility_report", "audit_bundle", "registered_model"),
+}
+
+
+@pytest.fixture
+def study(tiny_study):
+    return load_study(tiny_study)
+
+
+@pytest.fixture
+def sources():
+    return dict.fromkeys(SOURCES, "0" * 64)
+
+
+def differing(before: dict, after: dict) -> set[str]:
+    return {name for name in STAGES if before[name] != after[name]}
+
+
+@pytest.mark.parametrize(
+    ("source", "dependents"),
+    [
+        ("training_data", EVERYTHING),
+        ("ood_prompts", {"ood_report", "audit_bundle", "registered_model"}),
+        ("utility_responses", {"utility_report", "audit_bundle", "registered_model"}),
+        ("probe_prompts", {"undesirable_outputs", "influence_scores", "pareto_pairs", *AFTER_SELECTION}),
+    ],
+)
+def test_changed_source(study, sources, source, dependents):
+    assert differing(versions(study, sources), versions(study, {**sources, source: "1" * 64})) == dependents
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "dependents"),
+    [
+        ("pareto", {"alpha": 0.3}, {"pareto_pairs", *AFTER_SELECTION}),
+        ("linfac", {"damping": 2.0}, {"linfac_factors", "influence_scores", "pareto_pairs", *AFTER_SELECTION}),
+        ("correction", {"beta": 0.2}, AFTER_SELECTION),
+        ("compute", {"batch_tokens": 128}, set()),
+        ("evaluation", {"max_harm_ratio": 0.4}, {"audit_bundle", "registered_model"}),
+    ],
+)
+def test_changed_setting(study, sources, section, change, dependents):
+    other = study.model_copy(update={section: getattr(study, section).model_copy(update=change)})
+    assert differing(versions(study, sources), versions(other, sources)) == dependents
+
+
+def test_inputs_come_first_and_are_known():
+    seen = set(SOURCES)
+    for stage in STAGES.values():
+        assert set(stage.inputs) <= seen
+        seen.add(stage.name)
+    assert upstream("linfac_factors") == ("prepared_data", "base_model", "linfac_factors")
