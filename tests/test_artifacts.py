@@ -18,7 +18,7 @@ def write(store: ArtifactStore, text: str = "content") -> None:
 
 def test_a_failed_write_leaves_nothing(tmp_path):
     store = ArtifactStore(tmp_path)
-    with pytest.raises(FileNotFoundError), store.write("s", "asset", VERSION, {}) as folder:
+    with pytest.raises(FileNotFoundError), store.write("s", "asset", VERSION, {}) as folder:  # noqa: PT012
         (folder / "half.txt").write_text("half")
         (folder / "absent.txt").read_text()
     assert not store.has("s", "asset", VERSION)
