@@ -150,12 +150,6 @@ class ParetoSettings(Settings):
     pairs: Count = Field(default=512, description="Pairs formed, at most.")
 
 
-class Lora(Settings):
-    rank: Count = 16
-    alpha: Positive = 32.0
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-
-
 class CorrectionSettings(Settings):
     method: Literal["ibo"] = "ibo"
     beta: Positive = 0.1
@@ -176,7 +170,6 @@ class CorrectionSettings(Settings):
     )
     retain_validation: Count = Field(default=32, description="D0 samples kept apart to watch the budget.")
     check_every: Count = Field(default=10, description="Steps between two looks at the budget.")
-    lora: Lora | None = None
 
 
 class JudgeSettings(Settings):
