@@ -11,7 +11,7 @@ from lancet_pipeline.governance.bundle import verify_bundle, write_bundle
 from lancet_pipeline.governance.collection import collect_evidence
 
 
-@stage_asset(kinds={"html", "json"}, checks={"bundle_verifies": "Every file has the hash that the manifest promises."})
+@stage_asset(kinds={"html", "json"})
 def audit_bundle(run: StageRun) -> Outcome:
     """What a governance review needs, readable offline: manifest, report, model card, samples, pairs, every answer."""
     labelled = run.study.evaluation.judge.validation
@@ -20,7 +20,7 @@ def audit_bundle(run: StageRun) -> Outcome:
     folder = run.out / "bundle"
     folder.mkdir()
     write_bundle(evidence, folder)
-    manifest = verify_bundle(folder)
+    manifest = verify_bundle(folder)  # raises, so that a bundle that does not verify is never written
     agreement = {"judge_accuracy": judge["accuracy"]["value"]} if judge else {}
     return Outcome(
         metrics={
@@ -29,7 +29,6 @@ def audit_bundle(run: StageRun) -> Outcome:
             **agreement,
         },
         tables={"gates": evidence.gates},
-        checks=[Check("bundle_verifies", True, {"files": len(manifest["files"])})],
     )
 
 
