@@ -69,8 +69,9 @@ def score_tokens(model: "PreTrainedModel", batch: TokenBatch, query: Query) -> t
 
     def contract(unit: Unit, inputs_bta: torch.Tensor, gradients_bts: torch.Tensor) -> None:
         nonlocal total
-        mapped_gbts = inputs_bta.float()[None] @ matrices[unit].mT[:, None]
-        share_btg = (mapped_gbts * gradients_bts.float()).sum(-1).movedim(0, -1)
+        inputs, gradients = inputs_bta.float(), gradients_bts.float()
+        # One large product a group: broadcasting over groups would copy every matrix once a sequence.
+        share_btg = torch.stack([((inputs @ matrix.T) * gradients).sum(-1) for matrix in matrices[unit]], -1)
         total = share_btg if total is None else total + share_btg
 
     backward_pass(model, batch, query.units, contract)
