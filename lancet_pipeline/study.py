@@ -44,6 +44,9 @@ class DataSource(Settings):
     overlength: Literal["error", "truncate", "drop"] = Field(
         default="error", description="What happens to a row that is longer than data.max_length."
     )
+    blank: Literal["error", "drop"] = Field(
+        default="error", description="What happens to a row whose prompt or response is null or blank."
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> "DataSource":

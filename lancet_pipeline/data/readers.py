@@ -33,7 +33,7 @@ def read_samples(source: DataSource, *, responses: bool = False) -> pa.Table:
         rows = _renamed(rows, source.columns, place)
     if source.preset != "plain":
         rows = apply_preset(rows, source.preset, place)
-    table = to_samples(rows, place, responses=responses)
+    table = to_samples(rows, place, responses=responses, drop_blank=source.blank == "drop")
     if source.rows is None:
         return table
     start, stop = source.rows

@@ -23,26 +23,33 @@ SAMPLES = pa.schema(
 )
 
 
+_BLANK_REMEDY = "fill it, remove the row, or set `blank: drop` for this source in the study"
+
+
 def sample_id(prompt: str, response: str | None) -> str:
     """First 16 hex digits of SHA-256 over prompt + U+001F + response, or over the prompt alone."""
     text = prompt if response is None else f"{prompt}\x1f{response}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def to_samples(rows: Iterable[Mapping[str, Any]], place: str, *, responses: bool) -> pa.Table:
+def to_samples(rows: Iterable[Mapping[str, Any]], place: str, *, responses: bool, drop_blank: bool = False) -> pa.Table:
     """Validate `rows` and bring them into the schema, in the order of `sample_id`.
 
     Args:
         rows: mappings with at least `prompt` (and `response` where `responses`).
         place: the file or data set, for messages.
         responses: whether every row must carry a response.
+        drop_blank: leave rows with a null or blank text out instead of refusing the set.
 
     Raises:
         InputError: an empty set, a missing column, a null or blank text, a wrong type, a duplicate id.
     """
     table: list[dict[str, Any]] = []
     first_row: dict[str, int] = {}
+    texts = ("prompt", "response") if responses else ("prompt",)
     for number, row in enumerate(rows, start=1):
+        if drop_blank and any(not str(row.get(column, "-") or "").strip() for column in texts):
+            continue
         prompt = _text(row, "prompt", place, number)
         response = _text(row, "response", place, number) if responses or row.get("response") is not None else None
         is_safe = row.get("is_safe")
@@ -97,9 +104,9 @@ def _text(row: Mapping[str, Any], column: str, place: str, number: int) -> str:
         )
     value = row[column]
     if value is None:
-        raise InputError(f"{place}: row {number}: {column} is null; fill it or remove the row")
+        raise InputError(f"{place}: row {number}: {column} is null; {_BLANK_REMEDY}")
     if not isinstance(value, str):
         raise InputError(f"{place}: row {number}: {column} is {type(value).__name__}, not text; convert it")
     if not value.strip():
-        raise InputError(f"{place}: row {number}: {column} is blank; fill it or remove the row")
+        raise InputError(f"{place}: row {number}: {column} is blank; {_BLANK_REMEDY}")
     return value

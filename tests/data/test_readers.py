@@ -39,6 +39,18 @@ def test_bad_rows_are_named(tmp_path, rows, message):
         read_samples(write(tmp_path / "data.jsonl", rows), responses=True)
 
 
+def test_blank_rows_are_left_out_where_the_study_says_so(tmp_path):
+    rows = [GOOD[0], {"prompt": "p", "response": " "}, {"prompt": None, "response": "b"}, {"prompt": "", "response": "b"}]
+    source = write(tmp_path / "data.jsonl", rows)
+    with pytest.raises(InputError, match="row 2: response is blank; .*`blank: drop`"):
+        read_samples(source, responses=True)
+    dropping = source.model_copy(update={"blank": "drop"})
+    assert read_samples(dropping, responses=True)["prompt"].to_pylist() == ["a"]
+    missing = write(tmp_path / "missing.jsonl", [{"prompt": "a"}]).model_copy(update={"blank": "drop"})
+    with pytest.raises(InputError, match="column 'response' is missing"):
+        read_samples(missing, responses=True)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
