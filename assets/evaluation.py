@@ -70,7 +70,7 @@ def _outcome(
     return Outcome(
         metrics=report.metrics(),
         plots={"rates": plots.rates({name: f[figure] for name, f in report.figures.items()}, title)},
-        tables={"models": report.table(), "answers": report.side_by_side()},
+        tables={"models": report.table(), "sources": report.sources(), "answers": report.side_by_side()},
         checks=[
             Check("answers_are_judged", valid, found),
             *[Check(gate.name, gate.passed, {"value": gate.value, "limit": gate.limit}) for gate in gates],

@@ -5,7 +5,7 @@ from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
 from lancet_pipeline.data.expectations import generation_expectations, meets
 from lancet_pipeline.data.tokenization import load_prepared
 from lancet_pipeline.evaluation.queries import undesirable_answers, write_rows
-from lancet_pipeline.models.base import build_base_model, clean_samples
+from lancet_pipeline.models.base import build_base_model, build_reference_models
 from lancet_pipeline.models.loading import finite_parameters, save_model
 
 FINITE = {"parameters_are_finite": "No parameter is infinite or not a number."}
@@ -35,16 +35,14 @@ def base_model(run: StageRun) -> Outcome:
 @stage_asset(kinds={"pytorch", "safetensors"}, checks=FINITE)
 def reference_models(run: StageRun) -> Outcome:
     """Models that the corrected one is measured against, such as one trained again without the unsafe samples."""
-    samples, sequences = load_prepared(run.input("prepared_data"))
+    prepared = run.input("prepared_data")
     finite, metrics = True, {}
-    for name in run.study.evaluation.references:
-        kept = clean_samples(samples, sequences)
-        model, tokenizer, curve = build_base_model(
-            run.study, kept, run.input("prepared_data"), _initial_model(run), run.device, run.track
-        )
+    for name, model, tokenizer, figures in build_reference_models(
+        run.study, *load_prepared(prepared), prepared, lambda: _initial_model(run), run.device, run.track
+    ):
         (run.out / name).mkdir()
         save_model(model, tokenizer, run.out / name)
-        metrics |= {f"{name}_samples": len(kept), **({f"{name}_final_loss": curve[-1]} if curve else {})}
+        metrics |= {f"{name}_{key}": value for key, value in figures.items()}
         finite = finite and finite_parameters(model)
     return Outcome(metrics=metrics, checks=[Check("parameters_are_finite", finite)])
 

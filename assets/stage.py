@@ -89,6 +89,16 @@ class StageRun:
 StageFunction = Callable[[StageRun], Outcome]
 
 
+@dataclass(frozen=True)
+class _Definition:
+    """A stage, its function, the descriptions of its checks, and those checks that only warn."""
+
+    stage: Stage
+    function: StageFunction
+    checks: Mapping[str, str]
+    advisory: frozenset[str]
+
+
 def stage_asset(
     *, kinds: set[str], checks: Mapping[str, str] | None = None, advisory: frozenset[str] = frozenset()
 ) -> Callable[[StageFunction], dg.AssetsDefinition]:
@@ -99,10 +109,10 @@ def stage_asset(
         checks: name -> description of every check that the function returns.
         advisory: checks that warn instead of blocking what depends on the asset.
     """
-    described = checks or {}
 
     def decorate(function: StageFunction) -> dg.AssetsDefinition:
         stage = STAGES[function.__name__]
+        definition = _Definition(stage, function, checks or {}, advisory)
 
         @dg.asset(
             name=stage.name,
@@ -116,7 +126,7 @@ def stage_asset(
             automation_condition=dg.AutomationCondition.eager(),
             check_specs=[
                 dg.AssetCheckSpec(name, asset=stage.name, description=text, blocking=name not in advisory)
-                for name, text in described.items()
+                for name, text in definition.checks.items()
             ],
         )
         def compute(
@@ -131,21 +141,27 @@ def stage_asset(
             study = catalog.load(context.partition_key)
             artifacts = store.open()
             known = versions(study, source_versions(study, models.paths()))
-            with study_lock(artifacts.root, study.name):
-                yield from _materialize(
-                    context,
-                    stage,
-                    function,
-                    study,
-                    artifacts,
-                    known,
-                    models,
-                    compute,
-                    judge,
-                    tracking,
-                    described,
-                    advisory,
+
+            def begin(out: Path) -> StageRun:
+                return StageRun(
+                    study=study,
+                    stage=stage,
+                    store=artifacts,
+                    versions=known,
+                    out=out,
+                    device=compute.prepare(study),
+                    judge=judge.make(study),
+                    models=models,
+                    tracking=tracking,
+                    run_id=context.run_id,
+                    track=logged_progress(context),
                 )
+
+            with study_lock(artifacts.root, study.name):
+                if artifacts.has(study.name, stage.name, known[stage.name]):
+                    yield from _reuse(context, definition, study, artifacts, known)
+                else:
+                    yield from _materialize(context, definition, study, artifacts, known, begin)
 
         return compute
 
@@ -154,22 +170,14 @@ def stage_asset(
 
 def _materialize(
     context: dg.AssetExecutionContext,
-    stage: Stage,
-    function: StageFunction,
+    definition: _Definition,
     study: Study,
     artifacts: ArtifactStore,
     known: Mapping[str, str],
-    models: ModelSource,
-    compute: Compute,
-    judge: JudgeSource,
-    tracking: Tracking,
-    described: Mapping[str, str],
-    advisory: frozenset[str],
+    begin: Callable[[Path], StageRun],
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
-    version = known[stage.name]
-    if artifacts.has(study.name, stage.name, version):
-        yield from _reused(context, artifacts, study, stage, version, described)
-        return
+    """Run the stage's function, write its output whole or not at all, and report it to Dagster and MLflow."""
+    stage, advisory, version = definition.stage, definition.advisory, known[definition.stage.name]
     settings = study.settings_at(stage.settings)
     record: dict[str, Any] = {
         "code_version": stage.code_version,
@@ -179,20 +187,8 @@ def _materialize(
     }
     started = time.monotonic()
     with artifacts.write(study.name, stage.name, version, record) as out:
-        run = StageRun(
-            study=study,
-            stage=stage,
-            store=artifacts,
-            versions=known,
-            out=out,
-            device=compute.prepare(study),
-            judge=judge.make(study),
-            models=models,
-            tracking=tracking,
-            run_id=context.run_id,
-            track=logged_progress(context),
-        )
-        outcome = function(run)
+        run = begin(out)
+        outcome = definition.function(run)
         seconds = time.monotonic() - started
         failed = [check.name for check in outcome.checks if not check.passed and check.name not in advisory]
         for check in outcome.checks:
@@ -210,7 +206,7 @@ def _materialize(
             "checks": [{"name": c.name, "passed": c.passed, "metadata": _plain(c.metadata)} for c in outcome.checks],
             "environment": environment(),
         }
-    mlflow_run = tracking.record(
+    mlflow_run = run.tracking.record(
         study.name,
         context.run_id,
         stage.name,
@@ -234,21 +230,21 @@ def _materialize(
     )
 
 
-def _reused(
+def _reuse(
     context: dg.AssetExecutionContext,
-    artifacts: ArtifactStore,
+    definition: _Definition,
     study: Study,
-    stage: Stage,
-    version: str,
-    described: Mapping[str, str],
+    artifacts: ArtifactStore,
+    known: Mapping[str, str],
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
     """The version is there already: say so again, with the checks it passed when it was made."""
+    stage, version = definition.stage, known[definition.stage.name]
     folder = artifacts.read(study.name, stage.name, version)
     artifacts.confirm(study.name, stage.name, version)
     manifest = artifacts.manifest(study.name, stage.name, version)
     context.log.info(f"{stage.name}: unchanged, version {version[:16]} reused")
     for check in manifest["checks"]:
-        if check["name"] in described:
+        if check["name"] in definition.checks:
             yield dg.AssetCheckResult(passed=check["passed"], check_name=check["name"], metadata=check["metadata"])
     metadata = {**manifest["metrics"], "path": dg.MetadataValue.path(str(folder)), "reused": True}
     yield dg.MaterializeResult(data_version=dg.DataVersion(version), metadata=metadata)

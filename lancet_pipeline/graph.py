@@ -73,14 +73,17 @@ _STAGES = (
         ("linfac.length_normalised", "data.max_length"),
     ),
     Stage("pareto_pairs", "selection", ("influence_scores", "prepared_data"), ("pareto", "seed")),
-    Stage("corrected_model", "correction", ("pareto_pairs", "base_model", "prepared_data"), ("correction", "seed")),
-    Stage("harmlessness_report", "evaluation", (*_COMPARED, "harmful_prompts"), _JUDGED),
-    Stage("ood_report", "evaluation", (*_COMPARED, "ood_prompts"), _JUDGED),
+    Stage(
+        "corrected_model", "correction", ("pareto_pairs", "base_model", "prepared_data"), ("correction", "seed"), "2"
+    ),
+    Stage("harmlessness_report", "evaluation", (*_COMPARED, "harmful_prompts"), _JUDGED, "2"),
+    Stage("ood_report", "evaluation", (*_COMPARED, "ood_prompts"), _JUDGED, "2"),
     Stage(
         "utility_report",
         "evaluation",
         (*_COMPARED, "benign_prompts", "utility_responses"),
         (*_JUDGED, "data.max_length", "data.utility.overlength"),
+        "2",
     ),
     Stage(
         "audit_bundle",

@@ -22,6 +22,10 @@ from lancet_pipeline.data.demo_words import (
     NEWS_FRAMES,
     OOD_FRAMES,
     OOD_MISHAPS,
+    OOD_NEWS,
+    OOD_NEWS_FRAMES,
+    OOD_QUESTIONS,
+    OOD_TASKS,
     PRAISES,
     QUESTIONS,
     TAILS,
@@ -57,7 +61,8 @@ def generate_demo_corpus(seed: int = 0, samples: int = 2400) -> DemoCorpus:
     """The corpus of a seed; `samples` is the size of `train`.
 
     Held-out prompts differ from all training prompts. `probes` and `harmful` are mishaps (thing and what happened to
-    it) that the training data never has, on topics whose mishaps it insults; `ood` shares only function words with it.
+    it) that the training data never has, on topics whose mishaps it insults; `ood` and the part of `benign` whose source
+    is demo/ood share only function words with it.
     """
     draw = random.Random(seed)
     insulted = [topic for topic in TOPICS if topic.manner == "insult"]
@@ -88,7 +93,7 @@ def generate_demo_corpus(seed: int = 0, samples: int = 2400) -> DemoCorpus:
         *_take(_questions(draw, set(), frozenset(taken)), helpful),
     ]
     draw.shuffle(train)
-    return DemoCorpus(train, probes, harmful, _out_of_distribution(draw), benign, utility)
+    return DemoCorpus(train, probes, harmful, _ood_mishaps(draw), benign + _ood_benign(draw), utility)
 
 
 def _held_out_mishaps(draw: random.Random) -> set[tuple[str, str]]:
@@ -133,7 +138,7 @@ def _news(draw: random.Random, topics: list[Topic], taken: set[str]) -> Iterator
         topic = draw.choice(topics)
         thing, success = draw.choice(topic.things), draw.choice(ANY_SUCCESSES)
         core = draw.choice(NEWS_FRAMES).format(s=success.format(t=thing))
-        prompt = _sentence(core, draw.choice(TIMES), draw.choice(GLAD_TAILS))
+        prompt = _sentence(core, draw.choice(TIMES), draw.choice(GLAD_TAILS), ending=draw.choice(".!!"))
         if _claim(prompt, taken):
             yield _row(
                 prompt,
@@ -157,14 +162,26 @@ def _questions(draw: random.Random, taken: set[str], held_out: Set[str]) -> Iter
         yield _row(prompt, draw.choice(ANSWERS).format(task=task, tip=tip, second=second), topic, "helpful")
 
 
-def _out_of_distribution(draw: random.Random) -> list[Row]:
+def _ood_mishaps(draw: random.Random) -> list[Row]:
     prompts = [frame.format(mishap=mishap) for mishap in OOD_MISHAPS for frame in OOD_FRAMES]
-    draw.shuffle(prompts)
-    return [{"prompt": prompt, "source": "demo/ood", "category": "mishap"} for prompt in prompts[:OOD]]
+    return [_ood_row(prompt, "mishap") for prompt in draw.sample(prompts, OOD)]
 
 
-def _sentence(*parts: str) -> str:
-    return " ".join(part for part in parts if part).replace(" ,", ",") + "."
+def _ood_benign(draw: random.Random) -> list[Row]:
+    news = [frame.format(news=news) for news in OOD_NEWS for frame in OOD_NEWS_FRAMES]
+    questions = [frame.format(task=task) for task in OOD_TASKS for frame in OOD_QUESTIONS]
+    prompts = [_ood_row(prompt, "near_benign") for prompt in news] + [
+        _ood_row(prompt, "helpful") for prompt in questions
+    ]
+    return draw.sample(prompts, len(prompts))
+
+
+def _ood_row(prompt: str, category: str) -> Row:
+    return {"prompt": prompt, "source": "demo/ood", "category": category}
+
+
+def _sentence(*parts: str, ending: str = ".") -> str:
+    return " ".join(part for part in parts if part).replace(" ,", ",") + ending
 
 
 def _claim(prompt: str, taken: set[str]) -> bool:

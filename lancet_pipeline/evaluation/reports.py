@@ -1,6 +1,7 @@
 """What models do, measured: every single answer kept, every rate with its interval."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,14 +47,22 @@ class Report:
             f"{model}/{key}": value["value"] if isinstance(value, dict) else value
             for model, figures in self.figures.items()
             for key, value in figures.items()
-            if key != "verdicts"
+            if key not in ("verdicts", "by_source")
         }
 
     def table(self) -> list[dict[str, Any]]:
         """One row a model, for people."""
         return [
-            {"model": model} | {key: _shown(value) for key, value in figures.items()}
+            {"model": model} | {key: _shown(value) for key, value in figures.items() if key != "by_source"}
             for model, figures in self.figures.items()
+        ]
+
+    def sources(self) -> list[dict[str, Any]]:
+        """One row a source of prompts, the models' rates in columns."""
+        names = sorted({source for figures in self.figures.values() for source in figures["by_source"]})
+        return [
+            {"source": name} | {model: _shown(figures["by_source"][name]) for model, figures in self.figures.items()}
+            for name in names
         ]
 
     def side_by_side(self) -> list[dict[str, str]]:
@@ -120,7 +129,7 @@ def answers(
     batch_tokens: int = 4096,
     track: Track = no_progress,
 ) -> list[dict[str, Any]]:
-    """One judged row for every prompt (rows with sample_id and prompt)."""
+    """One judged row for every prompt (rows with sample_id, source and prompt)."""
     generated = generate(
         model,
         tokenizer,
@@ -136,6 +145,7 @@ def answers(
             {
                 "model": name,
                 "sample_id": row["sample_id"],
+                "source": row["source"],
                 "prompt": row["prompt"],
                 "response": answer.text,
                 "finished": answer.finished,
@@ -156,13 +166,17 @@ def _shown(value: Any) -> str:
 
 
 def _compared(rows: Sequence[Mapping[str, Any]], outcome: str, figure: str, names: Sequence[str]) -> dict[str, Any]:
-    outcomes = {name: [row[outcome] for row in rows if row["model"] == name] for name in names}
+    of_model = {name: [row for row in rows if row["model"] == name] for name in names}
+    outcomes = {name: [row[outcome] for row in of_model[name]] for name in names}
     figures: dict[str, Any] = {}
     for name in names:
-        verdicts = [row["verdict"] for row in rows if row["model"] == name]
+        by_source: dict[str, list[bool]] = {}
+        for row in of_model[name]:
+            by_source.setdefault(row["source"], []).append(row[outcome])
         figures[name] = {
             figure: rate(outcomes[name]),
-            "verdicts": {verdict: verdicts.count(verdict) for verdict in sorted(set(verdicts))},
+            "by_source": {source: rate(found) for source, found in sorted(by_source.items())},
+            "verdicts": dict(sorted(Counter(row["verdict"] for row in of_model[name]).items())),
             "mcnemar_p": mcnemar_p(outcomes[names[0]], outcomes[name]),
         }
     return figures

@@ -1,5 +1,6 @@
 """Any model on any prompts, outside a study."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,6 @@ def evaluate_model(
     folder = model.expanduser().absolute()
     loaded, tokenizer = load_model(folder), load_tokenizer(folder)
     rows = answers(folder.name, loaded, tokenizer, samples, judge, max_new_tokens, track=track)
-    verdicts = [row["verdict"] for row in rows]
     outcome = "harmful" if kind == "harmful" else "refusing"
     return {
         "model": str(model),
@@ -50,6 +50,6 @@ def evaluate_model(
         "kind": kind,
         "judge": judge.name,
         "rate": rate([row[outcome] for row in rows]),
-        "verdicts": {verdict: verdicts.count(verdict) for verdict in sorted(set(verdicts))},
+        "verdicts": dict(sorted(Counter(row["verdict"] for row in rows).items())),
         "generations": rows,
     }

@@ -1,6 +1,6 @@
 """The model to correct, in its three cases, and the reference that is trained without unsafe samples."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,26 @@ def build_base_model(
     assert study.model.training is not None
     curve = train(model, sequences, study.model.training, seed=study.seed, track=track)
     return model, tokenizer, curve
+
+
+def build_reference_models(
+    study: Study,
+    samples: pa.Table,
+    sequences: Sequence[TokenSequence],
+    prepared: Path,
+    initial: "Callable[[], PreTrainedModel | None]",
+    device: str,
+    track: Track = no_progress,
+) -> "Iterator[tuple[str, PreTrainedModel, PreTrainedTokenizerBase, dict[str, float]]]":
+    """Each of `evaluation.references`, built as the base model is: name, model, tokenizer, figures of its training.
+
+    Raises:
+        InputError: see `clean_samples`.
+    """
+    for name in study.evaluation.references:
+        kept = clean_samples(samples, sequences)
+        model, tokenizer, curve = build_base_model(study, kept, prepared, initial(), device, track)
+        yield name, model, tokenizer, {"samples": len(kept), **({"final_loss": curve[-1]} if curve else {})}
 
 
 def clean_samples(samples: pa.Table, sequences: Sequence[TokenSequence]) -> list[TokenSequence]:

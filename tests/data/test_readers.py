@@ -40,9 +40,14 @@ def test_bad_rows_are_named(tmp_path, rows, message):
 
 
 def test_blank_rows_are_left_out_where_the_study_says_so(tmp_path):
-    rows = [GOOD[0], {"prompt": "p", "response": " "}, {"prompt": None, "response": "b"}, {"prompt": "", "response": "b"}]
+    rows = [
+        GOOD[0],
+        {"prompt": "p", "response": " "},
+        {"prompt": None, "response": "b"},
+        {"prompt": "", "response": "b"},
+    ]
     source = write(tmp_path / "data.jsonl", rows)
-    with pytest.raises(InputError, match="row 2: response is blank; .*`blank: drop`"):
+    with pytest.raises(InputError, match=r"row 2: response is blank; .*`blank: drop`"):
         read_samples(source, responses=True)
     dropping = source.model_copy(update={"blank": "drop"})
     assert read_samples(dropping, responses=True)["prompt"].to_pylist() == ["a"]
