@@ -127,10 +127,17 @@ class QuerySettings(Settings):
     minimum: Count = Field(default=4, description="Fewer harmful outputs than this end the run.")
 
 
+class RefinementSettings(Settings):
+    samples: Count = Field(default=64, description="Training sequences whose exact curvature is used.")
+    steps: Count = Field(default=4, description="Conjugate-gradient steps, at most.")
+
+
 class LinfacSettings(Settings):
     """Influence. The fields mirror `lancet_pipeline.linfac.LinfacConfig`, which documents them."""
 
     units: Literal["sublayer_output", "sublayer_input", "linear"] = "sublayer_output"
+    factors: Literal["sequence", "token"] = "sequence"
+    eigenvalue_correction: bool = False
     labels: Literal["sampled", "true"] = "sampled"
     damping: Positive = Field(default=1.0, description="Damping as a multiple of the mean eigenvalue over all units.")
     factor_samples: Count = Field(
@@ -140,6 +147,15 @@ class LinfacSettings(Settings):
     length_normalised: bool = Field(
         default=False, description="Score the mean over response tokens instead of the sum."
     )
+    refinement: RefinementSettings | None = Field(
+        default=None, description="Steps towards the exact Gauss-Newton solution; none where absent."
+    )
+
+    @model_validator(mode="after")
+    def _refinable(self) -> "LinfacSettings":
+        if self.refinement is not None and self.units == "sublayer_input":
+            raise ValueError("refinement needs units with weights; use sublayer_output or linear")
+        return self
 
 
 class ParetoSettings(Settings):

@@ -51,7 +51,7 @@ def trace_answer(
         response, finished = answer.text, answer.finished
     samples, sequences = load_prepared(folder("prepared_data"))
     query_row = {"sample_id": "traced", "prompt": prompt, "response": response, "finished": finished}
-    query = study_query(model, tokenizer, Factors.load(folder("linfac_factors")), [query_row], study)
+    query = study_query(model, tokenizer, Factors.load(folder("linfac_factors")), [query_row], sequences, study)
     groups = bucketed(sequences, study.compute.batch_tokens)
     shares: list[np.ndarray] = [np.empty(0)] * len(sequences)
     for group in track(groups, len(groups), "tracing"):

@@ -19,6 +19,11 @@ class TokenBatch:
     attention_mask: torch.Tensor
     loss_mask: torch.Tensor
 
+    @property
+    def position_ids(self) -> torch.Tensor:
+        """[B, T] int64, counted over attended tokens, so that padding on either side moves nothing."""
+        return (self.attention_mask.cumsum(1) - 1).clamp_min(0)
+
     def to(self, device: torch.device | str) -> "TokenBatch":
         return TokenBatch(self.input_ids.to(device), self.attention_mask.to(device), self.loss_mask.to(device))
 

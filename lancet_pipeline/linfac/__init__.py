@@ -10,6 +10,7 @@ A positive score means: training on the sequence made the query's output more li
 
 from lancet_pipeline.data.batches import TokenBatch
 from lancet_pipeline.linfac.factors import Factors, LinfacConfig, fit_factors
+from lancet_pipeline.linfac.refinement import Refinement
 from lancet_pipeline.linfac.scores import Query, query_gradient, score_sequences, score_tokens
 from lancet_pipeline.linfac.units import Unit, find_units
 
@@ -17,6 +18,7 @@ __all__ = [
     "Factors",
     "LinfacConfig",
     "Query",
+    "Refinement",
     "TokenBatch",
     "Unit",
     "find_units",

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -22,6 +22,10 @@ class LinfacConfig:
     """Settings of LinFAC.
 
     units: the granularity, see `find_units`.
+    factors: `sequence` sums outer products of whole-sequence modular gradients; `token` those of single tokens, as
+        classic K-FAC does.
+    eigenvalue_correction: replaces the products of eigenvalues by the mean squared modular gradient along each pair of
+        eigenvectors, at the cost of a second pass (George et al. 2018, EK-FAC).
     labels: `sampled` from the model (true Fisher, equal to Gauss-Newton here) or `true` (empirical Fisher).
     damping: rho; lambda = rho x the mean eigenvalue over all units, one lambda for all of them.
     max_dim: an input side wider than this is sketched by a fixed random orthonormal projection.
@@ -29,6 +33,8 @@ class LinfacConfig:
     """
 
     units: UnitKind = "sublayer_output"
+    factors: Literal["sequence", "token"] = "sequence"
+    eigenvalue_correction: bool = False
     labels: Literal["sampled", "true"] = "sampled"
     damping: float = 1.0
     max_dim: int = 4096
@@ -45,13 +51,22 @@ class LinfacConfig:
 class KroneckerFactor:
     """G_hat = A (x) S of one unit, as eigenpairs: gradients [d_s, d_s], inputs [d_k, d_k], float32.
 
-    d_k is d_a, or the sketch's width where the unit's input side is sketched.
+    d_k is d_a, or the sketch's width where the unit's input side is sketched. `corrected` [d_s, d_k] stands in for the
+    products of eigenvalues where the factors were fitted with eigenvalue correction.
     """
 
     gradient_values: torch.Tensor
     gradient_vectors: torch.Tensor
     input_values: torch.Tensor
     input_vectors: torch.Tensor
+    corrected: torch.Tensor | None = None
+
+    def eigenvalues(self) -> torch.Tensor:
+        """Curvature along each pair of eigenvectors, [d_s, d_k]."""
+        return torch.outer(self.gradient_values, self.input_values) if self.corrected is None else self.corrected
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
 
 
 @dataclass(frozen=True)
@@ -80,7 +95,7 @@ class Factors:
         sketch = _sketch(gradient.shape[-1], self.config, self.units[index].name, gradient)
         gradient = gradient if sketch is None else gradient @ sketch
         rotated = block.gradient_vectors.T @ gradient @ block.input_vectors
-        rotated = rotated / (torch.outer(block.gradient_values, block.input_values) + self.damping_value)
+        rotated = rotated / (block.eigenvalues() + self.damping_value)
         solved = block.gradient_vectors @ rotated @ block.input_vectors.T
         return solved if sketch is None else solved @ sketch.T
 
@@ -88,7 +103,7 @@ class Factors:
         """What the numeric checks look at."""
         finite, lowest, error = True, float("inf"), 0.0
         for block in self.blocks:
-            finite = finite and all(bool(torch.isfinite(tensor).all()) for tensor in vars(block).values())
+            finite = finite and all(bool(torch.isfinite(tensor).all()) for tensor in block.tensors().values())
             lowest = min(lowest, block.gradient_values.min().item(), block.input_values.min().item())
             for vectors in (block.gradient_vectors, block.input_vectors):
                 identity = torch.eye(len(vectors), device=vectors.device)
@@ -111,7 +126,7 @@ class Factors:
         tensors = {
             f"{index}.{field}": tensor.cpu().contiguous()
             for index, block in enumerate(self.blocks)
-            for field, tensor in vars(block).items()
+            for field, tensor in block.tensors().items()
         }
         header = {
             "config": json.dumps(asdict(self.config)),
@@ -128,11 +143,11 @@ class Factors:
         with safe_open(folder / "factors.safetensors", framework="pt", device=str(device)) as file:
             header = file.metadata()
             units = tuple(Unit(**unit) for unit in json.loads(header["units"]))
-            fields = KroneckerFactor.__dataclass_fields__
-            blocks = tuple(
-                KroneckerFactor(**{field: file.get_tensor(f"{index}.{field}") for field in fields})
-                for index in range(len(units))
-            )
+            tensors: list[dict[str, torch.Tensor]] = [{} for _ in units]
+            for key in file.keys():  # noqa: SIM118  (no mapping)
+                index, field = key.split(".")
+                tensors[int(index)][field] = file.get_tensor(key)
+            blocks = tuple(KroneckerFactor(**fields) for fields in tensors)
         return Factors(
             LinfacConfig(**json.loads(header["config"])),
             units,
@@ -143,49 +158,84 @@ class Factors:
 
 
 def fit_factors(model: "PreTrainedModel", batches: Iterable[TokenBatch], config: LinfacConfig) -> Factors:
-    """S = E[M M^T] and A = E[M^T M] / tr(S) over whole sequences, for every unit (docs/method.md, LinFAC 3).
+    """Kronecker factors of every unit (docs/method.md, Factors).
 
-    Costs one forward and one activation-only backward pass over `batches`, and two eigendecompositions a unit.
-    No two sequences are pooled before the outer product. The result does not depend on how sequences are batched.
+    Whole sequences: S = E[M M^T], A = E[M^T M] / tr(S), where no two sequences are pooled before the outer product.
+    Tokens: S = E[sum_t ds_t ds_t^T], A = the mean of a_t a_t^T over tokens.
+
+    Costs one forward and one activation-only backward pass over `batches` (two with eigenvalue correction, which
+    keeps the token ids in memory), and two eigendecompositions a unit. The result does not depend on how sequences are
+    batched.
 
     Raises:
         InputError: no batches, or an architecture whose sublayers are unknown.
     """
     units = tuple(find_units(model, config.units))
-    gradient_sums: dict[Unit, torch.Tensor] = {}
-    input_sums: dict[Unit, torch.Tensor] = {}
+    sketches: dict[Unit, torch.Tensor | None] = {}
+    sums: dict[Unit, tuple[torch.Tensor, torch.Tensor]] = {}
+    attention: torch.Tensor
 
-    def accumulate(unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
-        inputs, gradients = inputs.float(), gradients.float()
-        sketch = _sketch(inputs.shape[-1], config, unit.name, inputs)
-        inputs = inputs if sketch is None else inputs @ sketch
-        gradient_outer, input_outer = sequence_outer_products(inputs, gradients)
-        if unit in gradient_sums:
-            gradient_sums[unit] += gradient_outer
-            input_sums[unit] += input_outer
+    def sketched(unit: Unit, inputs: torch.Tensor) -> torch.Tensor:
+        if unit not in sketches:
+            sketches[unit] = _sketch(inputs.shape[-1], config, unit.name, inputs)
+        sketch = sketches[unit]
+        return inputs.float() if sketch is None else inputs.float() @ sketch
+
+    def add_outer_products(unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
+        inputs, gradients = sketched(unit, inputs), gradients.float()
+        if config.factors == "sequence":
+            gradient_outer, input_outer = sequence_outer_products(inputs, gradients)
         else:
-            gradient_sums[unit], input_sums[unit] = gradient_outer, input_outer
+            flat = inputs[attention]
+            gradient_outer, input_outer = token_outer_product(gradients.flatten(0, 1)), token_outer_product(flat)
+        if unit in sums:
+            sums[unit][0].add_(gradient_outer)
+            sums[unit][1].add_(input_outer)
+        else:
+            sums[unit] = gradient_outer, input_outer
 
-    count = 0
+    if config.eigenvalue_correction:
+        batches = list(batches)
+    labels = None if config.labels == "true" else lambda logits, batch: sample_labels(logits, batch, config.seed)
+    sequences = tokens = 0
     for batch in batches:
-        labels = None if config.labels == "true" else lambda logits, batch: sample_labels(logits, batch, config.seed)
-        backward_pass(model, batch, units, accumulate, labels)
-        count += len(batch.input_ids)
-    if count == 0:
+        attention = batch.attention_mask.bool().to(model.device)
+        backward_pass(model, batch, units, add_outer_products, labels)
+        sequences += len(batch.input_ids)
+        tokens += int(batch.attention_mask.sum())
+    if sequences == 0:
         raise InputError("fit_factors: no batches; give at least one sequence")
 
-    blocks, trace, size = [], 0.0, 0
+    blocks = []
     for unit in units:
-        gradient_factor = gradient_sums.pop(unit) / count
-        unit_trace = gradient_factor.trace().item()
-        input_factor = input_sums.pop(unit) / (count * max(unit_trace, torch.finfo(torch.float32).tiny))
-        gradient_values, gradient_vectors = _eigh(gradient_factor)
-        input_values, input_vectors = _eigh(input_factor)
-        blocks.append(KroneckerFactor(gradient_values, gradient_vectors, input_values, input_vectors))
-        trace += gradient_values.double().sum().item() * input_values.double().sum().item()
-        size += len(gradient_values) * len(input_values)
-    damping_value = max(config.damping * trace / size, 1e-30)
-    return Factors(config, units, tuple(blocks), damping_value, count)
+        gradient_sum, input_sum = sums.pop(unit)
+        gradient_factor = gradient_sum / sequences
+        scale = sequences * gradient_factor.trace().item() if config.factors == "sequence" else tokens
+        input_factor = input_sum / max(scale, torch.finfo(torch.float32).tiny)
+        blocks.append(KroneckerFactor(*_eigh(gradient_factor), *_eigh(input_factor)))
+
+    if config.eigenvalue_correction:
+        squares = [torch.zeros_like(block.eigenvalues()) for block in blocks]
+        places = {unit: index for index, unit in enumerate(units)}
+
+        def add_squares(unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
+            block = blocks[places[unit]]
+            rotated_inputs = sketched(unit, inputs) @ block.input_vectors
+            rotated_gradients = gradients.float() @ block.gradient_vectors
+            squares[places[unit]] += (rotated_gradients.mT @ rotated_inputs).square_().sum(0)
+
+        for batch in batches:
+            backward_pass(model, batch, units, add_squares, labels)
+        blocks = [replace(block, corrected=total / sequences) for block, total in zip(blocks, squares, strict=True)]
+
+    values = [block.eigenvalues() for block in blocks]
+    mean = sum(value.double().sum().item() for value in values) / sum(value.numel() for value in values)
+    return Factors(config, units, tuple(blocks), max(config.damping * mean, 1e-30), sequences)
+
+
+def token_outer_product(vectors_nd: torch.Tensor) -> torch.Tensor:
+    """sum_n v_n v_n^T, [d, d]."""
+    return vectors_nd.T @ vectors_nd
 
 
 def sequence_outer_products(inputs_bta: torch.Tensor, gradients_bts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,6 +9,7 @@ import torch
 from lancet_pipeline.data.batches import TokenBatch
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.linfac.factors import Factors
+from lancet_pipeline.linfac.refinement import Refinement, refine
 from lancet_pipeline.linfac.units import Unit, backward_pass
 
 if TYPE_CHECKING:
@@ -34,22 +35,25 @@ def query_gradient(
     factors: Factors,
     *,
     length_normalised: bool = False,
+    refinement: Refinement | None = None,
 ) -> Query:
-    """Mean modular gradient of each group of queries times the damped inverse (docs/method.md, LinFAC 5).
+    """Mean modular gradient of each group of queries times the damped inverse (docs/method.md, Queries).
 
     Args:
         query_batches: the queries, or a mapping from group name to its queries.
         length_normalised: scores divide a sequence's gradient by its number of loss tokens.
+        refinement: takes LinFAC's solution nearer to the exact one.
 
     Raises:
         InputError: a group without queries.
     """
     named = query_batches if isinstance(query_batches, Mapping) else {"": query_batches}
-    gradients = [_mean_gradient(model, batches, factors.units, name) for name, batches in named.items()]
-    matrices = tuple(
-        factors.precondition(index, torch.stack([group[index] for group in gradients]))
-        for index in range(len(factors.units))
-    )
+    gradients = [mean_gradient(model, batches, factors.units, name) for name, batches in named.items()]
+    stacked = tuple(torch.stack([group[index] for group in gradients]) for index in range(len(factors.units)))
+    if refinement is None:
+        matrices = tuple(factors.precondition(index, gradient) for index, gradient in enumerate(stacked))
+    else:
+        matrices = refine(model, stacked, factors, refinement)
     groups = tuple(named) if isinstance(query_batches, Mapping) else None
     return Query(groups, factors.units, matrices, length_normalised)
 
@@ -81,7 +85,7 @@ def score_tokens(model: "PreTrainedModel", batch: TokenBatch, query: Query) -> t
     return total[..., 0] if query.groups is None else total
 
 
-def _mean_gradient(
+def mean_gradient(
     model: "PreTrainedModel", batches: Iterable[TokenBatch], units: tuple[Unit, ...], group: str
 ) -> list[torch.Tensor]:
     """Modular gradient of each unit [d_s, d_a], averaged over the sequences of `batches`."""

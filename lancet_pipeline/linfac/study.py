@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from lancet_pipeline.data.batches import TokenBatch, TokenSequence, bucketed, collate
 from lancet_pipeline.data.tokenization import tokenize
 from lancet_pipeline.linfac.factors import Factors, LinfacConfig, fit_factors
+from lancet_pipeline.linfac.refinement import Refinement
 from lancet_pipeline.linfac.scores import Query, query_gradient, score_tokens
 from lancet_pipeline.progress import Track, no_progress
 from lancet_pipeline.study import Study
@@ -27,9 +28,16 @@ def fit_study_factors(
 ) -> Factors:
     """Factors from a random part of the training sequences, `linfac.factor_samples` at most."""
     settings = study.linfac
-    config = LinfacConfig(settings.units, settings.labels, settings.damping, settings.max_dim, study.seed)
-    chosen = np.random.default_rng(study.seed).permutation(len(sequences))[: settings.factor_samples]
-    batches, count = _batches([sequences[i] for i in chosen], study.compute.batch_tokens)
+    config = LinfacConfig(
+        units=settings.units,
+        factors=settings.factors,
+        eigenvalue_correction=settings.eigenvalue_correction,
+        labels=settings.labels,
+        damping=settings.damping,
+        max_dim=settings.max_dim,
+        seed=study.seed,
+    )
+    batches, count = _batches(_sample(sequences, settings.factor_samples, study.seed), study.compute.batch_tokens)
     return fit_factors(model, track(batches, count, "fitting factors"), config)
 
 
@@ -45,11 +53,17 @@ def study_query(
     tokenizer: "PreTrainedTokenizerBase",
     factors: Factors,
     queries: Sequence[Mapping[str, Any]],
+    sequences: Sequence[TokenSequence],
     study: Study,
 ) -> Query:
-    """All `queries` as one batch query."""
+    """All `queries` as one batch query, refined on a random part of the training `sequences` where the study says so."""
     batches, _ = _batches(query_sequences(tokenizer, queries, study.data.max_length), study.compute.batch_tokens)
-    return query_gradient(model, batches, factors, length_normalised=study.linfac.length_normalised)
+    settings, refinement = study.linfac.refinement, None
+    if settings is not None:
+        used, _ = _batches(_sample(sequences, settings.samples, study.seed + 1), study.compute.batch_tokens)
+        refinement = Refinement(used, settings.steps)
+    normalised = study.linfac.length_normalised
+    return query_gradient(model, batches, factors, length_normalised=normalised, refinement=refinement)
 
 
 def influence_table(
@@ -67,7 +81,7 @@ def influence_table(
     Rows stand in the order of `sequences`. `tokens`: list of {position, token, share}, largest |share| first.
     """
     started = time.monotonic()
-    query = study_query(model, tokenizer, factors, queries, study)
+    query = study_query(model, tokenizer, factors, queries, sequences, study)
     groups = bucketed(sequences, study.compute.batch_tokens)
     rows: list[dict[str, Any]] = [{} for _ in sequences]
     for group in track(groups, len(groups), "scoring"):
@@ -105,6 +119,11 @@ def _row(sequence: TokenSequence, shares: np.ndarray, tokenizer: "PreTrainedToke
         for p in top
     ]
     return {"sample_id": sequence.sample_id, "score": float(shares.sum(dtype=np.float64)), "tokens": tokens}
+
+
+def _sample(sequences: Sequence[TokenSequence], count: int, seed: int) -> list[TokenSequence]:
+    chosen = np.random.default_rng(seed).permutation(len(sequences))[:count]
+    return [sequences[i] for i in chosen]
 
 
 def _batches(sequences: Sequence[TokenSequence], batch_tokens: int) -> tuple[Iterator[TokenBatch], int]:

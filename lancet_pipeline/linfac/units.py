@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lancet_pipeline.data.batches import TokenBatch
-from lancet_pipeline.models.architectures import layers_of, sublayers_of
+from lancet_pipeline.models.architectures import layers_of, projections, sublayers_of
 from lancet_pipeline.models.likelihood import sum_by_sequence
 
 if TYPE_CHECKING:
@@ -41,12 +41,11 @@ def find_units(model: "PreTrainedModel", kind: UnitKind) -> list[Unit]:
     Raises:
         InputError: the architecture is unknown.
     """
-    places = sublayers_of(model.config.model_type)
+    places = sublayers_of(model)
     units = []
     for name, layer in layers_of(model):
         if kind == "linear":
-            linear = [path for path, module in layer.named_modules() if _is_linear(module)]
-            units += [Unit(f"{name}.{path}", f"{name}.{path}", f"{name}.{path}") for path in linear]
+            units += [Unit(*[f"{name}.{path}"] * 3) for path, _ in projections(layer)]
             continue
         for label, entry, exit_ in (
             ("attention", places.attention_input, places.attention_output),
@@ -80,25 +79,33 @@ def backward_pass(
 
     def read(unit: Unit) -> Callable:
         def hook(_module: nn.Module, args: tuple) -> None:
-            inputs[unit] = args[0].detach()
+            inputs[unit] = by_sequence(args[0].detach())
 
         return hook
 
     def watch(unit: Unit) -> Callable:
         def hook(_module: nn.Module, _args: tuple, output: torch.Tensor) -> None:
-            output.register_hook(lambda gradient: consume(unit, inputs.pop(unit), gradient))
+            output.register_hook(lambda gradient: consume(unit, inputs.pop(unit), by_sequence(gradient)))
 
         return hook
 
+    def by_sequence(values: torch.Tensor) -> torch.Tensor:
+        return values.unflatten(0, batch.input_ids.shape) if values.dim() == 2 else values  # OPT flattens its FFN
+
     batch = batch.to(model.device)
     handles = []
-    with _frozen(model), torch.enable_grad():
+    with frozen(model), torch.enable_grad():
         try:
             for unit in units:
                 handles.append(model.get_submodule(unit.input_module).register_forward_pre_hook(read(unit)))
                 handles.append(model.get_submodule(unit.output_module).register_forward_hook(watch(unit)))
             embeddings = model.get_input_embeddings()(batch.input_ids).detach().requires_grad_()
-            output = model(inputs_embeds=embeddings, attention_mask=batch.attention_mask, use_cache=False)
+            output = model(
+                inputs_embeds=embeddings,
+                attention_mask=batch.attention_mask,
+                position_ids=batch.position_ids,
+                use_cache=False,
+            )
             mask = batch.loss_mask[:, 1:]
             logits = output.logits[:, :-1][mask].float()
             targets = batch.input_ids[:, 1:][mask] if labels is None else labels(logits.detach(), batch)
@@ -111,7 +118,8 @@ def backward_pass(
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no parameter that takes a gradient, until the block ends."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     training = model.training
     model.eval()
@@ -123,9 +131,3 @@ def _frozen(model: nn.Module) -> Iterator[None]:
         model.train(training)
         for parameter in trainable:
             parameter.requires_grad_(True)
-
-
-def _is_linear(module: nn.Module) -> bool:
-    from transformers.pytorch_utils import Conv1D
-
-    return isinstance(module, (nn.Linear, Conv1D))

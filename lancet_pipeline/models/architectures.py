@@ -1,6 +1,8 @@
-"""Where each decoder architecture keeps its sublayers.
+"""Where a decoder keeps its sublayers: found by structure, or registered.
 
-An architecture that is not listed is added in one line, before the model is used:
+A layer's attention is the child whose name says so; everything linear beside it is its feed-forward network. The output
+projection of a sublayer is its last linear layer that is as wide as the residual stream. An architecture that is built
+otherwise is registered in one line, before the model is used:
 
     register("my_arch", Sublayers("model.layers", "attn.qkv", "attn.out", "mlp.up", "mlp.down"))
 """
@@ -27,17 +29,7 @@ class Sublayers:
     ffn_output: str
 
 
-_LLAMA = Sublayers("model.layers", "self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
-
-_REGISTRY: dict[str, Sublayers] = {
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "smollm3"), _LLAMA),
-    "phi": Sublayers("model.layers", "self_attn.q_proj", "self_attn.dense", "mlp.fc1", "mlp.fc2"),
-    "opt": Sublayers("model.decoder.layers", "self_attn.q_proj", "self_attn.out_proj", "fc1", "fc2"),
-    "gpt2": Sublayers("transformer.h", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
-    "gpt_neox": Sublayers(
-        "gpt_neox.layers", "attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"
-    ),
-}
+_REGISTRY: dict[str, Sublayers] = {}
 
 
 def register(model_type: str, sublayers: Sublayers) -> None:
@@ -45,17 +37,77 @@ def register(model_type: str, sublayers: Sublayers) -> None:
     _REGISTRY[model_type] = sublayers
 
 
-def sublayers_of(model_type: str) -> Sublayers:
-    """Raises InputError where the architecture is unknown."""
-    if model_type not in _REGISTRY:
-        raise InputError(
-            f"architecture '{model_type}': its sublayers are unknown (known: {', '.join(sorted(_REGISTRY))}); "
-            "register them with lancet_pipeline.models.architectures.register"
-        )
-    return _REGISTRY[model_type]
+def sublayers_of(model: nn.Module) -> Sublayers:
+    """The registered places of a model's architecture, or those that its structure shows.
+
+    Raises:
+        InputError: there are none, as in mixtures of experts and state-space models; says which part was not found.
+    """
+    model_type = model.config.model_type
+    if model_type in _REGISTRY:
+        return _REGISTRY[model_type]
+    stacks = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers
+    ]
+    if not stacks:
+        raise _unknown(model_type, "no list of num_hidden_layers layers")
+    layers = min(stacks, key=len)
+    layer = model.get_submodule(layers)[0]
+    width = model.config.hidden_size
+    attention, ffn = [], []
+    for name, module in projections(layer):
+        (attention if "attn" in name or "attention" in name else ffn).append((name, module))
+    places = []
+    for label, found in (("attention", attention), ("feed-forward network", ffn)):
+        outputs = [name for name, module in found if _output_width(module) == width]
+        if len(found) < 2 or not outputs:
+            raise _unknown(
+                model_type, f"no {label} of linear layers that ends as wide as the residual stream ({width})"
+            )
+        places += [found[0][0], outputs[-1]]
+    return Sublayers(layers, *places)
 
 
 def layers_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Name and module of every Transformer layer, first to last."""
-    prefix = sublayers_of(model.config.model_type).layers
+    prefix = sublayers_of(model).layers
     return [(f"{prefix}.{index}", layer) for index, layer in enumerate(model.get_submodule(prefix))]
+
+
+def projections(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Every linear layer below `module`, by name; one that an adapter wraps counts once, as the wrapper."""
+    found: list[tuple[str, nn.Module]] = []
+    for name, child in module.named_modules():
+        inside_adapter = any(name.startswith(f"{outer}.") for outer, _ in found)
+        if not inside_adapter and isinstance(base_layer(child), nn.Linear | _conv1d()):
+            found.append((name, child))
+    return found
+
+
+def base_layer(module: nn.Module) -> nn.Module:
+    """The layer that a peft adapter wraps; the module itself where none does."""
+    return getattr(module, "base_layer", module)
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a projection keeps its weight as [d_a, d_s], as GPT-2's do."""
+    return isinstance(base_layer(module), _conv1d())
+
+
+def _output_width(module: nn.Module) -> int:
+    return base_layer(module).weight.shape[1 if is_transposed(module) else 0]
+
+
+def _conv1d() -> type[nn.Module]:
+    from transformers.pytorch_utils import Conv1D
+
+    return Conv1D
+
+
+def _unknown(model_type: str, missing: str) -> InputError:
+    return InputError(
+        f"architecture '{model_type}': its sublayers are unknown ({missing}); "
+        "register them with lancet_pipeline.models.architectures.register"
+    )

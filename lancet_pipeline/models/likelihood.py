@@ -1,8 +1,8 @@
 """How likely a model finds the loss tokens of sequences."""
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,9 +12,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def response_logits(model: "PreTrainedModel", batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
+def response_logits(model: Callable[..., Any], batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits that predict the loss tokens, and those tokens: [n, vocab] float32 and [n] int64, row by row."""
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+    logits = model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
+        use_cache=False,
+    ).logits
     mask = batch.loss_mask[:, 1:]
     return logits[:, :-1][mask].float(), batch.input_ids[:, 1:][mask]
 

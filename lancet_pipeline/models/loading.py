@@ -32,15 +32,27 @@ def check_checkpoint(folder: Path) -> None:
             )
         raise InputError(f"{folder}: holds no weights (*.safetensors); download the whole checkpoint")
     try:
-        model_type = json.loads(config.read_text()).get("model_type", "unspecified")
+        json.loads(config.read_text())
     except ValueError as error:
         raise InputError(f"{config}: not valid JSON ({error})") from None
+    _check_architecture(folder)
+
+
+def _check_architecture(folder: Path) -> None:
+    """Build the model without memory for its weights, and look for its sublayers."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     from lancet_pipeline.models.architectures import sublayers_of
 
     try:
-        sublayers_of(model_type)
+        with torch.device("meta"):
+            sublayers_of(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)))
     except InputError as error:
         raise InputError(f"{folder}: {error}") from None
+    except (ValueError, KeyError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{folder}: the sublayers are unknown, since this is no decoder known ({reason})") from None
 
 
 def load_model(
@@ -67,7 +79,6 @@ def load_model(
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             trust_remote_code=False,
-            attn_implementation="sdpa",
         )
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
@@ -109,7 +120,7 @@ def new_model(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
 def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from linfac.small import batch, gpt2, llama, split
 
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.linfac import (
@@ -18,33 +18,6 @@ from lancet_pipeline.linfac import (
 from lancet_pipeline.linfac.factors import sequence_outer_products
 from lancet_pipeline.linfac.units import backward_pass
 from lancet_pipeline.models.likelihood import response_logps
-
-
-def llama():
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
-    return LlamaForCausalLM(
-        LlamaConfig(vocab_size=50, num_attention_heads=2, max_position_embeddings=32, **sizes)
-    ).eval()
-
-
-def gpt2():
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=32)).eval()
-
-
-def batch(rows: int = 6, length: int = 12, seed: int = 0) -> TokenBatch:
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, 50, (rows, length), generator=generator)
-    attention, loss = torch.ones_like(ids), torch.zeros(rows, length, dtype=torch.bool)
-    loss[:, 5:] = True
-    attention[1, 9:], loss[1, 9:] = 0, False
-    return TokenBatch(ids, attention, loss)
-
-
-def split(whole: TokenBatch, *sizes: int) -> list[TokenBatch]:
-    parts = zip(*(tensor.split(sizes) for tensor in vars(whole).values()), strict=True)
-    return [TokenBatch(*part) for part in parts]
 
 
 def output_projection_gradient(model, unit, one: TokenBatch) -> torch.Tensor:
@@ -173,10 +146,3 @@ def test_parameters_and_mode_are_left_as_they_were():
 def test_no_batches_is_an_input_error():
     with pytest.raises(InputError, match="no batches"):
         fit_factors(llama(), [], LinfacConfig())
-
-
-def test_unknown_architecture_names_the_remedy():
-    model = llama()
-    model.config.model_type = "enigma"
-    with pytest.raises(InputError, match=r"architectures\.register"):
-        find_units(model, "sublayer_output")

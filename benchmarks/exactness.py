@@ -1,0 +1,157 @@
+"""How near each method comes to exact damped Gauss-Newton influence, on small trained models.
+
+    python -m benchmarks.exactness --json OUT
+
+For every seed a model is trained, the exact influence of all training sequences on held-out queries is computed by
+conjugate gradients on all linear layers, and each method's scores are compared with it (Spearman, averaged over the
+queries). Rivals get their best damping of a sweep, chosen by looking at the exact influence itself.
+"""
+
+import copy
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from scipy.stats import spearmanr
+
+from benchmarks.small import batches, trained, walks
+from lancet_pipeline.data.batches import TokenBatch, collate
+from lancet_pipeline.linfac import (
+    Factors,
+    LinfacConfig,
+    Query,
+    Refinement,
+    fit_factors,
+    query_gradient,
+    score_sequences,
+)
+from lancet_pipeline.linfac.exact import Blocks, GaussNewton, conjugate_gradients
+from lancet_pipeline.linfac.scores import mean_gradient
+
+SAMPLES, QUERIES = 256, 4
+DAMPINGS = (0.01, 0.1, 1.0, 10.0)  # multiples of the mean eigenvalue
+REFINEMENTS = ((32, 2), (64, 2), (64, 4), (128, 4), (256, 2), (256, 4), (256, 8), (256, 16))  # sequences, steps
+
+
+def main(json_out: Annotated[Path | None, typer.Option("--json")] = None, seeds: int = 5) -> None:
+    per_seed = []
+    for seed in range(seeds):
+        per_seed.append(one_seed(seed))
+        print(f"seed {seed}: " + "  ".join(f"{k} {v:.3f}" for k, v in per_seed[-1]["summary"].items()), flush=True)
+    names = per_seed[0]["summary"]
+    result = {
+        "spearman": {name: float(np.mean([one["summary"][name] for one in per_seed])) for name in names},
+        "per_seed": per_seed,
+    }
+    print(json.dumps(result["spearman"], indent=2))
+    if json_out is not None:
+        json_out.write_text(json.dumps(result, indent=2))
+
+
+def one_seed(seed: int) -> dict[str, Any]:
+    """Spearman with exact influence of every method and setting, and the best of each kind."""
+    sequences = walks(seed, SAMPLES + QUERIES)
+    train, held_out = sequences[:SAMPLES], sequences[SAMPLES:]
+    model = trained(train, seed)
+    data = batches(train)
+    queries = {query.sample_id: [collate([query])] for query in held_out}
+    linear = fit_factors(model, data, LinfacConfig(units="linear"))
+    gradients = [mean_gradient(model, batch, linear.units, name) for name, batch in queries.items()]
+    right = tuple(torch.stack([gradient[i] for gradient in gradients]) for i in range(len(linear.units)))
+
+    def scores(matrices: Blocks) -> torch.Tensor:
+        return score_sequences(model, data, Query(tuple(queries), linear.units, matrices))
+
+    started = time.monotonic()
+    exact = scores(exact_solution(model, data, linear, right))
+    exact_seconds = time.monotonic() - started
+
+    def agreement(found: torch.Tensor) -> float:
+        columns = zip(found.T.numpy(), exact.T.numpy(), strict=True)
+        return float(np.mean([spearmanr(a, b)[0] for a, b in columns]))
+
+    def linfac(factors: Factors, refinement: Refinement | None = None) -> float:
+        return agreement(score_sequences(model, data, query_gradient(model, queries, factors, refinement=refinement)))
+
+    found: dict[str, float] = {}
+    for units in ("sublayer_input", "sublayer_output", "linear"):
+        for kind in ("sequence", "token"):
+            for corrected in (False, True):
+                config = LinfacConfig(units=units, factors=kind, eigenvalue_correction=corrected)
+                factors = fit_factors(model, data, config)
+                for rho in DAMPINGS:
+                    name = f"{units} {kind}{' corrected' if corrected else ''} damping {rho:g}"
+                    found[name] = linfac(replace(factors, damping_value=factors.damping_value * rho))
+    for units in ("sublayer_output", "linear"):
+        factors = fit_factors(model, data, LinfacConfig(units=units))
+        for count, steps in REFINEMENTS:
+            found[f"{units} refined on {count} steps {steps}"] = linfac(
+                factors, Refinement(batches(train[:count]), steps)
+            )
+    ekfac = ekfac_agreements(model, train, held_out, linear.damping_value, seed, agreement)
+    blocks = agreement(scores(block_solution(model, data, linear, right)))
+    summary = {
+        "default": linfac(fit_factors(model, data, LinfacConfig())),
+        "best": max(found.values()),
+        "ekfac": max(ekfac.values()),
+        "gradient_dot": agreement(scores(right)),
+        "exact_block_per_matrix": blocks,
+    }
+    return {
+        "seed": seed,
+        "summary": summary,
+        "best_setting": max(found, key=found.__getitem__),
+        "linfac": found,
+        "ekfac": ekfac,
+        "exact_seconds": exact_seconds,
+    }
+
+
+def exact_solution(model: Any, data: Sequence[TokenBatch], factors: Factors, right: Blocks) -> Blocks:
+    """(G + lambda I)^-1 right over all units together, to a relative residual of 1e-3."""
+    return conjugate_gradients(
+        GaussNewton(model, data, factors.units).product,
+        right,
+        factors.damping_value,
+        steps=500,
+        tolerance=1e-3,
+        precondition=lambda blocks: tuple(factors.precondition(i, block) for i, block in enumerate(blocks)),
+    )
+
+
+def block_solution(model: Any, data: Sequence[TokenBatch], factors: Factors, right: Blocks) -> Blocks:
+    """The same with the exact matrix cut to one block a weight matrix: the ceiling of all that treat matrices apart."""
+    return tuple(
+        conjugate_gradients(
+            GaussNewton(model, data, [unit]).product,
+            (right[index],),
+            factors.damping_value,
+            steps=500,
+            tolerance=1e-3,
+            precondition=lambda blocks, index=index: (factors.precondition(index, blocks[0]),),
+        )[0]
+        for index, unit in enumerate(factors.units)
+    )
+
+
+def ekfac_agreements(model: Any, train: Any, held_out: Any, mean: float, seed: int, agreement: Any) -> dict[str, float]:
+    """kronfluence's EK-FAC at its heuristic damping and at the multiples of the mean eigenvalue."""
+    from benchmarks.ekfac import Ekfac
+
+    with tempfile.TemporaryDirectory() as folder:
+        rival = Ekfac(copy.deepcopy(model), train, 128, Path(folder), seed)
+        dampings = {"heuristic": None, **{f"{rho:g}": rho * mean for rho in DAMPINGS}}
+        return {
+            name: agreement(rival.scores(held_out, train, damping, pooled=False)) for name, damping in dampings.items()
+        }
+
+
+if __name__ == "__main__":
+    typer.run(main)
