@@ -1,5 +1,7 @@
 """LinFAC: factors of the model, and the influence of every training sample on the undesirable outputs."""
 
+import time
+
 from lancet_pipeline import plots
 from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
 from lancet_pipeline.data.expectations import meets, score_expectations
@@ -7,7 +9,9 @@ from lancet_pipeline.data.tokenization import load_prepared
 from lancet_pipeline.evaluation.influence import retrieval
 from lancet_pipeline.evaluation.queries import read_rows
 from lancet_pipeline.linfac import Factors
-from lancet_pipeline.linfac.study import fit_study_factors, influence_table, read_scores, write_scores
+from lancet_pipeline.linfac.study import fit_study_factors, influence, influence_table, read_scores, write_scores
+
+SUFFICIENT_RELIABILITY = 0.8
 
 
 @stage_asset(
@@ -16,7 +20,9 @@ from lancet_pipeline.linfac.study import fit_study_factors, influence_table, rea
         "factors_are_finite": "No eigenvalue or eigenvector is infinite or not a number.",
         "factors_are_positive_semidefinite": "No eigenvalue is negative beyond rounding.",
         "eigenvectors_are_orthonormal": "Each factor is symmetric: its eigenvectors form an orthonormal basis.",
+        "sample_sufficed": "Scores are estimated to correlate by 0.8 or more with those of unlimited factor samples.",
     },
+    advisory=frozenset({"sample_sufficed"}),
 )
 def linfac_factors(run: StageRun) -> Outcome:
     """Kronecker factors of the Gauss-Newton matrix, one pair for every Transformer sublayer."""
@@ -26,7 +32,12 @@ def linfac_factors(run: StageRun) -> Outcome:
     factors.save(run.out)
     health = factors.health()
     return Outcome(
-        metrics={"units": len(factors.units), "sequences": factors.sequences, "damping_value": factors.damping_value},
+        metrics={
+            "units": len(factors.units),
+            "sequences": factors.sequences,
+            "mean_eigenvalue": factors.mean_eigenvalue,
+            "reliability": factors.reliability,
+        },
         plots={"spectrum": plots.spectra(factors.spectra())},
         checks=[
             Check("factors_are_finite", health.finite),
@@ -37,6 +48,11 @@ def linfac_factors(run: StageRun) -> Outcome:
                 "eigenvectors_are_orthonormal",
                 health.orthonormality_error < 1e-3,
                 {"error": health.orthonormality_error},
+            ),
+            Check(
+                "sample_sufficed",
+                factors.reliability >= SUFFICIENT_RELIABILITY,
+                {"reliability": factors.reliability, "remedy": "raise linfac.factor_samples"},
             ),
         ],
     )
@@ -52,16 +68,31 @@ def influence_scores(run: StageRun) -> Outcome:
     samples, sequences = load_prepared(run.input("prepared_data"))
     factors = Factors.load(run.input("linfac_factors"), run.device)
     queries = read_rows(run.input("undesirable_outputs") / "queries.parquet")
-    table, seconds = influence_table(model, tokenizer, samples, sequences, factors, queries, run.study, run.track)
-    write_scores(table, run.out)
+    started = time.monotonic()
+    found = influence(
+        model, tokenizer, sequences, factors, queries, run.study, journal=run.store.journal, track=run.track
+    )
+    seconds = time.monotonic() - started
+    write_scores(influence_table(found, samples, sequences, tokenizer), run.out)
     scored = read_scores(run.out)
-    valid, found = meets(scored.to_pandas(), score_expectations(len(sequences)), "influence_scores")
+    valid, details = meets(scored.to_pandas(), score_expectations(len(sequences)), "influence_scores")
     quality, precision_recall = retrieval(samples, scored)
     return Outcome(
-        metrics={"samples": len(sequences), "queries": len(queries), "scoring_seconds": seconds, **quality},
+        metrics={
+            "samples": len(sequences),
+            "reused": found.raw.reused,
+            "queries": len(queries),
+            "damping": found.damping,
+            "scoring_seconds": seconds,
+            **quality,
+        },
         plots=precision_recall,
         tables={
-            "most_driving": scored.sort_by([("score", "descending")]).slice(0, 10).drop_columns("tokens").to_pylist()
+            "most_driving": scored.sort_by([("score", "descending")])
+            .slice(0, 10)
+            .drop_columns(["tokens", "groups"])
+            .to_pylist(),
+            **({"damping": found.choice.rows()} if found.choice else {}),
         },
-        checks=[Check("every_sample_is_scored_once", valid, found)],
+        checks=[Check("every_sample_is_scored_once", valid, details)],
     )

@@ -92,4 +92,5 @@ class Ekfac:
 
 
 def _collate(sequences: list[TokenSequence]) -> dict[str, torch.Tensor]:
-    return dict(vars(collate(sequences)))
+    batch = collate(sequences)
+    return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "loss_mask": batch.loss_mask}

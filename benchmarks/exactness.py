@@ -12,7 +12,6 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,11 +62,12 @@ def one_seed(seed: int) -> dict[str, Any]:
     data = batches(train)
     queries = {query.sample_id: [collate([query])] for query in held_out}
     linear = fit_factors(model, data, LinfacConfig(units="linear"))
-    gradients = [mean_gradient(model, batch, linear.units, name) for name, batch in queries.items()]
+    gradients = [mean_gradient(model, batch, linear.units, name)[0] for name, batch in queries.items()]
     right = tuple(torch.stack([gradient[i] for gradient in gradients]) for i in range(len(linear.units)))
 
     def scores(matrices: Blocks) -> torch.Tensor:
-        return score_sequences(model, data, Query(tuple(queries), linear.units, matrices))
+        weights = (1 / QUERIES,) * QUERIES
+        return score_sequences(model, data, Query(tuple(queries), linear.units, matrices, weights, linear.model))
 
     started = time.monotonic()
     exact = scores(exact_solution(model, data, linear, right))
@@ -88,14 +88,14 @@ def one_seed(seed: int) -> dict[str, Any]:
                 factors = fit_factors(model, data, config)
                 for rho in DAMPINGS:
                     name = f"{units} {kind}{' corrected' if corrected else ''} damping {rho:g}"
-                    found[name] = linfac(replace(factors, damping_value=factors.damping_value * rho))
+                    found[name] = linfac(factors.damped(rho))
     for units in ("sublayer_output", "linear"):
         factors = fit_factors(model, data, LinfacConfig(units=units))
         for count, steps in REFINEMENTS:
             found[f"{units} refined on {count} steps {steps}"] = linfac(
                 factors, Refinement(batches(train[:count]), steps)
             )
-    ekfac = ekfac_agreements(model, train, held_out, linear.damping_value, seed, agreement)
+    ekfac = ekfac_agreements(model, train, held_out, linear.mean_eigenvalue, seed, agreement)
     blocks = agreement(scores(block_solution(model, data, linear, right)))
     summary = {
         "default": linfac(fit_factors(model, data, LinfacConfig())),

@@ -30,6 +30,11 @@ class ArtifactStore:
         self.root = Path(root).expanduser().absolute()
         self._verified: set[Path] = set()
 
+    @property
+    def journal(self) -> Path:
+        """Where scoring keeps what it has scored; it may be removed at any time."""
+        return self.root / "journal"
+
     def folder(self, study: str, asset: str, version: str) -> Path:
         return self.root / "artifacts" / study / asset / version[:16]
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from lancet_pipeline.deployment import Deployment, deployment
-from lancet_pipeline.errors import IntegrityError, LancetError
+from lancet_pipeline.errors import InputError, IntegrityError, LancetError
 
 app = typer.Typer(
     help="Trace a language model's undesirable outputs to its training data, and correct the model.",
@@ -68,20 +68,33 @@ def summary(
 @app.command()
 def trace(
     study: Annotated[str, typer.Argument(help="Name of a study that has been run.")],
-    prompt: Annotated[str, typer.Option(help="Prompt whose answer is traced.")],
+    prompt: Annotated[str | None, typer.Option(help="Prompt whose answer is traced.")] = None,
     response: Annotated[str | None, typer.Option(help="Answer to trace; the model's own otherwise.")] = None,
+    answer_id: Annotated[str | None, typer.Option("--id", help="Trace an answer that the last run logged.")] = None,
     top: Annotated[int, typer.Option(min=1, help="Samples on each side.")] = 5,
+    html: Annotated[Path | None, typer.Option(help="Write the trace as an HTML page, too.")] = None,
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
     """Training samples and tokens behind the base model's answer to a prompt."""
     from lancet_pipeline.artifacts import ArtifactStore
     from lancet_pipeline.study import find_study, load_study
-    from lancet_pipeline.tracing import trace_answer
+    from lancet_pipeline.tracing import logged_answer, trace_answer
 
     where = _deployment(home)
     settings = load_study(find_study(study, where.study_directories))
-    result = trace_answer(ArtifactStore(where.home), settings, prompt, response, top, _track())
+    store = ArtifactStore(where.home)
+    if (prompt is None) == (answer_id is None):
+        raise InputError("lancet trace: give either --prompt or --id")
+    if answer_id is not None:
+        prompt, response = logged_answer(store, settings, answer_id)
+    assert prompt is not None
+    result = trace_answer(store, settings, prompt, response, top, _track())
+    if html is not None:
+        from lancet_pipeline.governance.report import render_trace
+
+        html.write_text(render_trace(result), encoding="utf-8")
+        print(f"{html}: written; open it in a browser", file=sys.stderr)
     if as_json:
         print(json.dumps(result, indent=2))
     else:

@@ -139,14 +139,21 @@ class LinfacSettings(Settings):
     factors: Literal["sequence", "token"] = "sequence"
     eigenvalue_correction: bool = False
     labels: Literal["sampled", "true"] = "sampled"
-    damping: Positive = Field(default=1.0, description="Damping as a multiple of the mean eigenvalue over all units.")
-    factor_samples: Count = Field(
-        default=512, description="Training sequences that the factors are fitted on, at most."
+    damping: Positive | Literal["auto"] = Field(
+        default="auto", description="Multiple of the mean eigenvalue; auto holds queries out and looks how they rank."
+    )
+    factor_samples: Count | None = Field(
+        default=None, description="Training sequences that the factors are fitted on, at most; an eighth where absent."
     )
     max_dim: Count = Field(default=4096, description="Wider factor sides are sketched to this width.")
-    length_normalised: bool = Field(
-        default=False, description="Score the mean over response tokens instead of the sum."
+    normalisation: Literal["none", "length", "self_influence"] = Field(
+        default="length",
+        description="Divide a score by the number of response tokens, or by the root of the sample's self-influence.",
     )
+    query_groups: Literal["none", "category", "cluster", "query"] = Field(
+        default="none", description="Further scores, one for each group of queries."
+    )
+    query_clusters: Count = Field(default=4, description="Clusters of queries, where they are grouped so.")
     refinement: RefinementSettings | None = Field(
         default=None, description="Steps towards the exact Gauss-Newton solution; none where absent."
     )

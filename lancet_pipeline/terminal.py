@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -69,7 +70,8 @@ def print_trace(trace: dict[str, Any]) -> None:
     """Signed samples with their most telling tokens."""
     console = Console(highlight=False)
     console.print(
-        f"[bold]prompt[/]    {trace['prompt']}\n[bold]response[/]  {trace['response']}  [dim]({trace['verdict']})[/]"
+        f"[bold]prompt[/]    {escape(trace['prompt'])}\n"
+        f"[bold]response[/]  {escape(trace['response'])}  [dim]({escape(trace['verdict'])})[/]"
     )
     for side, colour, text in (
         ("driving", "red", "made this answer more likely"),

@@ -1,27 +1,30 @@
 """From one answer back to the training samples and tokens behind it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from lancet_pipeline.artifacts import ArtifactStore
-from lancet_pipeline.data.batches import TokenSequence, bucketed, collate
+from lancet_pipeline.data.batches import TokenSequence, collate
 from lancet_pipeline.data.tokenization import load_prepared
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.evaluation.generation import generate
 from lancet_pipeline.evaluation.judges import make_judge
-from lancet_pipeline.linfac import Factors, score_tokens
-from lancet_pipeline.linfac.study import study_query
+from lancet_pipeline.linfac import Factors, LinfacConfig, score_tokens
+from lancet_pipeline.linfac.study import influence
 from lancet_pipeline.models.loading import load_model, load_tokenizer
 from lancet_pipeline.progress import Track, no_progress
 from lancet_pipeline.study import Study
-from lancet_pipeline.summary import last_run
+from lancet_pipeline.summary import REPORTS, Lineage, last_run
 
 
 def trace_answer(
     store: ArtifactStore, study: Study, prompt: str, response: str | None, top: int, track: Track = no_progress
 ) -> dict[str, Any]:
-    """Score all training samples on one answer, with the factors of the last run; nothing is fitted anew.
+    """Score all training samples on one answer, with the factors and the damping of the last run; nothing is fitted
+    anew, and what was scored for this answer before is not scored again.
 
     Args:
         response: the answer to trace; the base model's own greedy one where None.
@@ -32,10 +35,12 @@ def trace_answer(
         sample_id, score, source, category, is_safe, prompt, response and tokens {token, share, response}.
 
     Raises:
-        InputError: a blank prompt, or a study that has not been run as far as its factors.
+        InputError: a blank prompt or response, or a study that has not been run as far as its factors.
     """
     if not prompt.strip():
         raise InputError("--prompt: is blank; give the prompt whose answer is to be traced")
+    if response is not None and not response.strip():
+        raise InputError("--response: is blank; give the answer to trace, or leave it out for the model's own")
     lineage = last_run(store, study.name)
     if "linfac_factors" not in lineage:
         raise InputError(f"study '{study.name}': has no factors yet; run `lancet run {study.name}`")
@@ -51,31 +56,61 @@ def trace_answer(
         response, finished = answer.text, answer.finished
     samples, sequences = load_prepared(folder("prepared_data"))
     query_row = {"sample_id": "traced", "prompt": prompt, "response": response, "finished": finished}
-    query = study_query(model, tokenizer, Factors.load(folder("linfac_factors")), [query_row], sequences, study)
-    groups = bucketed(sequences, study.compute.batch_tokens)
-    shares: list[np.ndarray] = [np.empty(0)] * len(sequences)
-    for group in track(groups, len(groups), "tracing"):
-        scored = score_tokens(model, collate([sequences[i] for i in group]), query).cpu().numpy()
-        for index, row in zip(group, scored, strict=True):
-            shares[index] = row[: len(sequences[index])]
-    scores = np.array([row.sum(dtype=np.float64) for row in shares])
-    order = np.argsort(-scores, kind="stable")
+    factors = Factors.load(folder("linfac_factors"))
+    damping = _damping(study, lineage)
+    found = influence(
+        model, tokenizer, sequences, factors, [query_row], study, journal=store.journal, track=track, damping=damping
+    )
+    order = np.argsort(-found.score, kind="stable")
+    chosen = {
+        "driving": [int(i) for i in order[:top] if found.score[i] > 0],
+        "countering": [int(i) for i in order[::-1][:top] if found.score[i] < 0],
+    }
     rows = samples.to_pylist()
 
     def described(index: int) -> dict[str, Any]:
-        return rows[index] | {
-            "score": float(scores[index]),
-            "tokens": _tokens(sequences[index], shares[index], tokenizer),
-        }
+        shares = score_tokens(model, collate([sequences[index]]), found.query.pooled())[0].cpu().numpy()
+        tokens = _tokens(sequences[index], shares / found.scale[index], tokenizer)
+        return rows[index] | {"score": float(found.score[index]), "tokens": tokens}
 
     return {
         "study": study.name,
         "prompt": prompt,
         "response": response,
         "verdict": make_judge(study.evaluation.judge).verdict(response),
-        "driving": [described(i) for i in order[:top] if scores[i] > 0],
-        "countering": [described(i) for i in order[::-1][:top] if scores[i] < 0],
+        **{side: [described(index) for index in indices] for side, indices in chosen.items()},
     }
+
+
+def logged_answer(store: ArtifactStore, study: Study, answer_id: str) -> tuple[str, str]:
+    """Prompt and response of an answer of the base model that the last run logged.
+
+    Args:
+        answer_id: the `sample_id` of a probe, or of a prompt of any report.
+
+    Raises:
+        InputError: there is no such answer.
+    """
+    lineage = last_run(store, study.name)
+    files = {"undesirable_outputs": "answers.parquet", **dict.fromkeys(REPORTS, "generations.parquet")}
+    known: list[str] = []
+    for asset, name in files.items():
+        if asset not in lineage:
+            continue
+        for row in pq.read_table(store.read(study.name, asset, lineage[asset]["version"]) / name).to_pylist():
+            if row["model"] == "base" and row["sample_id"] == answer_id:
+                return row["prompt"], row["response"]
+            known.append(row["sample_id"])
+    example = f"; ids look like {known[0]}" if known else ""
+    raise InputError(f"--id {answer_id}: the last run of study '{study.name}' logged no such answer{example}")
+
+
+def _damping(study: Study, lineage: Lineage) -> float:
+    """The study's, or the one that the last run chose."""
+    if study.linfac.damping != "auto":
+        return study.linfac.damping
+    metrics: Mapping[str, Any] = lineage.get("influence_scores", {}).get("metrics", {})
+    return metrics.get("damping", LinfacConfig().damping)
 
 
 def _tokens(sequence: TokenSequence, shares: np.ndarray, tokenizer: Any) -> list[dict[str, Any]]:

@@ -42,7 +42,8 @@ def test_changed_source(study, sources, source, dependents):
     ("section", "change", "dependents"),
     [
         ("pareto", {"alpha": 0.3}, {"pareto_pairs", *AFTER_SELECTION}),
-        ("linfac", {"damping": 2.0}, {"linfac_factors", "influence_scores", "pareto_pairs", *AFTER_SELECTION}),
+        ("linfac", {"damping": 2.0}, {"influence_scores", "pareto_pairs", *AFTER_SELECTION}),
+        ("linfac", {"max_dim": 64}, {"linfac_factors", "influence_scores", "pareto_pairs", *AFTER_SELECTION}),
         ("correction", {"beta": 0.2}, AFTER_SELECTION),
         ("compute", {"batch_tokens": 128}, set()),
         ("evaluation", {"max_harm_ratio": 0.4}, {"audit_bundle", "registered_model"}),

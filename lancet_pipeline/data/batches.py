@@ -13,19 +13,38 @@ class TokenBatch:
 
     input_ids: [B, T] int64. attention_mask: [B, T] int64, 1 on tokens. loss_mask: [B, T] bool, true on the
     tokens whose log-probability counts (the response); position 0 never counts, since nothing predicts it.
+    names: sample ids, for error messages; may be absent.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     loss_mask: torch.Tensor
+    names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
 
     @property
     def position_ids(self) -> torch.Tensor:
         """[B, T] int64, counted over attended tokens, so that padding on either side moves nothing."""
         return (self.attention_mask.cumsum(1) - 1).clamp_min(0)
 
+    @property
+    def loss_tokens(self) -> torch.Tensor:
+        """Number of loss tokens of each sequence, [B] int64."""
+        return self.loss_mask[:, 1:].sum(1)
+
+    def name(self, row: int) -> str:
+        return f"sample {self.names[row]}" if self.names else f"sequence {row} of its batch"
+
+    def rows(self, chosen: torch.Tensor) -> "TokenBatch":
+        """The sequences at the indices `chosen`, [n] int64."""
+        names = tuple(self.names[int(row)] for row in chosen) if self.names else ()
+        return TokenBatch(self.input_ids[chosen], self.attention_mask[chosen], self.loss_mask[chosen], names)
+
     def to(self, device: torch.device | str) -> "TokenBatch":
-        return TokenBatch(self.input_ids.to(device), self.attention_mask.to(device), self.loss_mask.to(device))
+        tensors = (self.input_ids, self.attention_mask, self.loss_mask)
+        return TokenBatch(*(tensor.to(device) for tensor in tensors), self.names)
 
 
 @dataclass(frozen=True)
@@ -51,7 +70,7 @@ def collate(sequences: Sequence[TokenSequence], *, loss_on: str = "response") ->
         attention_mask[row, : len(sequence)] = 1
         start = sequence.response_start if loss_on == "response" else 0
         loss_mask[row, max(start, 1) : len(sequence)] = True
-    return TokenBatch(input_ids, attention_mask, loss_mask)
+    return TokenBatch(input_ids, attention_mask, loss_mask, tuple(sequence.sample_id for sequence in sequences))
 
 
 def bucketed(sequences: Sequence[TokenSequence], batch_tokens: int) -> list[list[int]]:

@@ -56,6 +56,18 @@ def render_report(evidence: Evidence) -> str:
     )
 
 
+def render_trace(trace: Mapping[str, Any]) -> str:
+    """The result of `lancet_pipeline.tracing.trace_answer` as an HTML page; all of it is escaped."""
+    sides = [
+        (title, "(the most influential first)", [_attributed(sample) for sample in trace[side]])
+        for side, title in (
+            ("driving", "Training samples that made this answer more likely"),
+            ("countering", "Training samples that made this answer less likely"),
+        )
+    ]
+    return _environment().get_template("trace.html.j2").render(trace=trace, sides=sides)
+
+
 def clean(text: str | None) -> str:
     """Text without control characters, and not longer than the report can carry."""
     text = _CONTROL.sub("\ufffd", text or "")
@@ -120,11 +132,13 @@ def _role(role: str, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The samples of a role, the most influential first (the least, for neutral ones), as far as they are shown."""
     members = [sample for sample in samples if sample["role"] == role]
     members.sort(key=lambda sample: abs(sample["score"]) * (1 if role == "neutral" else -1))
-    shown = [
-        {**sample, "attribution": attribute(clean(sample["prompt"]), clean(sample["response"]), sample["tokens"] or [])}
-        for sample in members[: SHOWN_SAMPLES[role]]
-    ]
+    shown = [_attributed(sample) for sample in members[: SHOWN_SAMPLES[role]]]
     return {"name": role, "total": len(members), "shown": shown}
+
+
+def _attributed(sample: Mapping[str, Any]) -> dict[str, Any]:
+    attribution = attribute(clean(sample["prompt"]), clean(sample["response"]), sample["tokens"] or [])
+    return {**sample, "attribution": attribution}
 
 
 def _composition(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -9,9 +9,11 @@ A positive score means: training on the sequence made the query's output more li
 """
 
 from lancet_pipeline.data.batches import TokenBatch
+from lancet_pipeline.linfac.damping import choose_damping
 from lancet_pipeline.linfac.factors import Factors, LinfacConfig, fit_factors
+from lancet_pipeline.linfac.journal import Scores, score_dataset
 from lancet_pipeline.linfac.refinement import Refinement
-from lancet_pipeline.linfac.scores import Query, query_gradient, score_sequences, score_tokens
+from lancet_pipeline.linfac.scores import Query, query_gradient, score_sequences, score_tokens, self_influence
 from lancet_pipeline.linfac.units import Unit, find_units
 
 __all__ = [
@@ -19,11 +21,15 @@ __all__ = [
     "LinfacConfig",
     "Query",
     "Refinement",
+    "Scores",
     "TokenBatch",
     "Unit",
+    "choose_damping",
     "find_units",
     "fit_factors",
     "query_gradient",
+    "score_dataset",
     "score_sequences",
     "score_tokens",
+    "self_influence",
 ]

@@ -2,16 +2,19 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from lancet_pipeline.data.batches import TokenBatch
-from lancet_pipeline.errors import InputError
+from lancet_pipeline.errors import InputError, IntegrityError
 from lancet_pipeline.linfac.units import Unit, UnitKind, backward_pass, find_units
+from lancet_pipeline.models.loading import fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,7 +30,8 @@ class LinfacConfig:
     eigenvalue_correction: replaces the products of eigenvalues by the mean squared modular gradient along each pair of
         eigenvectors, at the cost of a second pass (George et al. 2018, EK-FAC).
     labels: `sampled` from the model (true Fisher, equal to Gauss-Newton here) or `true` (empirical Fisher).
-    damping: rho; lambda = rho x the mean eigenvalue over all units, one lambda for all of them.
+    damping: rho; lambda = rho x the mean eigenvalue over all units, one lambda for all of them. Only what follows the fit
+        depends on it: see `Factors.damped` and `damping.choose_damping`.
     max_dim: an input side wider than this is sketched by a fixed random orthonormal projection.
     seed: of sampled labels and of sketches.
     """
@@ -36,7 +40,7 @@ class LinfacConfig:
     factors: Literal["sequence", "token"] = "sequence"
     eigenvalue_correction: bool = False
     labels: Literal["sampled", "true"] = "sampled"
-    damping: float = 1.0
+    damping: float = 0.1
     max_dim: int = 4096
     seed: int = 0
 
@@ -78,13 +82,39 @@ class FactorHealth:
 
 @dataclass(frozen=True)
 class Factors:
-    """Fitted factors of every unit, in the order of `units`, and the one damping value lambda."""
+    """Fitted factors of every unit, in the order of `units`.
+
+    model: fingerprint of the model they were fitted on. reliability: estimated correlation of scores with those that
+    unlimited sequences to fit on would give, at the damping of `config`; not a number for a single sequence.
+    """
 
     config: LinfacConfig
     units: tuple[Unit, ...]
     blocks: tuple[KroneckerFactor, ...]
-    damping_value: float
+    mean_eigenvalue: float
     sequences: int
+    model: str
+    reliability: float
+
+    @property
+    def damping_value(self) -> float:
+        """lambda."""
+        return max(self.config.damping * self.mean_eigenvalue, 1e-30)
+
+    def damped(self, damping: float) -> "Factors":
+        """The same factors with another rho."""
+        return replace(self, config=replace(self.config, damping=damping))
+
+    def require(self, model: "PreTrainedModel") -> None:
+        """Raises:
+        InputError: the factors were fitted on another model.
+        """
+        if self.model != fingerprint(model):
+            raise InputError("factors: fitted on another model than the one given; fit them on it")
+
+    def only(self, indices: Sequence[int]) -> "Factors":
+        """The factors of some of the units."""
+        return replace(self, units=tuple(self.units[i] for i in indices), blocks=tuple(self.blocks[i] for i in indices))
 
     def precondition(self, index: int, gradient: torch.Tensor) -> torch.Tensor:
         """(G_hat + lambda I)^-1 applied to modular gradients [G, d_s, d_a] of unit `index`, in its eigenbasis.
@@ -92,12 +122,26 @@ class Factors:
         A sketched side comes back lifted to d_a, so that scoring never sees the sketch.
         """
         block = self.blocks[index]
-        sketch = _sketch(gradient.shape[-1], self.config, self.units[index].name, gradient)
-        gradient = gradient if sketch is None else gradient @ sketch
-        rotated = block.gradient_vectors.T @ gradient @ block.input_vectors
+        rotated, sketch = self._rotated(index, gradient)
         rotated = rotated / (block.eigenvalues() + self.damping_value)
         solved = block.gradient_vectors @ rotated @ block.input_vectors.T
         return solved if sketch is None else solved @ sketch.T
+
+    def squared_norm(self, index: int, gradient: torch.Tensor, dampings: Sequence[float]) -> torch.Tensor:
+        """M^T (G_hat + lambda I)^-1 M of modular gradients [B, d_s, d_a] of unit `index`, for K values of rho: [B, K]."""
+        rotated, _ = self._rotated(index, gradient)
+        squares, eigenvalues = rotated.square_(), self.blocks[index].eigenvalues()
+        values = [self.damped(rho).damping_value for rho in dampings]
+        return torch.stack([(squares / (eigenvalues + value)).flatten(1).sum(1) for value in values], 1)
+
+    def _rotated(self, index: int, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Gradients in the eigenbasis of unit `index`, and the sketch that was applied before."""
+        block, config = self.blocks[index], self.config
+        sketch = _sketch(gradient.shape[-1], config.max_dim, config.seed)
+        if sketch is not None:
+            sketch = sketch.to(gradient.device)
+            gradient = gradient @ sketch
+        return block.gradient_vectors.T @ gradient @ block.input_vectors, sketch
 
     def health(self) -> "FactorHealth":
         """What the numeric checks look at."""
@@ -120,7 +164,7 @@ class Factors:
         return {name: torch.stack(values).mean(0).tolist() for name, values in groups.items()}
 
     def save(self, folder: Path) -> None:
-        """Write `factors.safetensors`, settings in its header."""
+        """Write `factors.safetensors`, settings and a checksum of the tensors in its header."""
         from safetensors.torch import save_file
 
         tensors = {
@@ -131,29 +175,43 @@ class Factors:
         header = {
             "config": json.dumps(asdict(self.config)),
             "units": json.dumps([asdict(unit) for unit in self.units]),
-            "damping_value": repr(self.damping_value),
+            "mean_eigenvalue": repr(self.mean_eigenvalue),
             "sequences": str(self.sequences),
+            "model": self.model,
+            "reliability": repr(self.reliability),
+            "sha256": _checksum(tensors),
         }
         save_file(tensors, folder / "factors.safetensors", metadata=header)
 
     @staticmethod
     def load(folder: Path, device: torch.device | str = "cpu") -> "Factors":
-        from safetensors import safe_open
+        """Raises:
+        IntegrityError: the file is truncated or altered.
+        """
+        from safetensors import SafetensorError, safe_open
 
-        with safe_open(folder / "factors.safetensors", framework="pt", device=str(device)) as file:
-            header = file.metadata()
-            units = tuple(Unit(**unit) for unit in json.loads(header["units"]))
-            tensors: list[dict[str, torch.Tensor]] = [{} for _ in units]
-            for key in file.keys():  # noqa: SIM118  (no mapping)
-                index, field = key.split(".")
-                tensors[int(index)][field] = file.get_tensor(key)
-            blocks = tuple(KroneckerFactor(**fields) for fields in tensors)
+        path = folder / "factors.safetensors"
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                header = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
+        except SafetensorError as error:
+            raise IntegrityError(f"{path}: truncated, or no file of factors ({error}); fit them again") from None
+        if header.get("sha256") != _checksum(tensors):
+            raise IntegrityError(f"{path}: its tensors are not those that were written; fit them again")
+        units = tuple(Unit(**unit) for unit in json.loads(header["units"]))
+        fields: list[dict[str, torch.Tensor]] = [{} for _ in units]
+        for key, tensor in tensors.items():
+            index, field = key.split(".")
+            fields[int(index)][field] = tensor.to(device)
         return Factors(
             LinfacConfig(**json.loads(header["config"])),
             units,
-            blocks,
-            float(header["damping_value"]),
+            tuple(KroneckerFactor(**one) for one in fields),
+            float(header["mean_eigenvalue"]),
             int(header["sequences"]),
+            header["model"],
+            float(header["reliability"]),
         )
 
 
@@ -171,66 +229,154 @@ def fit_factors(model: "PreTrainedModel", batches: Iterable[TokenBatch], config:
         InputError: no batches, or an architecture whose sublayers are unknown.
     """
     units = tuple(find_units(model, config.units))
-    sketches: dict[Unit, torch.Tensor | None] = {}
-    sums: dict[Unit, tuple[torch.Tensor, torch.Tensor]] = {}
-    attention: torch.Tensor
-
-    def sketched(unit: Unit, inputs: torch.Tensor) -> torch.Tensor:
-        if unit not in sketches:
-            sketches[unit] = _sketch(inputs.shape[-1], config, unit.name, inputs)
-        sketch = sketches[unit]
-        return inputs.float() if sketch is None else inputs.float() @ sketch
-
-    def add_outer_products(unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
-        inputs, gradients = sketched(unit, inputs), gradients.float()
-        if config.factors == "sequence":
-            gradient_outer, input_outer = sequence_outer_products(inputs, gradients)
-        else:
-            flat = inputs[attention]
-            gradient_outer, input_outer = token_outer_product(gradients.flatten(0, 1)), token_outer_product(flat)
-        if unit in sums:
-            sums[unit][0].add_(gradient_outer)
-            sums[unit][1].add_(input_outer)
-        else:
-            sums[unit] = gradient_outer, input_outer
-
+    labels = None if config.labels == "true" else lambda logits, batch: sample_labels(logits, batch, config.seed)
+    sums = _OuterProducts(config)
     if config.eigenvalue_correction:
         batches = list(batches)
-    labels = None if config.labels == "true" else lambda logits, batch: sample_labels(logits, batch, config.seed)
-    sequences = tokens = 0
     for batch in batches:
-        attention = batch.attention_mask.bool().to(model.device)
-        backward_pass(model, batch, units, add_outer_products, labels)
-        sequences += len(batch.input_ids)
-        tokens += int(batch.attention_mask.sum())
-    if sequences == 0:
+        with sums.counting(batch):
+            backward_pass(model, batch, units, sums.add, labels)
+    if sums.sequences == 0:
         raise InputError("fit_factors: no batches; give at least one sequence")
-
+    mean = sums.mean_eigenvalue()
+    reliability = _Reliability(config.damping * mean, config.seed)
     blocks = []
     for unit in units:
-        gradient_sum, input_sum = sums.pop(unit)
-        gradient_factor = gradient_sum / sequences
-        scale = sequences * gradient_factor.trace().item() if config.factors == "sequence" else tokens
-        input_factor = input_sum / max(scale, torch.finfo(torch.float32).tiny)
-        blocks.append(KroneckerFactor(*_eigh(gradient_factor), *_eigh(input_factor)))
-
+        gradient_factor, input_factor = sums.factors(unit)
+        block = KroneckerFactor(*_eigh(gradient_factor), *_eigh(input_factor))
+        if sums.sequences > 1:
+            reliability.add(block, [sums.factors(unit, half) for half in (0, 1)])
+        sums.drop(unit)
+        blocks.append(block)
     if config.eigenvalue_correction:
-        squares = [torch.zeros_like(block.eigenvalues()) for block in blocks]
-        places = {unit: index for index, unit in enumerate(units)}
+        blocks = _corrected(model, batches, units, blocks, config, labels)
+        values = [block.eigenvalues() for block in blocks]
+        mean = sum(value.double().sum().item() for value in values) / sum(value.numel() for value in values)
+    return Factors(config, units, tuple(blocks), mean, sums.sequences, fingerprint(model), reliability.estimate())
 
-        def add_squares(unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
-            block = blocks[places[unit]]
-            rotated_inputs = sketched(unit, inputs) @ block.input_vectors
-            rotated_gradients = gradients.float() @ block.gradient_vectors
-            squares[places[unit]] += (rotated_gradients.mT @ rotated_inputs).square_().sum(0)
 
-        for batch in batches:
-            backward_pass(model, batch, units, add_squares, labels)
-        blocks = [replace(block, corrected=total / sequences) for block, total in zip(blocks, squares, strict=True)]
+class _OuterProducts:
+    """Sums of outer products of each unit, kept apart for every other sequence: two halves, whose disagreement tells
+    how far the sample sufficed."""
 
-    values = [block.eigenvalues() for block in blocks]
-    mean = sum(value.double().sum().item() for value in values) / sum(value.numel() for value in values)
-    return Factors(config, units, tuple(blocks), max(config.damping * mean, 1e-30), sequences)
+    def __init__(self, config: LinfacConfig) -> None:
+        self._config = config
+        self._halves: tuple[dict[Unit, tuple[torch.Tensor, torch.Tensor]], ...] = ({}, {})
+        self._sequences, self._tokens = [0, 0], [0, 0]
+        self._batch: TokenBatch
+
+    @property
+    def sequences(self) -> int:
+        return sum(self._sequences)
+
+    @contextmanager
+    def counting(self, batch: TokenBatch) -> Iterator[None]:
+        """For the pass over `batch` in which `add` is called."""
+        self._batch = batch
+        yield
+        for half in (0, 1):
+            attention = batch.attention_mask[self._rows(half)]
+            self._tokens[half] += int(attention.sum())
+        even = (len(batch) + 1) // 2
+        first = self.sequences % 2
+        self._sequences[first] += even
+        self._sequences[1 - first] += len(batch) - even
+
+    def add(self, unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
+        inputs, gradients = sketched(inputs, self._config), gradients.float()
+        for half, sums in enumerate(self._halves):
+            rows = self._rows(half)
+            if len(inputs[rows]) == 0:
+                continue
+            if self._config.factors == "sequence":
+                added = sequence_outer_products(inputs[rows], gradients[rows])
+            else:
+                attended = self._batch.attention_mask[rows].bool().to(inputs.device)
+                added = token_outer_product(gradients[rows].flatten(0, 1)), token_outer_product(inputs[rows][attended])
+            if unit in sums:
+                for total, part in zip(sums[unit], added, strict=True):
+                    total.add_(part)
+            else:
+                sums[unit] = added
+
+    def factors(self, unit: Unit, half: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """S and A of a unit, of all sequences or of one half of them."""
+        halves = [half] if half is not None else [0, 1]
+        parts = [self._halves[h][unit] for h in halves if unit in self._halves[h]]
+        sequences, tokens = (sum(counts[h] for h in halves) for counts in (self._sequences, self._tokens))
+        gradient_factor = sum(gradient for gradient, _ in parts) / sequences
+        scale = sequences * gradient_factor.trace().item() if self._config.factors == "sequence" else tokens
+        return gradient_factor, sum(inputs for _, inputs in parts) / max(scale, torch.finfo(torch.float32).tiny)
+
+    def drop(self, unit: Unit) -> None:
+        for half in self._halves:
+            half.pop(unit, None)
+
+    def mean_eigenvalue(self) -> float:
+        """Of A (x) S over all units, from the traces."""
+        total, number = 0.0, 0
+        for unit in self._halves[0]:
+            gradient_factor, input_factor = self.factors(unit)
+            total += gradient_factor.trace().double().item() * input_factor.trace().double().item()
+            number += len(gradient_factor) * len(input_factor)
+        return total / number
+
+    def _rows(self, half: int) -> slice:
+        return slice((half + self.sequences) % 2, None, 2)
+
+
+class _Reliability:
+    """Estimated correlation of scores with those that factors from unlimited sequences would give.
+
+    A query gradient q drawn from N(0, G_hat) is preconditioned with the factors of either half of the sequences. To
+    first order the two results differ by (G + lambda)^-1 (G_1 - G_2) (G + lambda)^-1 q, and the whole sample's result
+    is in error by half of that. Sequences drawn from N(0, G_hat) turn the error into a variance of scores, set against
+    the variance of the scores themselves. One random probe a unit; no pass over data.
+    """
+
+    def __init__(self, damping_value: float, seed: int) -> None:
+        self._damping_value = damping_value
+        self._generator = torch.Generator().manual_seed(seed)
+        self._signal = self._error = 0.0
+
+    def add(self, block: KroneckerFactor, halves: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        eigenvalues = torch.outer(block.gradient_values, block.input_values).clamp_min(0)
+        damped = eigenvalues + self._damping_value
+        probe = torch.randn(eigenvalues.shape, generator=self._generator).to(eigenvalues.device)
+        solved = eigenvalues.sqrt() * probe / damped
+        unrotated = block.gradient_vectors @ solved @ block.input_vectors.T
+        first, second = (gradient @ unrotated @ inputs for gradient, inputs in halves)
+        difference = block.gradient_vectors.T @ (first - second) @ block.input_vectors
+        self._signal += (eigenvalues * solved.square()).sum().item()
+        self._error += (eigenvalues * (difference / damped / 2).square()).sum().item()
+
+    def estimate(self) -> float:
+        return (self._signal / (self._signal + self._error)) ** 0.5 if self._signal > 0 else float("nan")
+
+
+def _corrected(
+    model: "PreTrainedModel",
+    batches: Iterable[TokenBatch],
+    units: tuple[Unit, ...],
+    blocks: list[KroneckerFactor],
+    config: LinfacConfig,
+    labels: Callable[[torch.Tensor, TokenBatch], torch.Tensor] | None,
+) -> list[KroneckerFactor]:
+    """The blocks with the mean squared modular gradient along each pair of their eigenvectors."""
+    squares = [torch.zeros_like(block.eigenvalues()) for block in blocks]
+    places = {unit: index for index, unit in enumerate(units)}
+
+    def add_squares(unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
+        block = blocks[places[unit]]
+        rotated_inputs = sketched(inputs, config) @ block.input_vectors
+        rotated_gradients = gradients.float() @ block.gradient_vectors
+        squares[places[unit]] += (rotated_gradients.mT @ rotated_inputs).square_().sum(0)
+
+    sequences = 0
+    for batch in batches:
+        backward_pass(model, batch, units, add_squares, labels)
+        sequences += len(batch)
+    return [replace(block, corrected=total / sequences) for block, total in zip(blocks, squares, strict=True)]
 
 
 def token_outer_product(vectors_nd: torch.Tensor) -> torch.Tensor:
@@ -283,11 +429,25 @@ def _eigh(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.where(values.abs() <= rounding, values.clamp_min(0), values), vectors
 
 
-def _sketch(width: int, config: LinfacConfig, name: str, like: torch.Tensor) -> torch.Tensor | None:
-    """Orthonormal [width, max_dim] projection, the same for the same unit, width and seed; None where not needed."""
-    if width <= config.max_dim:
+def sketched(inputs: torch.Tensor, config: LinfacConfig) -> torch.Tensor:
+    """Inputs [..., d_a] as float32 [..., d_k]."""
+    sketch = _sketch(inputs.shape[-1], config.max_dim, config.seed)
+    return inputs.float() if sketch is None else inputs.float() @ sketch.to(inputs.device)
+
+
+@lru_cache(maxsize=2)
+def _sketch(width: int, max_dim: int, seed: int) -> torch.Tensor | None:
+    """Orthonormal [width, max_dim] projection, the same for all units of that width; None where not needed."""
+    if width <= max_dim:
         return None
-    digest = hashlib.sha256(f"{config.seed}:{name}:{width}:{config.max_dim}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}:{width}:{max_dim}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    gaussian = torch.randn(width, config.max_dim, generator=generator)
-    return torch.linalg.qr(gaussian).Q.to(device=like.device, dtype=torch.float32)
+    return torch.linalg.qr(torch.randn(width, max_dim, generator=generator)).Q
+
+
+def _checksum(tensors: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name}:{tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -76,8 +76,8 @@ def _split(batches: Iterable[TokenBatch]) -> tuple[list[TokenBatch], list[TokenB
     """Two of three sequences, and the third."""
     fit, check = [], []
     for batch in batches:
-        third = torch.arange(len(batch.input_ids)) % 3 == 2
-        for part, rows in ((fit, ~third), (check, third)):
-            if rows.any():
-                part.append(TokenBatch(*(tensor[rows] for tensor in vars(batch).values())))
+        third = torch.arange(len(batch)) % 3 == 2
+        for part, chosen in ((fit, ~third), (check, third)):
+            if chosen.any():
+                part.append(batch.rows(chosen.nonzero()[:, 0]))
     return fit, check

@@ -1,7 +1,7 @@
-"""Batch queries and scores: one inner product a token, never a per-sample gradient."""
+"""Preconditioned query gradients, and training sequences scored against them without per-sample gradients."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,22 +11,40 @@ from lancet_pipeline.errors import InputError
 from lancet_pipeline.linfac.factors import Factors
 from lancet_pipeline.linfac.refinement import Refinement, refine
 from lancet_pipeline.linfac.units import Unit, backward_pass
+from lancet_pipeline.models.loading import fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+GRADIENT_ELEMENTS = 2**24
+"""Per-sample gradients held at once, in float32 elements (64 MiB)."""
 
 
 @dataclass(frozen=True)
 class Query:
     """Preconditioned query gradients: for each unit [G, d_s, d_a] float32, one matrix a group.
 
-    `groups` is None for a single unnamed group; scores then have no group axis.
+    `groups` is None for a single unnamed group; scores then have no group axis. `weights` is each group's share of all
+    queries, `model` the fingerprint of the model they belong to.
     """
 
     groups: tuple[str, ...] | None
     units: tuple[Unit, ...]
     matrices: tuple[torch.Tensor, ...]
-    length_normalised: bool = False
+    weights: tuple[float, ...]
+    model: str
+
+    def pooled(self) -> "Query":
+        """All queries as one batch: the mean of the groups by their number of queries."""
+        if len(self.weights) == 1:
+            return replace(self, groups=None)
+        weights = torch.tensor(self.weights, device=self.matrices[0].device)
+        return replace(
+            self,
+            groups=None,
+            matrices=tuple(torch.einsum("g,gsa->sa", weights, matrix)[None] for matrix in self.matrices),
+            weights=(1.0,),
+        )
 
 
 def query_gradient(
@@ -34,61 +52,136 @@ def query_gradient(
     query_batches: Iterable[TokenBatch] | Mapping[str, Iterable[TokenBatch]],
     factors: Factors,
     *,
-    length_normalised: bool = False,
     refinement: Refinement | None = None,
 ) -> Query:
     """Mean modular gradient of each group of queries times the damped inverse (docs/method.md, Queries).
 
     Args:
         query_batches: the queries, or a mapping from group name to its queries.
-        length_normalised: scores divide a sequence's gradient by its number of loss tokens.
         refinement: takes LinFAC's solution nearer to the exact one.
 
     Raises:
-        InputError: a group without queries.
+        InputError: a group without queries, or factors of another model.
     """
+    factors.require(model)
     named = query_batches if isinstance(query_batches, Mapping) else {"": query_batches}
-    gradients = [mean_gradient(model, batches, factors.units, name) for name, batches in named.items()]
+    gradients, counts = [], []
+    for name, batches in named.items():
+        gradient, count = mean_gradient(model, batches, factors.units, name)
+        gradients.append(gradient)
+        counts.append(count)
     stacked = tuple(torch.stack([group[index] for group in gradients]) for index in range(len(factors.units)))
     if refinement is None:
         matrices = tuple(factors.precondition(index, gradient) for index, gradient in enumerate(stacked))
     else:
         matrices = refine(model, stacked, factors, refinement)
     groups = tuple(named) if isinstance(query_batches, Mapping) else None
-    return Query(groups, factors.units, matrices, length_normalised)
+    return Query(groups, factors.units, matrices, tuple(count / sum(counts) for count in counts), factors.model)
 
 
 def score_sequences(model: "PreTrainedModel", batches: Iterable[TokenBatch], query: Query) -> torch.Tensor:
     """Influence of every sequence on the query, in the order of the batches: [N], or [N, groups] float32.
 
     score(z) = sum_units sum_t ds_t^T V a_t. One forward and one activation-only backward pass over the data.
+
+    Raises:
+        InputError: a query of another model.
     """
-    return torch.cat([score_tokens(model, batch, query).sum(1).cpu() for batch in batches])
+    require_model(query, model)
+    scores = torch.cat([_group_scores(model, batch, query).cpu() for batch in batches])
+    return scores[:, 0] if query.groups is None else scores
 
 
 def score_tokens(model: "PreTrainedModel", batch: TokenBatch, query: Query) -> torch.Tensor:
     """Each token's share of its sequence's influence: [B, T], or [B, T, groups] float32; shares add up to the score."""
+    total = _Sum()
     matrices = dict(zip(query.units, query.matrices, strict=True))
-    total: torch.Tensor | None = None
+    backward_pass(
+        model, batch, query.units, lambda unit, inputs, gradients: total.add(_shares(inputs, gradients, matrices[unit]))
+    )
+    return total.value[..., 0] if query.groups is None else total.value
 
-    def contract(unit: Unit, inputs_bta: torch.Tensor, gradients_bts: torch.Tensor) -> None:
-        nonlocal total
-        inputs, gradients = inputs_bta.float(), gradients_bts.float()
-        # One large product a group: broadcasting over groups would copy every matrix once a sequence.
-        share_btg = torch.stack([((inputs @ matrix.T) * gradients).sum(-1) for matrix in matrices[unit]], -1)
-        total = share_btg if total is None else total + share_btg
+
+def score_groups_and_tokens(
+    model: "PreTrainedModel", batch: TokenBatch, query: Query
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores by group [B, G], and each token's share of the pooled score [B, T], in one pass."""
+    scores, shares = _Sum(), _Sum()
+    places = {unit: index for index, unit in enumerate(query.units)}
+    pooled = query.pooled()
+
+    def contract(unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
+        index = places[unit]
+        shares.add(_shares(inputs, gradients, pooled.matrices[index]))
+        if len(query.weights) > 1:
+            scores.add(contract_groups(inputs, gradients, query.matrices[index]))
 
     backward_pass(model, batch, query.units, contract)
-    assert total is not None, "no unit was reached by the backward pass"
-    if query.length_normalised:
-        total = total / batch.loss_mask.sum(1).clamp_min(1).to(total.device)[:, None, None]
-    return total[..., 0] if query.groups is None else total
+    by_token = shares.value[..., 0]
+    return (scores.value if len(query.weights) > 1 else by_token.sum(1, keepdim=True)), by_token
+
+
+def self_influence(
+    model: "PreTrainedModel", batches: Iterable[TokenBatch], factors: Factors, dampings: Sequence[float] | None = None
+) -> torch.Tensor:
+    """Influence of every sequence on itself, grad^T (G_hat + lambda I)^-1 grad: [N] float32, never negative.
+
+    Forms each sample's gradient, unit by unit, and rotates it into the eigenbasis: on a large model several times the
+    cost of scoring.
+
+    Args:
+        dampings: K values of rho in place of the factors'; the result is [N, K] then.
+
+    Raises:
+        InputError: factors of another model.
+    """
+    factors.require(model)
+    places = {unit: index for index, unit in enumerate(factors.units)}
+    values = [factors.config.damping] if dampings is None else dampings
+    found = []
+    for batch in batches:
+        total = _Sum()
+
+        def add(unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor, total: _Sum = total) -> None:
+            norms = [
+                factors.squared_norm(places[unit], gradients[rows].float().mT @ inputs[rows].float(), values)
+                for rows in _row_chunks(inputs, gradients)
+            ]
+            total.add(torch.cat(norms))
+
+        backward_pass(model, batch, factors.units, add)
+        found.append(total.value.cpu())
+    every = torch.cat(found)
+    return every[:, 0] if dampings is None else every
+
+
+def require_model(query: Query, model: "PreTrainedModel") -> None:
+    if query.model != fingerprint(model):
+        raise InputError("query: computed for another model than the one that is to score; compute it again")
+
+
+def contract_groups(inputs_bta: torch.Tensor, gradients_bts: torch.Tensor, matrices_gsa: torch.Tensor) -> torch.Tensor:
+    """<M_b, V_g> for every sequence and group, [B, G], with M_b = sum_t ds_bt a_bt^T.
+
+    In units of d_s d_a products, inner products of tokens cost G T a sequence, its gradient M_b first T + G: the
+    cheaper of the two is taken.
+    """
+    groups, length = len(matrices_gsa), inputs_bta.shape[1]
+    if groups * length <= length + groups:
+        return _shares(inputs_bta, gradients_bts, matrices_gsa).sum(1)
+    flat = matrices_gsa.flatten(1).T
+    return torch.cat(
+        [
+            (gradients_bts[rows].float().mT @ inputs_bta[rows].float()).flatten(1) @ flat
+            for rows in _row_chunks(inputs_bta, gradients_bts)
+        ]
+    )
 
 
 def mean_gradient(
     model: "PreTrainedModel", batches: Iterable[TokenBatch], units: tuple[Unit, ...], group: str
-) -> list[torch.Tensor]:
-    """Modular gradient of each unit [d_s, d_a], averaged over the sequences of `batches`."""
+) -> tuple[list[torch.Tensor], int]:
+    """Modular gradient of each unit [d_s, d_a], averaged over the sequences of `batches`; and their number."""
     sums: dict[Unit, torch.Tensor] = {}
     count = 0
 
@@ -98,7 +191,47 @@ def mean_gradient(
 
     for batch in batches:
         backward_pass(model, batch, units, accumulate)
-        count += len(batch.input_ids)
+        count += len(batch)
     if count == 0:
         raise InputError(f"query_gradient: group '{group}' has no queries; give at least one")
-    return [sums[unit] / count for unit in units]
+    return [sums[unit] / count for unit in units], count
+
+
+def _group_scores(model: "PreTrainedModel", batch: TokenBatch, query: Query) -> torch.Tensor:
+    total = _Sum()
+    matrices = dict(zip(query.units, query.matrices, strict=True))
+    backward_pass(
+        model,
+        batch,
+        query.units,
+        lambda unit, inputs, gradients: total.add(contract_groups(inputs, gradients, matrices[unit])),
+    )
+    return total.value
+
+
+def _shares(inputs_bta: torch.Tensor, gradients_bts: torch.Tensor, matrices_gsa: torch.Tensor) -> torch.Tensor:
+    """ds_t^T V_g a_t of every token, [B, T, G]: one large product a group, since broadcasting over groups would copy
+    every matrix once a sequence."""
+    inputs, gradients = inputs_bta.float(), gradients_bts.float()
+    return torch.stack([((inputs @ matrix.T) * gradients).sum(-1) for matrix in matrices_gsa], -1)
+
+
+def _row_chunks(inputs_bta: torch.Tensor, gradients_bts: torch.Tensor) -> list[slice]:
+    """Slices of the batch whose per-sample gradients fit into GRADIENT_ELEMENTS."""
+    size = max(1, GRADIENT_ELEMENTS // (inputs_bta.shape[-1] * gradients_bts.shape[-1]))
+    return [slice(start, start + size) for start in range(0, len(inputs_bta), size)]
+
+
+class _Sum:
+    """A running sum over units."""
+
+    def __init__(self) -> None:
+        self._value: torch.Tensor | None = None
+
+    def add(self, part: torch.Tensor) -> None:
+        self._value = part if self._value is None else self._value + part
+
+    @property
+    def value(self) -> torch.Tensor:
+        assert self._value is not None, "no unit was reached by the backward pass"
+        return self._value

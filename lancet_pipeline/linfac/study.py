@@ -1,7 +1,7 @@
 """LinFAC over the data of a study: which sequences, in which batches, into which table."""
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,34 +11,46 @@ import pyarrow.parquet as pq
 
 from lancet_pipeline.data.batches import TokenBatch, TokenSequence, bucketed, collate
 from lancet_pipeline.data.tokenization import tokenize
+from lancet_pipeline.linfac.damping import DampingChoice, choose_damping
 from lancet_pipeline.linfac.factors import Factors, LinfacConfig, fit_factors
+from lancet_pipeline.linfac.journal import Scores, score_dataset
 from lancet_pipeline.linfac.refinement import Refinement
-from lancet_pipeline.linfac.scores import Query, query_gradient, score_tokens
+from lancet_pipeline.linfac.scores import Query, query_gradient, self_influence
 from lancet_pipeline.progress import Track, no_progress
 from lancet_pipeline.study import Study
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-TOP_TOKENS = 8
+SMALLEST_BUDGET, LARGEST_UNLABELLED = 64, 256
 
 
 def fit_study_factors(
     model: "PreTrainedModel", sequences: Sequence[TokenSequence], study: Study, track: Track = no_progress
 ) -> Factors:
-    """Factors from a random part of the training sequences, `linfac.factor_samples` at most."""
+    """Factors from a random part of the training sequences: `linfac.factor_samples`, or an eighth of them."""
     settings = study.linfac
     config = LinfacConfig(
         units=settings.units,
         factors=settings.factors,
         eigenvalue_correction=settings.eigenvalue_correction,
         labels=settings.labels,
-        damping=settings.damping,
         max_dim=settings.max_dim,
         seed=study.seed,
     )
-    batches, count = _batches(_sample(sequences, settings.factor_samples, study.seed), study.compute.batch_tokens)
+    budget = settings.factor_samples or default_budget(len(sequences))
+    batches, count = _batches(_sample(sequences, budget, study.seed), study.compute.batch_tokens)
     return fit_factors(model, track(batches, count, "fitting factors"), config)
+
+
+def default_budget(sequences: int) -> int:
+    """Sequences that factors are fitted on where the study does not say: an eighth, at least 64."""
+    return min(sequences, max(SMALLEST_BUDGET, sequences // 8))
+
+
+def unlabelled_budget(sequences: int) -> int:
+    """Training sequences that damping is chosen on: as many, and no more than 256."""
+    return min(default_budget(sequences), LARGEST_UNLABELLED)
 
 
 def query_sequences(
@@ -48,60 +60,103 @@ def query_sequences(
     return tokenize(tokenizer, list(queries), max_length=max_length, overlength="truncate", place="queries")
 
 
-def study_query(
+@dataclass(frozen=True)
+class Influence:
+    """Scores of a study's training sequences on its queries, as the study normalises them.
+
+    score: [N] float64, on all queries as one batch. groups: name -> [N] float64, for each group of queries, empty where
+    the study asks for none. raw: the scores and token shares before they are normalised; `scale` [N] is what they
+    were divided by.
+    """
+
+    score: np.ndarray
+    groups: dict[str, np.ndarray]
+    raw: Scores
+    scale: np.ndarray
+    query: Query
+    damping: float
+    choice: DampingChoice | None
+
+
+def influence(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
+    sequences: Sequence[TokenSequence],
     factors: Factors,
     queries: Sequence[Mapping[str, Any]],
-    sequences: Sequence[TokenSequence],
     study: Study,
-) -> Query:
-    """All `queries` as one batch query, refined on a random part of the training `sequences` where the study says so."""
-    batches, _ = _batches(query_sequences(tokenizer, queries, study.data.max_length), study.compute.batch_tokens)
-    settings, refinement = study.linfac.refinement, None
-    if settings is not None:
-        used, _ = _batches(_sample(sequences, settings.samples, study.seed + 1), study.compute.batch_tokens)
-        refinement = Refinement(used, settings.steps)
-    normalised = study.linfac.length_normalised
-    return query_gradient(model, batches, factors, length_normalised=normalised, refinement=refinement)
+    journal: Path | None = None,
+    track: Track = no_progress,
+    damping: float | None = None,
+    top_tokens: int = 8,
+) -> Influence:
+    """Influence of every training sequence on `queries` (rows with sample_id, prompt, response).
+
+    Args:
+        journal: keeps what has been scored, see `lancet_pipeline.linfac.journal`.
+        damping: in place of the study's.
+    """
+    settings, batch_tokens = study.linfac, study.compute.batch_tokens
+    asked = query_sequences(tokenizer, queries, study.data.max_length)
+    choice = None
+    if damping is None:
+        damping = settings.damping if settings.damping != "auto" else None
+    if damping is None:
+        unlabelled = _sample(sequences, unlabelled_budget(len(sequences)), study.seed + 2)
+        parts = [list(_batches(part, batch_tokens)[0]) for part in (asked, unlabelled)]
+        choice = choose_damping(model, parts[0], parts[1], factors)
+        damping = choice.damping
+    factors = factors.damped(damping)
+    query = _query(model, factors, _grouped(model, asked, queries, study), sequences, study)
+    raw = score_dataset(
+        model, sequences, query, batch_tokens=batch_tokens, journal=journal, top_tokens=top_tokens, track=track
+    )
+    scale = _scale(model, sequences, factors, study, track)
+    groups = {
+        name: raw.by_group[:, column].astype(np.float64) / scale for column, name in enumerate(query.groups or ())
+    }
+    return Influence(raw.pooled / scale, groups, raw, scale, query, damping, choice)
 
 
 def influence_table(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    samples: pa.Table,
-    sequences: Sequence[TokenSequence],
-    factors: Factors,
-    queries: Sequence[Mapping[str, Any]],
-    study: Study,
-    track: Track = no_progress,
-) -> tuple[pa.Table, float]:
-    """One row a sample: sample_id, score, and its most telling tokens with their shares; and the seconds it took.
+    found: Influence, samples: pa.Table, sequences: Sequence[TokenSequence], tokenizer: "PreTrainedTokenizerBase"
+) -> pa.Table:
+    """One row a sample, in the order of `sequences`: sample_id, score, tokens, groups, source, category.
 
-    Rows stand in the order of `sequences`. `tokens`: list of {position, token, share}, largest |share| first.
+    `tokens`: list of {position, token, share}, largest |share| first. `groups`: list of {group, score}.
     """
-    started = time.monotonic()
-    query = study_query(model, tokenizer, factors, queries, sequences, study)
-    groups = bucketed(sequences, study.compute.batch_tokens)
-    rows: list[dict[str, Any]] = [{} for _ in sequences]
-    for group in track(groups, len(groups), "scoring"):
-        shares = score_tokens(model, collate([sequences[i] for i in group]), query).cpu().numpy()
-        for index, token_shares in zip(group, shares, strict=True):
-            rows[index] = _row(sequences[index], token_shares[: len(sequences[index])], tokenizer)
-    schema = pa.schema(
+    words: dict[int, str] = {}
+
+    def word(token: int) -> str:
+        if token not in words:
+            words[token] = tokenizer.decode([token])
+        return words[token]
+
+    shares = found.raw.shares / found.scale[:, None]
+    tokens = [
         [
-            ("sample_id", pa.string()),
-            ("score", pa.float64()),
-            (
-                "tokens",
-                pa.list_(pa.struct([("position", pa.int32()), ("token", pa.string()), ("share", pa.float32())])),
-            ),
+            {"position": int(p), "token": word(int(sequence.input_ids[p])), "share": float(s)}
+            for p, s in zip(positions, row, strict=True)
+            if p >= 0
         ]
+        for sequence, positions, row in zip(sequences, found.raw.positions, shares, strict=True)
+    ]
+    groups = [
+        [{"group": name, "score": float(scores[row])} for name, scores in found.groups.items()]
+        for row in range(len(sequences))
+    ]
+    token = pa.struct([("position", pa.int32()), ("token", pa.string()), ("share", pa.float32())])
+    group = pa.struct([("group", pa.string()), ("score", pa.float64())])
+    return pa.table(
+        {
+            "sample_id": [sequence.sample_id for sequence in sequences],
+            "score": found.score,
+            "tokens": pa.array(tokens, pa.list_(token)),
+            "groups": pa.array(groups, pa.list_(group)),
+            "source": samples["source"],
+            "category": samples["category"],
+        }
     )
-    table = pa.Table.from_pylist(rows, schema=schema)
-    for column in ("source", "category"):
-        table = table.append_column(column, samples[column])
-    return table, time.monotonic() - started
 
 
 def write_scores(table: pa.Table, folder: Path) -> None:
@@ -112,13 +167,82 @@ def read_scores(folder: Path) -> pa.Table:
     return pq.read_table(folder / "scores.parquet")
 
 
-def _row(sequence: TokenSequence, shares: np.ndarray, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
-    top = np.argsort(-np.abs(shares), kind="stable")[:TOP_TOKENS]
-    tokens = [
-        {"position": int(p), "token": tokenizer.decode([int(sequence.input_ids[p])]), "share": float(shares[p])}
-        for p in top
-    ]
-    return {"sample_id": sequence.sample_id, "score": float(shares.sum(dtype=np.float64)), "tokens": tokens}
+def _query(
+    model: "PreTrainedModel",
+    factors: Factors,
+    groups: dict[str, list[TokenSequence]] | list[TokenSequence],
+    sequences: Sequence[TokenSequence],
+    study: Study,
+) -> Query:
+    """Preconditioned queries, refined on a random part of the training `sequences` where the study says so."""
+    batch_tokens, settings, refinement = study.compute.batch_tokens, study.linfac.refinement, None
+    if settings is not None:
+        used, _ = _batches(_sample(sequences, settings.samples, study.seed + 1), batch_tokens)
+        refinement = Refinement(used, settings.steps)
+    batches = (
+        {name: _batches(group, batch_tokens)[0] for name, group in groups.items()}
+        if isinstance(groups, dict)
+        else _batches(groups, batch_tokens)[0]
+    )
+    return query_gradient(model, batches, factors, refinement=refinement)
+
+
+def _grouped(
+    model: "PreTrainedModel", asked: list[TokenSequence], queries: Sequence[Mapping[str, Any]], study: Study
+) -> dict[str, list[TokenSequence]] | list[TokenSequence]:
+    """The queries by category (source, where they have none), by cluster or one by one, or all of them as one batch."""
+    by = study.linfac.query_groups
+    if by == "none":
+        return asked
+    if by == "query":
+        names = [sequence.sample_id for sequence in asked]
+    elif by == "category":
+        kinds = {row["sample_id"]: row.get("category") or row.get("source") or "uncategorised" for row in queries}
+        names = [kinds[sequence.sample_id] for sequence in asked]
+    else:
+        names = _clusters(model, asked, study)
+    groups: dict[str, list[TokenSequence]] = {}
+    for name, sequence in zip(names, asked, strict=True):
+        groups.setdefault(name, []).append(sequence)
+    return dict(sorted(groups.items()))
+
+
+def _clusters(model: "PreTrainedModel", asked: list[TokenSequence], study: Study) -> list[str]:
+    """k-means over the mean hidden state of each query's response in the last layer."""
+    import torch
+    from sklearn.cluster import KMeans
+
+    states = np.empty((len(asked), model.config.hidden_size), dtype=np.float32)
+    with torch.no_grad():
+        for group in bucketed(asked, study.compute.batch_tokens):
+            batch = collate([asked[i] for i in group]).to(model.device)
+            hidden = model(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                position_ids=batch.position_ids,
+                output_hidden_states=True,
+                use_cache=False,
+            ).hidden_states[-1]
+            mask = batch.loss_mask[..., None]
+            states[group] = ((hidden * mask).sum(1) / mask.sum(1)).float().cpu().numpy()
+    count = min(study.linfac.query_clusters, len(asked))
+    labels = KMeans(count, random_state=study.seed, n_init=4).fit_predict(states)
+    return [f"cluster {label + 1}" for label in labels]
+
+
+def _scale(
+    model: "PreTrainedModel", sequences: Sequence[TokenSequence], factors: Factors, study: Study, track: Track
+) -> np.ndarray:
+    """What each score is divided by, [N] float64."""
+    if study.linfac.normalisation == "length":
+        return np.array([len(s) - max(s.response_start, 1) for s in sequences], dtype=np.float64)
+    if study.linfac.normalisation == "self_influence":
+        groups = bucketed(sequences, study.compute.batch_tokens)
+        batches = (collate([sequences[i] for i in group]) for group in track(groups, len(groups), "self-influence"))
+        own = np.empty(len(sequences))
+        own[[i for group in groups for i in group]] = self_influence(model, batches, factors).double().numpy()
+        return np.sqrt(np.maximum(own, np.finfo(np.float32).tiny))
+    return np.ones(len(sequences))
 
 
 def _sample(sequences: Sequence[TokenSequence], count: int, seed: int) -> list[TokenSequence]:

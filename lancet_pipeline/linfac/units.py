@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from lancet_pipeline.data.batches import TokenBatch
+from lancet_pipeline.errors import InputError
 from lancet_pipeline.models.architectures import layers_of, projections, sublayers_of
 from lancet_pipeline.models.likelihood import sum_by_sequence
 
@@ -74,7 +75,12 @@ def backward_pass(
 
     Returns:
         Log-probability of each sequence, [B] float32.
+
+    Raises:
+        InputError: a sequence without loss tokens or past the model's context; activations, losses or gradients that
+            are not finite. Names the sequence and, for the latter, the module.
     """
+    _check(model, batch)
     inputs: dict[Unit, torch.Tensor] = {}
 
     def read(unit: Unit) -> Callable:
@@ -110,11 +116,61 @@ def backward_pass(
             logits = output.logits[:, :-1][mask].float()
             targets = batch.input_ids[:, 1:][mask] if labels is None else labels(logits.detach(), batch)
             token_logps = -nn.functional.cross_entropy(logits, targets, reduction="none")
-            torch.autograd.grad(token_logps.sum(), embeddings)
+            last_gradient = torch.autograd.grad(token_logps.sum(), embeddings)[0]
         finally:
             for handle in handles:
                 handle.remove()
+    # Whatever is not finite anywhere in the network is not finite in one of these.
+    if not (token_logps.isfinite().all() and last_gradient.isfinite().all()):
+        raise _not_finite(model, batch)
     return sum_by_sequence(token_logps.detach(), batch)
+
+
+def _check(model: "PreTrainedModel", batch: TokenBatch) -> None:
+    empty = (batch.loss_tokens == 0).nonzero()[:, 0]
+    if len(empty):
+        raise InputError(
+            f"{batch.name(int(empty[0]))}: has no response token, so nothing of it is learnt; leave it out"
+        )
+    context = getattr(model.config, "max_position_embeddings", None)
+    if context is not None and batch.input_ids.shape[1] > context:
+        row = int(batch.attention_mask.sum(1).argmax())
+        raise InputError(
+            f"{batch.name(row)}: {batch.input_ids.shape[1]} tokens, more than the model's context of {context}; "
+            "shorten or truncate it"
+        )
+
+
+def _not_finite(model: "PreTrainedModel", batch: TokenBatch) -> InputError:
+    """Runs the batch again and finds the first module of the forward pass whose output is not finite."""
+    found: list[tuple[str, torch.Tensor]] = []
+
+    def look(name: str) -> Callable:
+        def hook(_module: nn.Module, _args: tuple, output: Any) -> None:
+            values = output[0] if isinstance(output, tuple) else output
+            if not found and isinstance(values, torch.Tensor) and not values.isfinite().all():
+                found.append((name, ~values.isfinite()))
+
+        return hook
+
+    handles = [module.register_forward_hook(look(name)) for name, module in model.named_modules() if name]
+    try:
+        with torch.no_grad():
+            model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not found:
+        return InputError(
+            f"{', '.join(batch.names) or 'a batch'}: gradients are not finite though all activations are; "
+            "use a wider model.dtype"
+        )
+    name, where = found[0]
+    row = int(where.reshape(len(batch), -1).any(1).nonzero()[0])
+    return InputError(
+        f"{batch.name(row)}: what '{name}' computes of it is not finite; "
+        "check that the model's weights are finite, or use a wider model.dtype"
+    )
 
 
 @contextmanager

@@ -30,5 +30,4 @@ def batch(rows: int = 6, length: int = 12, seed: int = 0) -> TokenBatch:
 
 
 def split(whole: TokenBatch, *sizes: int) -> list[TokenBatch]:
-    parts = zip(*(tensor.split(sizes) for tensor in vars(whole).values()), strict=True)
-    return [TokenBatch(*part) for part in parts]
+    return [whole.rows(chosen) for chosen in torch.arange(len(whole)).split(list(sizes))]

@@ -1,10 +1,18 @@
 """LinFAC against autograd, brute force and its own restatements."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from linfac.small import batch, gpt2, llama, split
+from scipy.stats import spearmanr
 
-from lancet_pipeline.errors import InputError
+from benchmarks.small import TRAINING, batches, trained, walks
+from lancet_pipeline.data.batches import collate
+from lancet_pipeline.errors import InputError, IntegrityError
 from lancet_pipeline.linfac import (
     Factors,
     LinfacConfig,
@@ -14,8 +22,10 @@ from lancet_pipeline.linfac import (
     query_gradient,
     score_sequences,
     score_tokens,
+    self_influence,
 )
 from lancet_pipeline.linfac.factors import sequence_outer_products
+from lancet_pipeline.linfac.scores import contract_groups
 from lancet_pipeline.linfac.units import backward_pass
 from lancet_pipeline.models.likelihood import response_logps
 
@@ -130,10 +140,136 @@ def test_factors_survive_the_disk(tmp_path):
     factors = fit_factors(model, [data], LinfacConfig(damping=0.5))
     factors.save(tmp_path)
     loaded = Factors.load(tmp_path)
-    assert (loaded.config, loaded.units, loaded.damping_value) == (factors.config, factors.units, factors.damping_value)
+    assert replace(loaded, blocks=()) == replace(factors, blocks=())
     assert all(
         torch.equal(a.input_vectors, b.input_vectors) for a, b in zip(loaded.blocks, factors.blocks, strict=True)
     )
+
+
+@pytest.mark.parametrize("spoil", ["truncate", "alter"])
+def test_a_spoilt_file_of_factors_is_refused(tmp_path, spoil):
+    fit_factors(llama(), [batch()], LinfacConfig()).save(tmp_path)
+    path = tmp_path / "factors.safetensors"
+    content = bytearray(path.read_bytes())
+    if spoil == "truncate":
+        del content[-100:]
+    else:
+        content[-5] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(IntegrityError, match=r"factors\.safetensors"):
+        Factors.load(tmp_path)
+
+
+def test_factors_and_queries_of_another_model_are_refused():
+    model, data = llama(), batch()
+    factors = fit_factors(model, [data], LinfacConfig())
+    query = query_gradient(model, [data], factors)
+    other = llama()
+    with torch.no_grad():
+        next(other.parameters()).add_(1e-3)
+    with pytest.raises(InputError, match="another model"):
+        query_gradient(other, [data], factors)
+    with pytest.raises(InputError, match="another model"):
+        score_sequences(other, [data], query)
+    with pytest.raises(InputError, match="another model"):
+        self_influence(other, [data], factors)
+
+
+def explicit_factors(model, data: TokenBatch, unit, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """S and A of one unit as docs/method.md defines them, sequence by sequence and token by token, true labels."""
+    seen = {}
+    backward_pass(model, data, [unit], lambda _unit, a, ds: seen.update(a=a.double(), ds=ds.double()))
+    if kind == "sequence":
+        modular = [ds.T @ a for ds, a in zip(seen["ds"], seen["a"], strict=True)]
+        s = sum(m @ m.T for m in modular) / len(modular)
+        return s, sum(m.T @ m for m in modular) / len(modular) / s.trace()
+    s = sum(torch.outer(v, v) for row in seen["ds"] for v in row) / len(seen["ds"])
+    tokens = [v for row, mask in zip(seen["a"], data.attention_mask, strict=True) for v in row[mask.bool()]]
+    return s, sum(torch.outer(v, v) for v in tokens) / len(tokens)
+
+
+@pytest.mark.parametrize("kind", ["sequence", "token"])
+def test_factors_are_those_of_the_definition(kind):
+    model, data = llama(), batch()
+    factors = fit_factors(model, split(data, 2, 3, 1), LinfacConfig(factors=kind, labels="true"))
+    for unit, block in zip(factors.units, factors.blocks, strict=True):
+        s, a = explicit_factors(model, data, unit, kind)
+        for expected, values, vectors in (
+            (s, block.gradient_values, block.gradient_vectors),
+            (a, block.input_values, block.input_vectors),
+        ):
+            found = ((vectors * values) @ vectors.T).double()
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+
+
+def test_corrected_eigenvalues_are_the_mean_squared_gradients_along_the_eigenvectors():
+    model, data = llama(), batch()
+    factors = fit_factors(model, split(data, 2, 4), LinfacConfig(labels="true", eigenvalue_correction=True))
+    for unit, block in zip(factors.units, factors.blocks, strict=True):
+        rotated = [
+            block.gradient_vectors.T @ output_projection_gradient(model, unit, one) @ block.input_vectors
+            for one in split(data, *[1] * 6)
+        ]
+        expected = torch.stack(rotated).square().mean(0)
+        torch.testing.assert_close(block.eigenvalues(), expected, rtol=1e-2, atol=1e-4 * expected.max().item())
+
+
+@pytest.mark.parametrize("max_dim", [4096, 8])
+def test_self_influence_is_a_sample_scored_on_itself(max_dim):
+    model, data = llama(), batch()
+    factors = fit_factors(model, [data], LinfacConfig(max_dim=max_dim))
+    own = self_influence(model, split(data, 4, 2), factors)
+    for row, one in enumerate(split(data, *[1] * 6)):
+        expected = score_sequences(model, [one], query_gradient(model, [one], factors))
+        torch.testing.assert_close(own[row : row + 1], expected, rtol=1e-3, atol=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows=st.integers(1, 4), length=st.integers(1, 7), groups=st.integers(1, 9), seed=st.integers(0, 99))
+def test_every_contraction_over_groups_is_the_inner_product_of_gradients(rows, length, groups, seed):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(rows, length, 5, generator=generator)
+    gradients = torch.randn(rows, length, 4, generator=generator)
+    matrices = torch.randn(groups, 4, 5, generator=generator)
+    expected = torch.einsum("bts,bta,gsa->bg", gradients, inputs, matrices)
+    torch.testing.assert_close(contract_groups(inputs, gradients, matrices), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_pooled_query_is_the_mean_over_all_queries_of_unequal_groups():
+    model, data = llama(), batch()
+    factors = fit_factors(model, [data], LinfacConfig())
+    parts = split(data, 4, 2)
+    grouped = query_gradient(model, {"a": [parts[0]], "b": [parts[1]]}, factors)
+    expected = score_sequences(model, [data], query_gradient(model, [data], factors))
+    torch.testing.assert_close(score_sequences(model, [data], grouped.pooled()), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_keeps_the_ranking():
+    model, data = llama(), batch(rows=48)
+    scores = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = model.to(dtype)
+        factors = fit_factors(model, [data], LinfacConfig(labels="true"))
+        assert factors.blocks[0].gradient_values.dtype == torch.float32
+        scores.append(score_sequences(model, [data], query_gradient(model, split(data, 8, 40)[:1], factors)))
+    assert spearmanr(*scores)[0] > 0.98
+
+
+def test_reliability_grows_with_the_sample_and_tells_how_far_scores_would_still_move():
+    sequences = walks(0, 320)
+    model = trained(sequences, 0, TRAINING.model_copy(update={"epochs": 3}))
+    data = batches(sequences)
+    query_rows = [collate(sequences[:16])]
+    config = LinfacConfig(units="sublayer_output")
+    best = score_sequences(model, data, query_gradient(model, query_rows, fit_factors(model, data, config)))
+    estimates, found = [], []
+    for count in (8, 32, 160):
+        factors = fit_factors(model, batches(sequences[160 : 160 + count]), config)
+        estimates.append(factors.reliability)
+        scores = score_sequences(model, data, query_gradient(model, query_rows, factors))
+        found.append(float(np.corrcoef(scores, best)[0, 1]))
+    assert estimates == sorted(estimates)
+    assert found == sorted(found)
 
 
 def test_parameters_and_mode_are_left_as_they_were():
@@ -141,6 +277,33 @@ def test_parameters_and_mode_are_left_as_they_were():
     fit_factors(model, [data], LinfacConfig())
     assert model.training
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def spoilt(rows_without_loss=(), length=12) -> TokenBatch:
+    data = batch(length=length)
+    loss = data.loss_mask.clone()
+    loss[list(rows_without_loss)] = False
+    return TokenBatch(data.input_ids, data.attention_mask, loss, tuple("abcdef"))
+
+
+def test_a_sample_without_response_is_named():
+    with pytest.raises(InputError, match="sample c: has no response token"):
+        fit_factors(llama(), [spoilt([2])], LinfacConfig())
+
+
+def test_a_sequence_past_the_context_is_named():
+    with pytest.raises(InputError, match=r"sample a: 40 tokens, more than the model's context of 32"):
+        fit_factors(llama(), [spoilt(length=40)], LinfacConfig())
+
+
+def test_what_is_not_finite_is_named_with_its_sample_and_module():
+    model, data = llama(), spoilt()
+    token = int(data.input_ids[3, 7])
+    rows = [int(row) for row in (data.input_ids[:, :] == token).any(1).nonzero()[:, 0]]
+    with torch.no_grad():
+        model.get_input_embeddings().weight[token] = float("inf")
+    with pytest.raises(InputError, match=rf"sample {'abcdef'[rows[0]]}: what 'model\.embed_tokens'"):
+        fit_factors(model, [data], LinfacConfig())
 
 
 def test_no_batches_is_an_input_error():

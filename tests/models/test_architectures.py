@@ -63,9 +63,8 @@ def make_model(name: str):
 def left_padded(data: TokenBatch) -> TokenBatch:
     """The same sequences with their padding moved to the left."""
     shifts = (1 - data.attention_mask).sum(1).tolist()
-    rolled = [
-        torch.stack([row.roll(shift) for row, shift in zip(part, shifts, strict=True)]) for part in vars(data).values()
-    ]
+    tensors = (data.input_ids, data.attention_mask, data.loss_mask)
+    rolled = [torch.stack([row.roll(shift) for row, shift in zip(part, shifts, strict=True)]) for part in tensors]
     return TokenBatch(*rolled)
 
 

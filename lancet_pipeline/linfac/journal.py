@@ -1,0 +1,215 @@
+"""Scoring of whole data sets: memory of one batch, every part kept as soon as it is scored.
+
+    JOURNAL/<hash of query, model and settings>/<hash of its own bytes>.parquet
+
+A part holds the scores of some sequences under the hashes of their tokens. So a killed run goes on where it was, and a
+sequence that was scored once for a query is never scored again for it, in whatever order or company it comes back.
+"""
+
+import hashlib
+import io
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from lancet_pipeline.data.batches import TokenSequence, bucketed, collate
+from lancet_pipeline.errors import IntegrityError
+from lancet_pipeline.linfac.scores import Query, require_model, score_groups_and_tokens
+from lancet_pipeline.progress import Track, no_progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Influence of N sequences, in their order.
+
+    by_group: [N, G] float32, one column a query group. pooled: [N] float64, on all queries as one batch.
+    positions, shares: [N, K] int32 and float32, the tokens with the largest share of the pooled score, largest first;
+    position -1 where a sequence has fewer than K. reused: how many came from the journal.
+    """
+
+    by_group: np.ndarray
+    pooled: np.ndarray
+    positions: np.ndarray
+    shares: np.ndarray
+    reused: int
+
+
+def score_dataset(
+    model: "PreTrainedModel",
+    sequences: Sequence[TokenSequence],
+    query: Query,
+    *,
+    batch_tokens: int,
+    journal: Path | None = None,
+    top_tokens: int = 8,
+    flush_seconds: float = 20.0,
+    track: Track = no_progress,
+) -> Scores:
+    """Score `sequences`, those that `journal` does not hold yet.
+
+    The journal is written to every `flush_seconds`, between batches. Batches are formed from the longest sequence to
+    the shortest, so that what a killed run left over forms the very batches that the whole run would have formed.
+
+    Raises:
+        InputError: a query of another model.
+        IntegrityError: a part of the journal whose bytes have changed.
+    """
+    require_model(query, model)
+    keys = [_key(sequence) for sequence in sequences]
+    folder = None if journal is None else journal / _settings_key(query, top_tokens)
+    known = _Rows.empty(len(query.weights), top_tokens) if folder is None else _read(folder, query, top_tokens)
+    held = {key: row for row, key in enumerate(known.keys)}
+    missing = list({key: index for index, key in enumerate(keys) if key not in held}.values())
+    parts = [known]
+    for part in _score(model, [sequences[i] for i in missing], query, batch_tokens, top_tokens, flush_seconds, track):
+        if folder is not None:
+            _write(folder, part)
+        parts.append(part)
+    rows = _Rows.joined(parts)
+    places = {key: row for row, key in enumerate(rows.keys)}
+    order = np.array([places[key] for key in keys], dtype=np.int64)
+    return Scores(
+        rows.by_group[order], rows.pooled[order], rows.positions[order], rows.shares[order], len(keys) - len(missing)
+    )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    keys: list[bytes]
+    by_group: np.ndarray
+    pooled: np.ndarray
+    positions: np.ndarray
+    shares: np.ndarray
+
+    @staticmethod
+    def empty(groups: int, top_tokens: int) -> "_Rows":
+        return _Rows(
+            [],
+            np.empty((0, groups), np.float32),
+            np.empty(0, np.float64),
+            np.empty((0, top_tokens), np.int32),
+            np.empty((0, top_tokens), np.float32),
+        )
+
+    @staticmethod
+    def joined(parts: "Sequence[_Rows]") -> "_Rows":
+        columns = ("by_group", "pooled", "positions", "shares")
+        return _Rows(
+            [key for part in parts for key in part.keys],
+            *(np.concatenate([getattr(part, column) for part in parts]) for column in columns),
+        )
+
+
+def _score(
+    model: "PreTrainedModel",
+    sequences: list[TokenSequence],
+    query: Query,
+    batch_tokens: int,
+    top_tokens: int,
+    flush_seconds: float,
+    track: Track,
+) -> Iterator[_Rows]:
+    groups = bucketed(sequences, batch_tokens)
+    waiting: list[_Rows] = []
+    last = time.monotonic()
+    for group in track(groups, len(groups), "scoring"):
+        chosen = [sequences[i] for i in group]
+        by_group, shares = score_groups_and_tokens(model, collate(chosen), query)
+        positions, largest = _largest(shares, [len(sequence) for sequence in chosen], top_tokens)
+        pooled = shares.double().sum(1).cpu().numpy()
+        waiting.append(_Rows([_key(s) for s in chosen], by_group.cpu().numpy(), pooled, positions, largest))
+        if time.monotonic() - last >= flush_seconds:
+            yield _Rows.joined(waiting)
+            waiting, last = [], time.monotonic()
+    if waiting:
+        yield _Rows.joined(waiting)
+
+
+def _largest(shares_bt: torch.Tensor, lengths: list[int], top_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and shares [B, K] of the largest shares by magnitude; an earlier token goes before an equal one."""
+    real = (
+        torch.arange(shares_bt.shape[1], device=shares_bt.device)
+        < torch.tensor(lengths, device=shares_bt.device)[:, None]
+    )
+    size = torch.where(real, shares_bt.abs(), -1.0)
+    order = size.argsort(dim=1, descending=True, stable=True)[:, :top_tokens]
+    kept = torch.gather(real, 1, order)
+    positions = torch.where(kept, order, -1).cpu().numpy().astype(np.int32)
+    values = torch.where(kept, torch.gather(shares_bt, 1, order), 0.0).cpu().numpy().astype(np.float32)
+    width = ((0, 0), (0, top_tokens - positions.shape[1]))
+    return np.pad(positions, width, constant_values=-1), np.pad(values, width)
+
+
+def _key(sequence: TokenSequence) -> bytes:
+    digest = hashlib.blake2b(sequence.response_start.to_bytes(8, "little"), digest_size=16)
+    digest.update(np.ascontiguousarray(sequence.input_ids, dtype=np.int32).tobytes())
+    return digest.digest()
+
+
+def _settings_key(query: Query, top_tokens: int) -> str:
+    digest = hashlib.sha256(f"1:{query.model}:{query.units}:{query.weights}:{top_tokens}".encode())
+    for matrix in query.matrices:
+        digest.update(matrix.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _write(folder: Path, rows: _Rows) -> None:
+    table = pa.table(
+        {
+            "key": pa.array(rows.keys, pa.binary(16)),
+            "pooled": rows.pooled,
+            **{
+                column: pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+                for column, values in (
+                    ("by_group", rows.by_group),
+                    ("positions", rows.positions),
+                    ("shares", rows.shares),
+                )
+            },
+        }
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    content = buffer.getvalue()
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{os.getpid()}"
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(folder / f"{hashlib.sha256(content).hexdigest()}.parquet")
+
+
+def _read(folder: Path, query: Query, top_tokens: int) -> _Rows:
+    parts = [_Rows.empty(len(query.weights), top_tokens)]
+    for path in sorted(folder.glob("*.parquet")):
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != path.stem:
+            raise IntegrityError(f"{path}: its bytes have changed; remove it, and its samples are scored again")
+        table = pq.read_table(io.BytesIO(content)).combine_chunks()
+
+        def matrix(column: str, table: pa.Table = table) -> np.ndarray:
+            values = table[column].chunk(0)
+            return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), -1)
+
+        parts.append(
+            _Rows(
+                table["key"].to_pylist(),
+                matrix("by_group"),
+                table["pooled"].to_numpy(),
+                matrix("positions"),
+                matrix("shares"),
+            )
+        )
+    return _Rows.joined(parts)

@@ -1,0 +1,40 @@
+"""Automatic damping: the leave-one-out scores it rests on, and that it looks at no label."""
+
+import numpy as np
+import pytest
+import torch
+from linfac.small import batch, llama, split
+
+from lancet_pipeline.errors import InputError
+from lancet_pipeline.linfac import LinfacConfig, choose_damping, fit_factors, query_gradient, score_sequences
+from lancet_pipeline.linfac.damping import CANDIDATES, _affordable_units
+
+
+def test_areas_are_those_of_queries_really_left_out():
+    model, unlabelled, queries = llama(), batch(rows=12, seed=1), batch(rows=5, seed=2)
+    factors = fit_factors(model, [batch(rows=16, seed=3)], LinfacConfig())
+    choice = choose_damping(model, split(queries, 2, 3), [unlabelled], factors)
+    for rho, area in choice.areas.items():
+        damped = factors.damped(rho)
+        whole = score_sequences(model, [unlabelled], query_gradient(model, [queries], damped))
+        above = []
+        for left_out in range(5):
+            others = queries.rows(torch.tensor([i for i in range(5) if i != left_out]))
+            query = query_gradient(model, [others], damped)
+            own = score_sequences(model, [queries.rows(torch.tensor([left_out]))], query)
+            above.append((own > whole).double().mean())
+        assert area == pytest.approx(float(np.mean(above)), abs=1e-6)
+    assert choice.areas[choice.damping] == max(choice.areas.values())
+
+
+def test_a_large_model_gives_every_other_layer(monkeypatch):
+    factors = fit_factors(llama(), [batch()], LinfacConfig())
+    assert _affordable_units(factors, len(CANDIDATES), 2) == [0, 1, 2, 3]
+    monkeypatch.setattr("lancet_pipeline.linfac.damping.ELEMENTS", 8 * (16 * 16 + 16 * 24))
+    assert _affordable_units(factors, len(CANDIDATES), 2) == [2, 3]
+
+
+def test_one_query_is_not_enough():
+    model, data = llama(), batch()
+    with pytest.raises(InputError, match="at least 2 queries"):
+        choose_damping(model, split(data, 1, 5)[:1], [data], fit_factors(model, [data], LinfacConfig()))
