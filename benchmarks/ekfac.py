@@ -1,9 +1,10 @@
 """kronfluence's EK-FAC on the same model and sequences: the rival that LinFAC is measured against.
 
-Needs `pip install --no-deps kronfluence==1.0.1` and `pip install einconv einops opt_einsum`.
+`make benchmarks` installs it.
 """
 
 import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class Ekfac:
 
     def __init__(self, model: nn.Module, sequences: Sequence[TokenSequence], batch: int, folder: Path, seed: int = 0):
         logging.getLogger("kronfluence").setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", category=FutureWarning, module="kronfluence")
         task = _LanguageModelling([unit.output_module for unit in find_units(model, "linear")], seed)
         self._analyzer = Analyzer(
             "ekfac",
@@ -84,6 +86,13 @@ class Ekfac:
         )
         scores = self._analyzer.load_pairwise_scores("scores")["all_modules"]
         return scores[0] if pooled else scores.T
+
+    def mean_eigenvalue(self) -> float:
+        """Mean over all corrected eigenvalues of all modules, per sequence."""
+        loaded = self._analyzer.load_lambda_matrices("factors")
+        matrices, counts = loaded["lambda_matrix"], loaded["num_lambda_processed"]
+        total = sum((matrix.double().sum() / counts[name].double()).item() for name, matrix in matrices.items())
+        return total / sum(matrix.numel() for matrix in matrices.values())
 
     def disk_bytes(self) -> int:
         """What scoring reads: eigenvectors and corrected eigenvalues, without the covariances they came from."""

@@ -89,7 +89,7 @@ class GaussNewton:
             return functional_call(model, weights, kwargs=inputs)
 
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
-            logits, _ = response_logits(with_weights, batch)
+            logits, _ = response_logits(model, batch, with_weights)
             seed = torch.zeros_like(logits, requires_grad=True)
             pulled_back = torch.autograd.grad(logits, self._weights, seed, create_graph=True)
         return _Graph(logits, logits.detach().softmax(-1), seed, pulled_back)

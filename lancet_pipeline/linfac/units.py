@@ -11,7 +11,7 @@ from torch import nn
 from lancet_pipeline.data.batches import TokenBatch
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.models.architectures import layers_of, projections, sublayers_of
-from lancet_pipeline.models.likelihood import sum_by_sequence
+from lancet_pipeline.models.likelihood import response_logits, sum_by_sequence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,8 +66,9 @@ def backward_pass(
 ) -> torch.Tensor:
     """One forward and one activation-only backward pass; `consume(unit, a, ds)` is called for each unit.
 
-    Parameters take no gradient: the embeddings are the leaves, so no weight gradient is ever formed. `a` is
-    [B, T, d_a], `ds` [B, T, d_s]: the gradient of each sequence's log-probability summed over its loss tokens.
+    Parameters take no gradient: the outputs of the lowest units are the leaves, so no weight gradient is ever formed
+    and nothing below them is differentiated. `a` is [B, T, d_a], `ds` [B, T, d_s]: the gradient of each sequence's
+    log-probability summed over its loss tokens.
 
     Args:
         labels: chooses the tokens whose log-probability is differentiated, from the logits [n, vocab] of all
@@ -82,6 +83,7 @@ def backward_pass(
     """
     _check(model, batch)
     inputs: dict[Unit, torch.Tensor] = {}
+    leaves: list[torch.Tensor] = []
 
     def read(unit: Unit) -> Callable:
         def hook(_module: nn.Module, args: tuple) -> None:
@@ -91,6 +93,8 @@ def backward_pass(
 
     def watch(unit: Unit) -> Callable:
         def hook(_module: nn.Module, _args: tuple, output: torch.Tensor) -> None:
+            if not output.requires_grad:  # no unit lies below
+                leaves.append(output.requires_grad_())
             output.register_hook(lambda gradient: consume(unit, inputs.pop(unit), by_sequence(gradient)))
 
         return hook
@@ -105,23 +109,15 @@ def backward_pass(
             for unit in units:
                 handles.append(model.get_submodule(unit.input_module).register_forward_pre_hook(read(unit)))
                 handles.append(model.get_submodule(unit.output_module).register_forward_hook(watch(unit)))
-            embeddings = model.get_input_embeddings()(batch.input_ids).detach().requires_grad_()
-            output = model(
-                inputs_embeds=embeddings,
-                attention_mask=batch.attention_mask,
-                position_ids=batch.position_ids,
-                use_cache=False,
-            )
-            mask = batch.loss_mask[:, 1:]
-            logits = output.logits[:, :-1][mask].float()
-            targets = batch.input_ids[:, 1:][mask] if labels is None else labels(logits.detach(), batch)
+            logits, tokens = response_logits(model, batch)
+            targets = tokens if labels is None else labels(logits.detach(), batch)
             token_logps = -nn.functional.cross_entropy(logits, targets, reduction="none")
-            last_gradient = torch.autograd.grad(token_logps.sum(), embeddings)[0]
+            last_gradients = torch.autograd.grad(token_logps.sum(), leaves)
         finally:
             for handle in handles:
                 handle.remove()
     # Whatever is not finite anywhere in the network is not finite in one of these.
-    if not (token_logps.isfinite().all() and last_gradient.isfinite().all()):
+    if not all(values.isfinite().all() for values in (token_logps, *last_gradients)):
         raise _not_finite(model, batch)
     return sum_by_sequence(token_logps.detach(), batch)
 

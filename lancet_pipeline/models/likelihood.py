@@ -12,16 +12,28 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def response_logits(model: Callable[..., Any], batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits that predict the loss tokens, and those tokens: [n, vocab] float32 and [n] int64, row by row."""
-    logits = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        use_cache=False,
-    ).logits
+def response_logits(
+    model: "PreTrainedModel", batch: TokenBatch, call: Callable[..., Any] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits that predict the loss tokens, and those tokens: [n, vocab] float32 and [n] int64, row by row.
+
+    The output embedding sees the positions before loss tokens only, so that no logits of a prompt are ever computed.
+
+    Args:
+        call: in place of calling the model, such as a functional call of it.
+    """
     mask = batch.loss_mask[:, 1:]
-    return logits[:, :-1][mask].float(), batch.input_ids[:, 1:][mask]
+    handle = model.get_output_embeddings().register_forward_pre_hook(lambda _module, args: (args[0][:, :-1][mask],))
+    try:
+        output = (call or model)(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+            use_cache=False,
+        )
+    finally:
+        handle.remove()
+    return output.logits.float(), batch.input_ids[:, 1:][mask]
 
 
 def response_logps(model: "PreTrainedModel", batch: TokenBatch) -> torch.Tensor:

@@ -19,7 +19,7 @@ def dense_gauss_newton(model, unit, data) -> torch.Tensor:
 
     def logits(weight):
         weights = {name: weight.T if transposed else weight}
-        return response_logits(lambda **inputs: functional_call(model, weights, kwargs=inputs), data)[0]
+        return response_logits(model, data, lambda **inputs: functional_call(model, weights, kwargs=inputs))[0]
 
     jacobian = jacrev(logits)((weight.T if transposed else weight).clone()).flatten(2)
     p = response_logits(model, data)[0].softmax(-1)

@@ -10,7 +10,7 @@ from lancet_pipeline.linfac import LinfacConfig, TokenBatch, find_units, fit_fac
 from lancet_pipeline.linfac.units import backward_pass
 from lancet_pipeline.models import architectures
 from lancet_pipeline.models.architectures import Sublayers, base_layer, is_transposed, register, sublayers_of
-from lancet_pipeline.models.likelihood import response_logps
+from lancet_pipeline.models.likelihood import response_logits, response_logps
 
 SMALL = {
     "vocab_size": 50,
@@ -100,6 +100,17 @@ def test_two_units_a_layer_and_outputs_as_wide_as_the_residual_stream(name):
     for unit in units:
         module = model.get_submodule(unit.output_module)
         assert module(torch.zeros(1, module.weight.shape[0 if is_transposed(module) else 1])).shape[-1] == 16
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_logits_of_loss_tokens_are_those_of_the_whole_forward_pass(name):
+    model, data = make_model(name), batch()
+    with torch.no_grad():
+        whole = model(input_ids=data.input_ids, attention_mask=data.attention_mask).logits[:, :-1]
+        logits, labels = response_logits(model, data)
+    mask = data.loss_mask[:, 1:]
+    torch.testing.assert_close(logits, whole[mask], rtol=1e-4, atol=1e-4)
+    assert torch.equal(labels, data.input_ids[:, 1:][mask])
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -1,0 +1,139 @@
+"""How well the harmful training samples are found: LinFAC, other gradients, text retrieval, and how many queries it takes.
+
+    python -m benchmarks.retrieval --json OUT
+
+The embedded study is trained once for every seed; its harmful samples are the known causes of the model's harmful
+answers, which are the queries. (`benchmarks.influence` has EK-FAC and the costs on the same models.)
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+from sklearn.metrics import precision_recall_curve
+
+from benchmarks.influence import FLAT, Setup, shape_b
+from lancet_pipeline.linfac import (
+    LinfacConfig,
+    choose_damping,
+    fit_factors,
+    query_gradient,
+    score_sequences,
+    self_influence,
+)
+from lancet_pipeline.linfac.study import default_budget, unlabelled_budget
+
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+DRAWS = 10
+
+
+def main(
+    json_out: Annotated[Path | None, typer.Option("--json")] = None,
+    home: Path = Path(".lancet"),
+    seeds: int = 5,
+) -> None:
+    runs = []
+    for seed in range(seeds):
+        runs.append(one_model(shape_b(home, seed), seed))
+        print(json.dumps({k: runs[-1][k] for k in ("average_precision", "by_queries")}), flush=True)
+    names, sizes = runs[0]["average_precision"], runs[0]["by_queries"]
+    result = {
+        "average_precision": {name: spread([run["average_precision"][name] for run in runs]) for name in names},
+        "by_queries": {size: spread([run["by_queries"][size] for run in runs]) for size in sizes},
+        "curves": runs[0]["curves"],
+        "share": runs[0]["share"],
+        "seeds": seeds,
+    }
+    print(json.dumps({k: v for k, v in result.items() if k != "curves"}, indent=2))
+    if json_out is not None:
+        json_out.write_text(json.dumps(result, indent=2))
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"mean": float(np.mean(values)), "lowest": min(values), "highest": max(values)}
+
+
+def one_model(setup: Setup, seed: int) -> dict[str, Any]:
+    """Average precision of every method, and of LinFAC by the number of queries in the batch."""
+    model, data, queries = setup.model, setup.batches(), setup.query_batches
+    factors = fit_factors(model, setup.batches(default_budget(len(setup.train)), seed), LinfacConfig())
+    chosen = choose_damping(model, queries, setup.batches(unlabelled_budget(len(setup.train)), seed + 1), factors)
+    flat = factors.damped(FLAT)
+    dot = score_sequences(model, data, query_gradient(model, queries, flat)).numpy()
+    own = self_influence(model, data, flat).sqrt().numpy()
+    lengths = np.array([len(s) - max(s.response_start, 1) for s in setup.train])
+    documents, asked = list(setup.documents), list(setup.asked)
+    scores = {
+        "linfac": score_sequences(model, data, query_gradient(model, queries, factors.damped(chosen.damping))).numpy(),
+        "gradient_dot": dot,
+        "gradient_cosine": dot / own * lengths,  # `precision` divides by the length, which a cosine has no use for
+        "bm25": bm25(documents, asked) * lengths,
+        "tf_idf": tf_idf(documents, asked) * lengths,
+        "random": np.random.default_rng(seed).normal(size=len(dot)) * lengths,
+    }
+    if not setup.length_normalised:
+        scores |= {name: scores[name] / lengths for name in ("gradient_cosine", "bm25", "tf_idf", "random")}
+    assert setup.harmful is not None
+    curves = {}
+    for name, column in scores.items():
+        precision, recall, _ = precision_recall_curve(
+            setup.harmful, column / (lengths if setup.length_normalised else 1)
+        )
+        kept = np.linspace(0, len(recall) - 1, 200).astype(int)
+        curves[name] = {"recall": recall[kept].tolist(), "precision": precision[kept].tolist()}
+    return {
+        "average_precision": {name: setup.precision(column) for name, column in scores.items()},
+        "by_queries": by_number_of_queries(setup, factors.damped(chosen.damping), seed),
+        "curves": curves,
+        "share": float(setup.harmful.mean()),
+    }
+
+
+def by_number_of_queries(setup: Setup, factors: Any, seed: int) -> dict[int, float]:
+    """Mean average precision over random batches of the queries; a batch's scores are the mean of its queries' scores."""
+    groups = {}
+    for number, batch in enumerate(setup.query_batches):
+        for row in range(len(batch)):
+            groups[f"{number}-{row}"] = [batch.rows(torch.tensor([row]))]
+    query = query_gradient(setup.model, groups, factors)
+    each = score_sequences(setup.model, setup.batches(), query).numpy()
+    generator = np.random.default_rng(seed)
+    return {
+        size: float(
+            np.mean(
+                [
+                    setup.precision(each[:, generator.permutation(each.shape[1])[:size]].mean(1))
+                    for _ in range(DRAWS if size < each.shape[1] else 1)
+                ]
+            )
+        )
+        for size in SIZES
+        if size <= each.shape[1]
+    }
+
+
+def bm25(documents: list[str], queries: list[str], k1: float = 1.5, b: float = 0.75) -> np.ndarray:
+    """Okapi BM25 of each document, averaged over the queries: [N]."""
+    vectorizer = CountVectorizer()
+    counts = vectorizer.fit_transform(documents).tocsc()
+    lengths = np.asarray(counts.sum(1)).ravel()
+    frequency = np.diff(counts.indptr)
+    inverse = np.log(1 + (len(documents) - frequency + 0.5) / (frequency + 0.5))
+    counts = counts.tocoo()
+    saturated = counts.data * (k1 + 1) / (counts.data + k1 * (1 - b + b * lengths[counts.row] / lengths.mean()))
+    counts.data = saturated * inverse[counts.col]
+    return np.asarray(counts.tocsr() @ (vectorizer.transform(queries) > 0).mean(0).T).ravel()
+
+
+def tf_idf(documents: list[str], queries: list[str]) -> np.ndarray:
+    """Cosine of each document with each query, averaged over the queries: [N]."""
+    vectorizer = TfidfVectorizer()
+    return np.asarray(vectorizer.fit_transform(documents) @ vectorizer.transform(queries).mean(0).T).ravel()
+
+
+if __name__ == "__main__":
+    typer.run(main)
