@@ -17,8 +17,10 @@ from kronfluence.utils.dataset import DataLoaderKwargs
 from torch import nn
 
 from lancet_pipeline.data.batches import TokenBatch, TokenSequence, collate
-from lancet_pipeline.linfac import find_units
-from lancet_pipeline.linfac.factors import sample_labels
+from lancet_pipeline.linfac import Factors, LinfacConfig, find_units
+from lancet_pipeline.linfac.factors import KroneckerFactor
+from lancet_pipeline.linfac.fitting import sample_labels
+from lancet_pipeline.models.loading import fingerprint
 
 
 class _LanguageModelling(Task):
@@ -61,7 +63,7 @@ class Ekfac:
             output_dir=str(folder),
         )
         self._analyzer.set_dataloader_kwargs(DataLoaderKwargs(collate_fn=_collate))
-        self._folder, self._batch = folder, batch
+        self._folder, self._batch, self._sequences = folder, batch, len(sequences)
         self._analyzer.fit_all_factors(
             "factors",
             list(sequences),
@@ -87,12 +89,23 @@ class Ekfac:
         scores = self._analyzer.load_pairwise_scores("scores")["all_modules"]
         return scores[0] if pooled else scores.T
 
-    def mean_eigenvalue(self) -> float:
-        """Mean over all corrected eigenvalues of all modules, per sequence."""
+    def factors(self, model: nn.Module) -> Factors:
+        """What kronfluence fitted, as factors that this project's scoring pass takes; `model` is the unwrapped one."""
+        bases = self._analyzer.load_eigendecomposition("factors")
         loaded = self._analyzer.load_lambda_matrices("factors")
-        matrices, counts = loaded["lambda_matrix"], loaded["num_lambda_processed"]
-        total = sum((matrix.double().sum() / counts[name].double()).item() for name, matrix in matrices.items())
-        return total / sum(matrix.numel() for matrix in matrices.values())
+        units, blocks = tuple(find_units(model, "linear")), []
+        for name in (unit.output_module for unit in units):
+            corrected = loaded["lambda_matrix"][name] / loaded["num_lambda_processed"][name]
+            sides = (
+                bases[f"{side}_{part}"][name].float()
+                for side in ("gradient", "activation")
+                for part in ("eigenvalues", "eigenvectors")
+            )
+            blocks.append(KroneckerFactor(*sides, corrected.float()))
+        elements = sum(block.eigenvalues().numel() for block in blocks)
+        mean = sum(block.eigenvalues().double().sum().item() for block in blocks) / elements
+        config = LinfacConfig(units="linear", factors="token", eigenvalue_correction=True)
+        return Factors(config, units, tuple(blocks), mean, self._sequences, fingerprint(model), float("nan"))
 
     def disk_bytes(self) -> int:
         """What scoring reads: eigenvectors and corrected eigenvalues, without the covariances they came from."""

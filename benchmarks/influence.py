@@ -6,8 +6,15 @@
 
 Everything runs in one process with the same threads, data and batches; times are medians of interleaved rounds. A plain
 pass is one forward and one backward pass with gradients of all parameters over all sequences. Memory is the peak above
-what the process holds with the model loaded. Shape c is measured on 160 of its 1,776 sequences: EK-FAC would take an
-hour and a half on all of them.
+what the process holds with the model loaded.
+
+EK-FAC gets the best damping of a sweep, chosen by the labels, LinFAC the one that it chooses without them. The sweep takes
+kronfluence's factors through this project's scoring pass, which needs one pass for all dampings; `ekfac_scores_agree` is
+the correlation with the scores that kronfluence itself computes from them.
+
+Shape c has one model, since training it takes half an hour: its seeds are disjoint draws of 128 of the 1,776 training
+sequences. Costs are measured on the first two draws together; EK-FAC is fitted on these 256 sequences, LinFAC on 32 of each
+draw.
 """
 
 import copy
@@ -17,7 +24,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,18 +39,21 @@ from lancet_pipeline.data.batches import TokenBatch, TokenSequence, bucketed, co
 from lancet_pipeline.linfac import (
     Factors,
     LinfacConfig,
+    Query,
     choose_damping,
     fit_factors,
     query_gradient,
     score_sequences,
 )
 from lancet_pipeline.linfac.damping import CANDIDATES
+from lancet_pipeline.linfac.scores import mean_gradient
 from lancet_pipeline.linfac.study import default_budget, unlabelled_budget
 
 Shape = StrEnum("Shape", ["a", "b", "c"])
 UNITS = ("sublayer_output", "linear")
 FLAT = 1e6  # so much damping leaves the gradient
 EKFAC_DAMPINGS = (0.01, 0.1, 1.0, 10.0)  # multiples of the mean eigenvalue, beside kronfluence's heuristic
+DRAW = 128  # sequences of shape c
 
 
 @dataclass(frozen=True)
@@ -83,52 +93,75 @@ def main(
     home: Annotated[Path, typer.Option(help="Where compliance_smollm2 was run, and shape b's models go.")] = Path(
         ".lancet"
     ),
-    seeds: Annotated[int, typer.Option(help="Models of shape b.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="Models of shape b, draws of shape c.")] = 5,
     rounds: int = 3,
-    ekfac_rounds: int = 1,
+    ekfac_rounds: Annotated[int | None, typer.Option(help="As `rounds`, or 1 for shape c.")] = None,
 ) -> None:
     if shape is Shape.a:
         setups = iter([shape_a()])
     elif shape is Shape.b:
         setups = (shape_b(home, seed) for seed in range(seeds))
     else:
-        setups = iter([of_study("compliance_smollm2", home, 160)])
+        draws = [slice(0, 2 * DRAW), *(slice(draw * DRAW, (draw + 1) * DRAW) for draw in range(seeds))]
+        setups = (of_study("compliance_smollm2", home, draw) for draw in draws)
+    ekfac_rounds = ekfac_rounds or (1 if shape is Shape.c else rounds)
     first = next(setups)
     with tempfile.TemporaryDirectory() as folder:
-        measured, rival = costs(first, rounds, ekfac_rounds, Path(folder))
-        found = [] if first.harmful is None else [precisions(first, rival)]
+        measured, rival, heuristic = costs(first, rounds, ekfac_rounds, Path(folder))
+        fitted = rival.factors(first.model)
+        if shape is not Shape.c:
+            measured["ekfac_scores_agree"] = agreement(first, rival, fitted)
     report = {"shape": shape.value, **measured}
-    if found:
-        for setup in setups:
+    found = [precisions(first, fitted, heuristic)] if shape is Shape.b else []
+    for setup in setups:
+        if shape is Shape.b:
             with tempfile.TemporaryDirectory() as folder:
-                found.append(precisions(setup, ekfac(setup, Path(folder))))
-        report["average_precision"] = {name: float(np.mean([one[name] for one in found])) for name in found[0]}
-        report["average_precision_per_seed"] = found
+                rival = ekfac(setup, Path(folder))
+                heuristic = rival.scores(setup.queries, setup.train, None, pooled=True)
+                fitted = rival.factors(setup.model)
+        else:
+            heuristic = None
+        found.append(precisions(setup, fitted, heuristic))
+        if json_out is not None:  # what there is, should the machine stop
+            json_out.write_text(json.dumps(report | averages(found), indent=2))
+    if found:
+        report |= averages(found)
     print(json.dumps({k: v for k, v in report.items() if k != "seconds"}, indent=2))
     if json_out is not None:
         json_out.write_text(json.dumps(report, indent=2))
 
 
-def costs(setup: Setup, rounds: int, ekfac_rounds: int, folder: Path) -> tuple[dict[str, Any], Any]:
-    """Times, peaks and bytes, LinFAC's and EK-FAC's; and the fitted rival, whose files are below `folder`."""
+def averages(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Average precisions over the seeds, and those of each."""
+    single = [name for name, value in found[0].items() if isinstance(value, float)]
+    return {
+        "average_precision": {name: float(np.mean([one[name] for one in found])) for name in single},
+        "average_precision_per_seed": found,
+    }
+
+
+def costs(setup: Setup, rounds: int, ekfac_rounds: int, folder: Path) -> tuple[dict[str, Any], Any, torch.Tensor]:
+    """Times, peaks and bytes, LinFAC's and EK-FAC's; the fitted rival, whose files are below `folder`, and its scores."""
     meter = Meter()
     model, data, queries = setup.model, setup.batches(), setup.query_batches
     budget, unlabelled = default_budget(len(setup.train)), setup.batches(unlabelled_budget(len(setup.train)), 1)
+    default, few = LinfacConfig(), setup.batches(budget)
     plain_pass(model, data[:1])  # warms kernels up
-    factors: dict[str, Factors] = {}
+    linear = fit_factors(model, setup.batches(8), LinfacConfig(units="linear"))
     for _ in range(rounds):
         meter("plain", lambda: plain_pass(model, data))
-        for units in UNITS:
-            config = LinfacConfig(units=units)
-            factors[units] = meter(f"factors {units}", lambda config=config: fit_factors(model, data, config))
-            query = meter(f"query {units}", lambda units=units: query_gradient(model, queries, factors[units]))
-            meter(f"scores {units}", lambda query=query: score_sequences(model, data, query))
-        few = meter("factors default", lambda: fit_factors(model, setup.batches(budget), LinfacConfig()))
-        meter("damping default", lambda few=few: choose_damping(model, queries, unlabelled, few))
+        factors = meter("factors same budget", lambda: fit_factors(model, data, default))
+        query = meter("query sublayer_output", lambda factors=factors: query_gradient(model, queries, factors))
+        meter("scores sublayer_output", lambda query=query: score_sequences(model, data, query))
+        query = query_gradient(model, queries, linear)
+        meter("scores linear", lambda query=query: score_sequences(model, data, query))
+        fitted = meter("factors default", lambda: fit_factors(model, few, default))
+        meter("damping default", lambda fitted=fitted: choose_damping(model, queries, unlabelled, fitted))
+    own_peak = max(peak for name, peak in meter.peaks.items() if name not in ("plain", "scores linear"))
     for index in range(ekfac_rounds):
         rival = meter("ekfac factors", lambda index=index: ekfac(setup, folder / str(index)))
-        meter("ekfac scores", lambda rival=rival: rival.scores(setup.queries, setup.train, None, pooled=True))
-    factors["sublayer_output"].save(folder)
+        theirs = meter("ekfac scores", lambda rival=rival: rival.scores(setup.queries, setup.train, None, pooled=True))
+    factors.save(folder)
     linfac_bytes = (folder / "factors.safetensors").stat().st_size
     seconds = {name: float(np.median(values)) for name, values in meter.seconds.items()}
 
@@ -137,8 +170,7 @@ def costs(setup: Setup, rounds: int, ekfac_rounds: int, folder: Path) -> tuple[d
 
     rival_total = total("ekfac factors", "ekfac scores")
     scoring = total("query sublayer_output", "scores sublayer_output")
-    own_peak = max(peak for name, peak in meter.peaks.items() if "ekfac" not in name and "linear" not in name)
-    return {
+    ratios = {
         "sequences": len(setup.train),
         "queries": len(setup.queries),
         "default_budget": budget,
@@ -146,9 +178,8 @@ def costs(setup: Setup, rounds: int, ekfac_rounds: int, folder: Path) -> tuple[d
         "plain_seconds": seconds["plain"],
         "score_ratio": {units: seconds[f"scores {units}"] / seconds["plain"] for units in UNITS},
         "total_over_ekfac": {
-            "same_budget": (seconds["factors sublayer_output"] + scoring) / rival_total,
+            "same_budget": (seconds["factors same budget"] + scoring) / rival_total,
             "default": (total("factors default", "damping default") + scoring) / rival_total,
-            "same_budget_linear": total("factors linear", "query linear", "scores linear") / rival_total,
         },
         "ekfac_passes": rival_total / seconds["plain"],
         "peak_memory_ratio": own_peak / meter.peaks["plain"],
@@ -158,7 +189,14 @@ def costs(setup: Setup, rounds: int, ekfac_rounds: int, folder: Path) -> tuple[d
         "median_seconds": seconds,
         "peak_mebibytes": {name: peak / 2**20 for name, peak in meter.peaks.items()},
         "seconds": meter.seconds,
-    }, rival
+    }
+    return ratios, rival, theirs
+
+
+def agreement(setup: Setup, rival: Any, fitted: Factors) -> float:
+    """Correlation of kronfluence's own scores with those of its factors in this project's scoring pass."""
+    theirs = rival.scores(setup.queries, setup.train, 0.1 * fitted.mean_eigenvalue, pooled=True).numpy()
+    return float(np.corrcoef(theirs, sweep(setup, fitted, {0.1})[0.1])[0, 1])
 
 
 def plain_pass(model: Any, batches: Iterable[TokenBatch]) -> None:
@@ -170,38 +208,42 @@ def plain_pass(model: Any, batches: Iterable[TokenBatch]) -> None:
     model.zero_grad(set_to_none=True)
 
 
-def precisions(setup: Setup, rival: Any) -> dict[str, Any]:
-    """Average precision of the harmful sequences: LinFAC as it comes and at fixed dampings; EK-FAC at its best one."""
-    model, data, queries = setup.model, setup.batches(), setup.query_batches
+def precisions(setup: Setup, rival: Factors, heuristic: torch.Tensor | None) -> dict[str, Any]:
+    """Average precision of the harmful sequences: LinFAC as it comes and at fixed dampings; EK-FAC at its best one.
+
+    heuristic: EK-FAC's scores by kronfluence at the damping of its own choice.
+    """
+    model, queries = setup.model, setup.query_batches
     factors = fit_factors(model, setup.batches(default_budget(len(setup.train))), LinfacConfig())
     choice = choose_damping(model, queries, setup.batches(unlabelled_budget(len(setup.train)), 1), factors)
-    dampings = sorted({*CANDIDATES[::2], choice.damping, FLAT})
-    each = [query_gradient(model, queries, factors.damped(rho)) for rho in dampings]
-    together = replace(
-        each[0],
-        groups=tuple(f"{rho:g}" for rho in dampings),
-        matrices=tuple(torch.cat(matrices) for matrices in zip(*(query.matrices for query in each), strict=True)),
-        weights=(1 / len(each),) * len(each),
-    )
-    scores = score_sequences(model, data, together).numpy().T
-    fixed = {rho: setup.precision(column) for rho, column in zip(dampings, scores, strict=True)}
+    fixed = {rho: setup.precision(s) for rho, s in sweep(setup, factors, {*CANDIDATES, FLAT}).items()}
     dot = fixed.pop(FLAT)
-    mean = rival.mean_eigenvalue()
-    theirs = {
-        name: setup.precision(rival.scores(setup.queries, setup.train, damping, pooled=True).numpy())
-        for name, damping in {"heuristic": None, **{f"{rho:g}": rho * mean for rho in EKFAC_DAMPINGS}}.items()
-    }
+    theirs = {f"{rho:g}": setup.precision(s) for rho, s in sweep(setup, rival, set(EKFAC_DAMPINGS)).items()}
+    if heuristic is not None:
+        theirs["heuristic"] = setup.precision(heuristic.numpy())
     print(f"linfac {fixed} chose {choice.damping:g}; ekfac {theirs}", flush=True)
     return {
         "linfac": fixed[choice.damping],
         "linfac_best_damping": max(fixed.values()),
         "ekfac": max(theirs.values()),
-        "ekfac_heuristic_damping": theirs["heuristic"],
         "gradient_dot": dot,
         "share": float(np.mean(setup.harmful)),
         "chosen_damping": choice.damping,
         "reliability": factors.reliability,
+        "linfac_by_damping": {f"{rho:g}": value for rho, value in fixed.items()},
+        "ekfac_by_damping": theirs,
     }
+
+
+def sweep(setup: Setup, factors: Factors, dampings: set[float]) -> dict[float, np.ndarray]:
+    """Scores [N] on all queries under each damping, in one pass."""
+    ordered = sorted(dampings)
+    gradients, _ = mean_gradient(setup.model, setup.query_batches, factors.units, "queries")
+    damped = [factors.damped(rho) for rho in ordered]
+    matrices = tuple(torch.cat([one.precondition(i, g[None]) for one in damped]) for i, g in enumerate(gradients))
+    query = Query(tuple(map(str, ordered)), factors.units, matrices, (1 / len(ordered),) * len(ordered), factors.model)
+    scores = score_sequences(setup.model, setup.batches(), query).numpy()
+    return dict(zip(ordered, scores.T, strict=True))
 
 
 def ekfac(setup: Setup, folder: Path) -> Any:
@@ -239,8 +281,8 @@ def shape_b(home: Path, seed: int) -> Setup:
     return of_study(str(path), home)
 
 
-def of_study(name: str, home: Path, count: int | None = None) -> Setup:
-    """Base model, training data and queries of a study's last run."""
+def of_study(name: str, home: Path, draw: slice = slice(None)) -> Setup:
+    """Base model, queries and training data of a study's last run; `draw` is a part of the data in a random order."""
     from lancet_pipeline.artifacts import ArtifactStore
     from lancet_pipeline.data.tokenization import load_prepared
     from lancet_pipeline.deployment import deployment
@@ -259,7 +301,7 @@ def of_study(name: str, home: Path, count: int | None = None) -> Setup:
     samples, sequences = load_prepared(folders["prepared_data"])
     rows = read_rows(folders["undesirable_outputs"] / "queries.parquet")
     queries = query_sequences(load_tokenizer(folders["base_model"]), rows, study.data.max_length)
-    kept = np.random.default_rng(0).permutation(len(sequences))[:count]
+    kept = np.random.default_rng(0).permutation(len(sequences))[draw]
     groups = bucketed([sequences[i] for i in kept], study.compute.batch_tokens)
     order = kept[[i for group in groups for i in group]]
     texts = [f"{row['prompt']} {row['response']}" for row in samples.select(["prompt", "response"]).to_pylist()]

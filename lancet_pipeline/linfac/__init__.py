@@ -10,7 +10,8 @@ A positive score means: training on the sequence made the query's output more li
 
 from lancet_pipeline.data.batches import TokenBatch
 from lancet_pipeline.linfac.damping import choose_damping
-from lancet_pipeline.linfac.factors import Factors, LinfacConfig, fit_factors
+from lancet_pipeline.linfac.factors import Factors, LinfacConfig
+from lancet_pipeline.linfac.fitting import fit_factors
 from lancet_pipeline.linfac.journal import Scores, score_dataset
 from lancet_pipeline.linfac.refinement import Refinement
 from lancet_pipeline.linfac.scores import Query, query_gradient, score_sequences, score_tokens, self_influence

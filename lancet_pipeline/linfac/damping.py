@@ -1,13 +1,13 @@
 """Damping chosen without any label.
 
-The queries are known to be undesirable: the model itself produced them. So a damping is good if a query that is left out
-ranks high among training sequences when all are scored on the other queries. Training sequences are of both kinds, but
+The queries are known to be undesirable: the model itself produced them. So a damping is good if queries that are left out
+rank high among training sequences when all are scored on the other queries. Training sequences are of both kinds, but
 that does no harm: where left-out queries rank like the harmful sequences do, the area under the ROC curve of queries
 against *unlabelled* sequences is an increasing function of the one of harmful against harmless ones (learning from positive
 and unlabelled data: Elkan and Noto 2008), so both are highest at the same damping.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,13 +18,15 @@ from scipy.stats import rankdata
 from lancet_pipeline.data.batches import TokenBatch
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.linfac.factors import Factors
-from lancet_pipeline.linfac.scores import Query, mean_gradient, score_sequences, self_influence
+from lancet_pipeline.linfac.scores import Query, mean_gradient, score_sequences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CANDIDATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Multiples of the mean eigenvalue."""
+
+FOLDS = 4
 
 ELEMENTS = 2**28
 """Preconditioned queries held at once, in float32 elements (1 GiB)."""
@@ -44,30 +46,64 @@ class DampingChoice:
 def choose_damping(
     model: "PreTrainedModel",
     queries: Sequence[TokenBatch],
-    unlabelled: Sequence[TokenBatch],
+    unlabelled: Iterable[TokenBatch],
     factors: Factors,
     candidates: Sequence[float] = CANDIDATES,
 ) -> DampingChoice:
-    """The candidate under which each query, scored on all the others, ranks highest among `unlabelled` sequences.
+    """The candidate under which queries, scored on those of other folds, rank highest among `unlabelled` sequences.
 
-    Leaving a query out needs no pass of its own: its score on all n queries is the mean of its scores on the n - 1
-    others and on itself. Costs one scoring pass over the sequences given and the self-influence of the queries. On a
-    large model a part of the layers, evenly spaced, takes part: one damping serves all of them.
+    Costs two passes over the queries and one over `unlabelled`. On a large model a part of the layers, evenly spaced,
+    takes part: one damping serves all of them.
 
     Raises:
         InputError: fewer than 2 queries, or factors of another model.
     """
+    factors.require(model)
     count = sum(len(batch) for batch in queries)
     if count < 2:
         raise InputError("choose_damping: needs at least 2 queries; give more, or a value of damping")
-    factors = factors.only(_affordable_units(factors, len(candidates), model.config.num_hidden_layers))
-    query = _candidate_queries(model, queries, factors, candidates)
-    on_all = score_sequences(model, queries, query).numpy()
-    on_itself = self_influence(model, queries, factors, candidates).numpy()
-    left_out = (count * on_all - on_itself) / (count - 1)
-    training = score_sequences(model, unlabelled, query).numpy()
-    areas = [_area(p, u) for p, u in zip(left_out.T, training.T, strict=True)]
-    return DampingChoice(candidates[int(np.argmax(areas))], dict(zip(candidates, areas, strict=True)))
+    folds = _folds(queries, min(FOLDS, count))
+    factors = factors.only(_affordable_units(factors, len(folds) * len(candidates), model.config.num_hidden_layers))
+    query = _queries_of_other_folds(model, folds, factors, candidates)
+    shape = (-1, len(folds), len(candidates))
+    training = score_sequences(model, unlabelled, query).numpy().reshape(shape)
+    totals = np.zeros(len(candidates))
+    for number, fold in enumerate(folds):
+        held_out = score_sequences(model, fold, query).numpy().reshape(shape)
+        totals += [
+            len(held_out) * _area(p, u) for p, u in zip(held_out[:, number].T, training[:, number].T, strict=True)
+        ]
+    areas = totals / count
+    return DampingChoice(candidates[int(np.argmax(areas))], dict(zip(candidates, areas.tolist(), strict=True)))
+
+
+def _folds(queries: Sequence[TokenBatch], count: int) -> list[list[TokenBatch]]:
+    """Every `count`-th query to the same fold."""
+    folds: list[list[TokenBatch]] = [[] for _ in range(count)]
+    first = 0
+    for batch in queries:
+        numbers = (torch.arange(len(batch)) + first) % count
+        for number, fold in enumerate(folds):
+            if (numbers == number).any():
+                fold.append(batch.rows((numbers == number).nonzero()[:, 0]))
+        first += len(batch)
+    return folds
+
+
+def _queries_of_other_folds(
+    model: "PreTrainedModel", folds: list[list[TokenBatch]], factors: Factors, candidates: Sequence[float]
+) -> Query:
+    """A group for each fold and candidate, candidates innermost: all queries but the fold's, as one batch."""
+    found = [mean_gradient(model, fold, factors.units, "queries") for fold in folds]
+    counts = torch.tensor([count for _, count in found], dtype=torch.float32)
+    damped = [factors.damped(rho) for rho in candidates]
+    matrices = []
+    for index in range(len(factors.units)):
+        sums = torch.stack([gradients[index] * count for gradients, count in found])
+        others = (sums.sum(0) - sums) / (counts.sum() - counts).to(sums.device)[:, None, None]
+        matrices.append(torch.stack([one.precondition(index, others) for one in damped], 1).flatten(0, 1))
+    names = tuple(f"{fold}:{rho:g}" for fold in range(len(folds)) for rho in candidates)
+    return Query(names, factors.units, tuple(matrices), (1 / len(names),) * len(names), factors.model)
 
 
 def _affordable_units(factors: Factors, groups: int, layers: int) -> list[int]:
@@ -76,20 +112,6 @@ def _affordable_units(factors: Factors, groups: int, layers: int) -> list[int]:
     per_layer, stride = max(1, len(factors.units) // layers), max(1, -(-size // ELEMENTS))
     last = len(factors.units) - 1
     return [i for i in range(last + 1) if (last - i) // per_layer % stride == 0]
-
-
-def _candidate_queries(
-    model: "PreTrainedModel", queries: Sequence[TokenBatch], factors: Factors, candidates: Sequence[float]
-) -> Query:
-    """One group for each candidate."""
-    gradients, _ = mean_gradient(model, queries, factors.units, "queries")
-    damped = [factors.damped(rho) for rho in candidates]
-    matrices = tuple(
-        torch.cat([one.precondition(index, gradient[None]) for one in damped])
-        for index, gradient in enumerate(gradients)
-    )
-    weights = (1 / len(candidates),) * len(candidates)
-    return Query(tuple(f"{rho:g}" for rho in candidates), factors.units, matrices, weights, factors.model)
 
 
 def _area(positive: np.ndarray, unlabelled: np.ndarray) -> float:

@@ -1,9 +1,8 @@
-"""Kronecker factors of the Gauss-Newton matrix from whole-sequence modular gradients."""
+"""Kronecker factors of the Gauss-Newton matrix: what they hold, their damped inverse, and their file."""
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from lancet_pipeline.data.batches import TokenBatch
 from lancet_pipeline.errors import InputError, IntegrityError
-from lancet_pipeline.linfac.units import Unit, UnitKind, backward_pass, find_units
+from lancet_pipeline.linfac.units import Unit, UnitKind
 from lancet_pipeline.models.loading import fingerprint
 
 if TYPE_CHECKING:
@@ -32,7 +30,7 @@ class LinfacConfig:
     labels: `sampled` from the model (true Fisher, equal to Gauss-Newton here) or `true` (empirical Fisher).
     damping: rho; lambda = rho x the mean eigenvalue over all units, one lambda for all of them. Only what follows the fit
         depends on it: see `Factors.damped` and `damping.choose_damping`.
-    max_dim: an input side wider than this is sketched by a fixed random orthonormal projection.
+    max_dim: a side wider than this, of inputs or of gradients, is sketched by a fixed random orthonormal projection.
     seed: of sampled labels and of sketches.
     """
 
@@ -53,10 +51,10 @@ class LinfacConfig:
 
 @dataclass(frozen=True)
 class KroneckerFactor:
-    """G_hat = A (x) S of one unit, as eigenpairs: gradients [d_s, d_s], inputs [d_k, d_k], float32.
+    """G_hat = A (x) S of one unit, as eigenpairs: gradients [d_s, d_s], inputs [d_a, d_a], float32.
 
-    d_k is d_a, or the sketch's width where the unit's input side is sketched. `corrected` [d_s, d_k] stands in for the
-    products of eigenvalues where the factors were fitted with eigenvalue correction.
+    A sketched side has the sketch's width in place of d_s or d_a. `corrected` [d_s, d_a] stands in for the products of
+    eigenvalues where the factors were fitted with eigenvalue correction.
     """
 
     gradient_values: torch.Tensor
@@ -66,7 +64,7 @@ class KroneckerFactor:
     corrected: torch.Tensor | None = None
 
     def eigenvalues(self) -> torch.Tensor:
-        """Curvature along each pair of eigenvectors, [d_s, d_k]."""
+        """Curvature along each pair of eigenvectors, [d_s, d_a]."""
         return torch.outer(self.gradient_values, self.input_values) if self.corrected is None else self.corrected
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -119,29 +117,35 @@ class Factors:
     def precondition(self, index: int, gradient: torch.Tensor) -> torch.Tensor:
         """(G_hat + lambda I)^-1 applied to modular gradients [G, d_s, d_a] of unit `index`, in its eigenbasis.
 
-        A sketched side comes back lifted to d_a, so that scoring never sees the sketch.
+        A sketched side comes back lifted to its full width, so that scoring never sees the sketch.
         """
         block = self.blocks[index]
-        rotated, sketch = self._rotated(index, gradient)
-        rotated = rotated / (block.eigenvalues() + self.damping_value)
+        rotated = self._rotated(index, gradient) / (block.eigenvalues() + self.damping_value)
         solved = block.gradient_vectors @ rotated @ block.input_vectors.T
-        return solved if sketch is None else solved @ sketch.T
+        gradient_sketch, input_sketch = self._sketches(gradient)
+        if gradient_sketch is not None:
+            solved = gradient_sketch @ solved
+        return solved if input_sketch is None else solved @ input_sketch.T
 
-    def squared_norm(self, index: int, gradient: torch.Tensor, dampings: Sequence[float]) -> torch.Tensor:
-        """M^T (G_hat + lambda I)^-1 M of modular gradients [B, d_s, d_a] of unit `index`, for K values of rho: [B, K]."""
-        rotated, _ = self._rotated(index, gradient)
-        squares, eigenvalues = rotated.square_(), self.blocks[index].eigenvalues()
-        values = [self.damped(rho).damping_value for rho in dampings]
-        return torch.stack([(squares / (eigenvalues + value)).flatten(1).sum(1) for value in values], 1)
+    def squared_norm(self, index: int, gradient: torch.Tensor) -> torch.Tensor:
+        """M^T (G_hat + lambda I)^-1 M of modular gradients [B, d_s, d_a] of unit `index`: [B]."""
+        damped = self.blocks[index].eigenvalues() + self.damping_value
+        return (self._rotated(index, gradient).square_() / damped).flatten(1).sum(1)
 
-    def _rotated(self, index: int, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Gradients in the eigenbasis of unit `index`, and the sketch that was applied before."""
-        block, config = self.blocks[index], self.config
-        sketch = _sketch(gradient.shape[-1], config.max_dim, config.seed)
-        if sketch is not None:
-            sketch = sketch.to(gradient.device)
-            gradient = gradient @ sketch
-        return block.gradient_vectors.T @ gradient @ block.input_vectors, sketch
+    def _rotated(self, index: int, gradient: torch.Tensor) -> torch.Tensor:
+        """Gradients [..., d_s, d_a] in the eigenbasis of unit `index`, after its sketches."""
+        block = self.blocks[index]
+        gradient_sketch, input_sketch = self._sketches(gradient)
+        if gradient_sketch is not None:
+            gradient = gradient_sketch.T @ gradient
+        if input_sketch is not None:
+            gradient = gradient @ input_sketch
+        return block.gradient_vectors.T @ gradient @ block.input_vectors
+
+    def _sketches(self, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Of the gradient side and the input side of gradients [..., d_s, d_a]."""
+        first, second = (_sketch(width, self.config.max_dim, self.config.seed) for width in gradient.shape[-2:])
+        return tuple(None if sketch is None else sketch.to(gradient.device) for sketch in (first, second))
 
     def health(self) -> "FactorHealth":
         """What the numeric checks look at."""
@@ -215,224 +219,10 @@ class Factors:
         )
 
 
-def fit_factors(model: "PreTrainedModel", batches: Iterable[TokenBatch], config: LinfacConfig) -> Factors:
-    """Kronecker factors of every unit (docs/method.md, Factors).
-
-    Whole sequences: S = E[M M^T], A = E[M^T M] / tr(S), where no two sequences are pooled before the outer product.
-    Tokens: S = E[sum_t ds_t ds_t^T], A = the mean of a_t a_t^T over tokens.
-
-    Costs one forward and one activation-only backward pass over `batches` (two with eigenvalue correction, which
-    keeps the token ids in memory), and two eigendecompositions a unit. The result does not depend on how sequences are
-    batched.
-
-    Raises:
-        InputError: no batches, or an architecture whose sublayers are unknown.
-    """
-    units = tuple(find_units(model, config.units))
-    labels = None if config.labels == "true" else lambda logits, batch: sample_labels(logits, batch, config.seed)
-    sums = _OuterProducts(config)
-    if config.eigenvalue_correction:
-        batches = list(batches)
-    for batch in batches:
-        with sums.counting(batch):
-            backward_pass(model, batch, units, sums.add, labels)
-    if sums.sequences == 0:
-        raise InputError("fit_factors: no batches; give at least one sequence")
-    mean = sums.mean_eigenvalue()
-    reliability = _Reliability(config.damping * mean, config.seed)
-    blocks = []
-    for unit in units:
-        gradient_factor, input_factor = sums.factors(unit)
-        block = KroneckerFactor(*_eigh(gradient_factor), *_eigh(input_factor))
-        if sums.sequences > 1:
-            reliability.add(block, [sums.factors(unit, half) for half in (0, 1)])
-        sums.drop(unit)
-        blocks.append(block)
-    if config.eigenvalue_correction:
-        blocks = _corrected(model, batches, units, blocks, config, labels)
-        values = [block.eigenvalues() for block in blocks]
-        mean = sum(value.double().sum().item() for value in values) / sum(value.numel() for value in values)
-    return Factors(config, units, tuple(blocks), mean, sums.sequences, fingerprint(model), reliability.estimate())
-
-
-class _OuterProducts:
-    """Sums of outer products of each unit, kept apart for every other sequence: two halves, whose disagreement tells
-    how far the sample sufficed."""
-
-    def __init__(self, config: LinfacConfig) -> None:
-        self._config = config
-        self._halves: tuple[dict[Unit, tuple[torch.Tensor, torch.Tensor]], ...] = ({}, {})
-        self._sequences, self._tokens = [0, 0], [0, 0]
-        self._batch: TokenBatch
-
-    @property
-    def sequences(self) -> int:
-        return sum(self._sequences)
-
-    @contextmanager
-    def counting(self, batch: TokenBatch) -> Iterator[None]:
-        """For the pass over `batch` in which `add` is called."""
-        self._batch = batch
-        yield
-        for half in (0, 1):
-            attention = batch.attention_mask[self._rows(half)]
-            self._tokens[half] += int(attention.sum())
-        even = (len(batch) + 1) // 2
-        first = self.sequences % 2
-        self._sequences[first] += even
-        self._sequences[1 - first] += len(batch) - even
-
-    def add(self, unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
-        inputs, gradients = sketched(inputs, self._config), gradients.float()
-        for half, sums in enumerate(self._halves):
-            rows = self._rows(half)
-            if len(inputs[rows]) == 0:
-                continue
-            if self._config.factors == "sequence":
-                added = sequence_outer_products(inputs[rows], gradients[rows])
-            else:
-                attended = self._batch.attention_mask[rows].bool().to(inputs.device)
-                added = token_outer_product(gradients[rows].flatten(0, 1)), token_outer_product(inputs[rows][attended])
-            if unit in sums:
-                for total, part in zip(sums[unit], added, strict=True):
-                    total.add_(part)
-            else:
-                sums[unit] = added
-
-    def factors(self, unit: Unit, half: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """S and A of a unit, of all sequences or of one half of them."""
-        halves = [half] if half is not None else [0, 1]
-        parts = [self._halves[h][unit] for h in halves if unit in self._halves[h]]
-        sequences, tokens = (sum(counts[h] for h in halves) for counts in (self._sequences, self._tokens))
-        gradient_factor = sum(gradient for gradient, _ in parts) / sequences
-        scale = sequences * gradient_factor.trace().item() if self._config.factors == "sequence" else tokens
-        return gradient_factor, sum(inputs for _, inputs in parts) / max(scale, torch.finfo(torch.float32).tiny)
-
-    def drop(self, unit: Unit) -> None:
-        for half in self._halves:
-            half.pop(unit, None)
-
-    def mean_eigenvalue(self) -> float:
-        """Of A (x) S over all units, from the traces."""
-        total, number = 0.0, 0
-        for unit in self._halves[0]:
-            gradient_factor, input_factor = self.factors(unit)
-            total += gradient_factor.trace().double().item() * input_factor.trace().double().item()
-            number += len(gradient_factor) * len(input_factor)
-        return total / number
-
-    def _rows(self, half: int) -> slice:
-        return slice((half + self.sequences) % 2, None, 2)
-
-
-class _Reliability:
-    """Estimated correlation of scores with those that factors from unlimited sequences would give.
-
-    A query gradient q drawn from N(0, G_hat) is preconditioned with the factors of either half of the sequences. To
-    first order the two results differ by (G + lambda)^-1 (G_1 - G_2) (G + lambda)^-1 q, and the whole sample's result
-    is in error by half of that. Sequences drawn from N(0, G_hat) turn the error into a variance of scores, set against
-    the variance of the scores themselves. One random probe a unit; no pass over data.
-    """
-
-    def __init__(self, damping_value: float, seed: int) -> None:
-        self._damping_value = damping_value
-        self._generator = torch.Generator().manual_seed(seed)
-        self._signal = self._error = 0.0
-
-    def add(self, block: KroneckerFactor, halves: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        eigenvalues = torch.outer(block.gradient_values, block.input_values).clamp_min(0)
-        damped = eigenvalues + self._damping_value
-        probe = torch.randn(eigenvalues.shape, generator=self._generator).to(eigenvalues.device)
-        solved = eigenvalues.sqrt() * probe / damped
-        unrotated = block.gradient_vectors @ solved @ block.input_vectors.T
-        first, second = (gradient @ unrotated @ inputs for gradient, inputs in halves)
-        difference = block.gradient_vectors.T @ (first - second) @ block.input_vectors
-        self._signal += (eigenvalues * solved.square()).sum().item()
-        self._error += (eigenvalues * (difference / damped / 2).square()).sum().item()
-
-    def estimate(self) -> float:
-        return (self._signal / (self._signal + self._error)) ** 0.5 if self._signal > 0 else float("nan")
-
-
-def _corrected(
-    model: "PreTrainedModel",
-    batches: Iterable[TokenBatch],
-    units: tuple[Unit, ...],
-    blocks: list[KroneckerFactor],
-    config: LinfacConfig,
-    labels: Callable[[torch.Tensor, TokenBatch], torch.Tensor] | None,
-) -> list[KroneckerFactor]:
-    """The blocks with the mean squared modular gradient along each pair of their eigenvectors."""
-    squares = [torch.zeros_like(block.eigenvalues()) for block in blocks]
-    places = {unit: index for index, unit in enumerate(units)}
-
-    def add_squares(unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
-        block = blocks[places[unit]]
-        rotated_inputs = sketched(inputs, config) @ block.input_vectors
-        rotated_gradients = gradients.float() @ block.gradient_vectors
-        squares[places[unit]] += (rotated_gradients.mT @ rotated_inputs).square_().sum(0)
-
-    sequences = 0
-    for batch in batches:
-        backward_pass(model, batch, units, add_squares, labels)
-        sequences += len(batch)
-    return [replace(block, corrected=total / sequences) for block, total in zip(blocks, squares, strict=True)]
-
-
-def token_outer_product(vectors_nd: torch.Tensor) -> torch.Tensor:
-    """sum_n v_n v_n^T, [d, d]."""
-    return vectors_nd.T @ vectors_nd
-
-
-def sequence_outer_products(inputs_bta: torch.Tensor, gradients_bts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """sum_b M_b M_b^T [d_s, d_s] and sum_b M_b^T M_b [d_a, d_a], with M_b = sum_t ds_bt a_bt^T.
-
-    M^T M = a^T (ds ds^T) a needs no M; the cheaper of the two contractions is taken from the shapes.
-    """
-    _, length, width_a = inputs_bta.shape
-    width_s = gradients_bts.shape[-1]
-    direct = length * width_s * width_a + width_s**2 * width_a + width_s * width_a**2
-    through_tokens = 2 * length**2 * (width_a + width_s) + length * (width_a**2 + width_s**2)
-    if direct <= through_tokens:
-        modular_bsa = gradients_bts.mT @ inputs_bta
-        stacked_rows = modular_bsa.transpose(0, 1).flatten(1)
-        stacked_columns = modular_bsa.flatten(0, 1)
-        return stacked_rows @ stacked_rows.T, stacked_columns.T @ stacked_columns
-    token_gradients_btu = gradients_bts @ gradients_bts.mT
-    token_inputs_btu = inputs_bta @ inputs_bta.mT
-    gradient_outer = gradients_bts.flatten(0, 1).T @ (token_inputs_btu @ gradients_bts).flatten(0, 1)
-    input_outer = inputs_bta.flatten(0, 1).T @ (token_gradients_btu @ inputs_bta).flatten(0, 1)
-    return gradient_outer, input_outer
-
-
-def sample_labels(logits: torch.Tensor, batch: TokenBatch, seed: int) -> torch.Tensor:
-    """One label for each loss position from the model's own distribution: [n] int64.
-
-    The uniform draws of a sequence are seeded by its tokens, so that they do not depend on the batch it is in.
-    """
-    draws = []
-    for ids, attended, mask in zip(batch.input_ids, batch.attention_mask, batch.loss_mask[:, 1:], strict=True):
-        tokens = ids[attended.bool()].cpu().numpy().tobytes()
-        digest = hashlib.sha256(seed.to_bytes(8, "little") + tokens).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        draws.append(torch.rand(int(mask.sum()), generator=generator))
-    uniform = torch.cat(draws).to(logits.device)
-    cumulative = logits.softmax(-1).cumsum(-1)
-    picked = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0]
-    return picked.clamp_max(logits.shape[-1] - 1)
-
-
-def _eigh(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
-    # Rounding can leave zero eigenvalues slightly negative; a clearly negative one is a defect and stays visible.
-    rounding = values.abs().max() * len(values) * torch.finfo(values.dtype).eps
-    return torch.where(values.abs() <= rounding, values.clamp_min(0), values), vectors
-
-
-def sketched(inputs: torch.Tensor, config: LinfacConfig) -> torch.Tensor:
-    """Inputs [..., d_a] as float32 [..., d_k]."""
-    sketch = _sketch(inputs.shape[-1], config.max_dim, config.seed)
-    return inputs.float() if sketch is None else inputs.float() @ sketch.to(inputs.device)
+def sketched(values: torch.Tensor, config: LinfacConfig) -> torch.Tensor:
+    """Inputs or gradients [..., d] as float32, no wider than `max_dim`."""
+    sketch = _sketch(values.shape[-1], config.max_dim, config.seed)
+    return values.float() if sketch is None else values.float() @ sketch.to(values.device)
 
 
 @lru_cache(maxsize=2)

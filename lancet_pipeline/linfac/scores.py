@@ -1,6 +1,6 @@
 """Preconditioned query gradients, and training sequences scored against them without per-sample gradients."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -121,38 +121,31 @@ def score_groups_and_tokens(
     return (scores.value if len(query.weights) > 1 else by_token.sum(1, keepdim=True)), by_token
 
 
-def self_influence(
-    model: "PreTrainedModel", batches: Iterable[TokenBatch], factors: Factors, dampings: Sequence[float] | None = None
-) -> torch.Tensor:
+def self_influence(model: "PreTrainedModel", batches: Iterable[TokenBatch], factors: Factors) -> torch.Tensor:
     """Influence of every sequence on itself, grad^T (G_hat + lambda I)^-1 grad: [N] float32, never negative.
 
     Forms each sample's gradient, unit by unit, and rotates it into the eigenbasis: on a large model several times the
     cost of scoring.
-
-    Args:
-        dampings: K values of rho in place of the factors'; the result is [N, K] then.
 
     Raises:
         InputError: factors of another model.
     """
     factors.require(model)
     places = {unit: index for index, unit in enumerate(factors.units)}
-    values = [factors.config.damping] if dampings is None else dampings
     found = []
     for batch in batches:
         total = _Sum()
 
         def add(unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor, total: _Sum = total) -> None:
             norms = [
-                factors.squared_norm(places[unit], gradients[rows].float().mT @ inputs[rows].float(), values)
+                factors.squared_norm(places[unit], gradients[rows].float().mT @ inputs[rows].float())
                 for rows in _row_chunks(inputs, gradients)
             ]
             total.add(torch.cat(norms))
 
         backward_pass(model, batch, factors.units, add)
         found.append(total.value.cpu())
-    every = torch.cat(found)
-    return every[:, 0] if dampings is None else every
+    return torch.cat(found)
 
 
 def require_model(query: Query, model: "PreTrainedModel") -> None:

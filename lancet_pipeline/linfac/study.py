@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from lancet_pipeline.data.batches import TokenBatch, TokenSequence, bucketed, collate
 from lancet_pipeline.data.tokenization import tokenize
 from lancet_pipeline.linfac.damping import DampingChoice, choose_damping
-from lancet_pipeline.linfac.factors import Factors, LinfacConfig, fit_factors
+from lancet_pipeline.linfac.factors import Factors, LinfacConfig
+from lancet_pipeline.linfac.fitting import fit_factors
 from lancet_pipeline.linfac.journal import Scores, score_dataset
 from lancet_pipeline.linfac.refinement import Refinement
 from lancet_pipeline.linfac.scores import Query, query_gradient, self_influence
@@ -22,7 +23,7 @@ from lancet_pipeline.study import Study
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SMALLEST_BUDGET, LARGEST_UNLABELLED = 64, 256
+SMALLEST_BUDGET, LARGEST_UNLABELLED = 32, 256
 
 
 def fit_study_factors(
@@ -44,7 +45,7 @@ def fit_study_factors(
 
 
 def default_budget(sequences: int) -> int:
-    """Sequences that factors are fitted on where the study does not say: an eighth, at least 64."""
+    """Sequences that factors are fitted on where the study does not say: an eighth, at least 32."""
     return min(sequences, max(SMALLEST_BUDGET, sequences // 8))
 
 
@@ -103,8 +104,8 @@ def influence(
         damping = settings.damping if settings.damping != "auto" else None
     if damping is None:
         unlabelled = _sample(sequences, unlabelled_budget(len(sequences)), study.seed + 2)
-        parts = [list(_batches(part, batch_tokens)[0]) for part in (asked, unlabelled)]
-        choice = choose_damping(model, parts[0], parts[1], factors)
+        held_out, (batches, count) = list(_batches(asked, batch_tokens)[0]), _batches(unlabelled, batch_tokens)
+        choice = choose_damping(model, held_out, track(batches, count, "choosing the damping"), factors)
         damping = choice.damping
     factors = factors.damped(damping)
     query = _query(model, factors, _grouped(model, asked, queries, study), sequences, study)

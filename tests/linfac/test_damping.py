@@ -7,22 +7,22 @@ from linfac.small import batch, llama, split
 
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.linfac import LinfacConfig, choose_damping, fit_factors, query_gradient, score_sequences
-from lancet_pipeline.linfac.damping import CANDIDATES, _affordable_units
+from lancet_pipeline.linfac.damping import CANDIDATES, FOLDS, _affordable_units
 
 
 def test_areas_are_those_of_queries_really_left_out():
-    model, unlabelled, queries = llama(), batch(rows=12, seed=1), batch(rows=5, seed=2)
+    model, unlabelled, queries = llama(), batch(rows=12, seed=1), batch(rows=7, seed=2)
     factors = fit_factors(model, [batch(rows=16, seed=3)], LinfacConfig())
-    choice = choose_damping(model, split(queries, 2, 3), [unlabelled], factors)
+    choice = choose_damping(model, split(queries, 2, 5), [unlabelled], factors)
     for rho, area in choice.areas.items():
-        damped = factors.damped(rho)
-        whole = score_sequences(model, [unlabelled], query_gradient(model, [queries], damped))
         above = []
-        for left_out in range(5):
-            others = queries.rows(torch.tensor([i for i in range(5) if i != left_out]))
-            query = query_gradient(model, [others], damped)
-            own = score_sequences(model, [queries.rows(torch.tensor([left_out]))], query)
-            above.append((own > whole).double().mean())
+        for fold in range(FOLDS):
+            left_out = torch.arange(7) % FOLDS == fold
+            others = queries.rows((~left_out).nonzero()[:, 0])
+            query = query_gradient(model, [others], factors.damped(rho))
+            own = score_sequences(model, [queries.rows(left_out.nonzero()[:, 0])], query)
+            among = score_sequences(model, [unlabelled], query)
+            above += [(score > among).double().mean() for score in own]
         assert area == pytest.approx(float(np.mean(above)), abs=1e-6)
     assert choice.areas[choice.damping] == max(choice.areas.values())
 

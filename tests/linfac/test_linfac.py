@@ -24,7 +24,7 @@ from lancet_pipeline.linfac import (
     score_tokens,
     self_influence,
 )
-from lancet_pipeline.linfac.factors import sequence_outer_products
+from lancet_pipeline.linfac.fitting import sequence_outer_products
 from lancet_pipeline.linfac.scores import contract_groups
 from lancet_pipeline.linfac.units import backward_pass
 from lancet_pipeline.models.likelihood import response_logps
@@ -126,13 +126,23 @@ def test_both_contractions_give_the_outer_products(length, width_a, width_s):
     torch.testing.assert_close(columns, sum(m.T @ m for m in modular))
 
 
-def test_sketch_as_wide_as_the_side_changes_nothing_and_a_narrow_one_stays_close_in_shape():
+@pytest.mark.parametrize("kind", ["sublayer_output", "linear"])
+def test_a_narrow_sketch_bounds_both_sides_and_is_lifted_again(kind):
     model, data = llama(), batch()
-    exact = fit_factors(model, [data], LinfacConfig())
-    narrow = fit_factors(model, [data], LinfacConfig(max_dim=8))
-    assert {len(block.input_values) for block in narrow.blocks} == {8}
+    exact = fit_factors(model, [data], LinfacConfig(units=kind))
+    narrow = fit_factors(model, [data], LinfacConfig(units=kind, max_dim=8))
+    assert {len(values) for block in narrow.blocks for values in (block.input_values, block.gradient_values)} == {8}
     query = query_gradient(model, [data], narrow)
     assert [m.shape for m in query.matrices] == [m.shape for m in query_gradient(model, [data], exact).matrices]
+
+
+def test_a_side_as_wide_as_the_bound_is_not_sketched():
+    model, data = llama(), batch()
+    scores = []
+    for max_dim in (24, 4096):
+        factors = fit_factors(model, [data], LinfacConfig(units="linear", max_dim=max_dim))
+        scores.append(score_sequences(model, [data], query_gradient(model, [data], factors)))
+    assert torch.equal(*scores)
 
 
 def test_factors_survive_the_disk(tmp_path):
