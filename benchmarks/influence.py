@@ -8,17 +8,20 @@ Everything runs in one process with the same threads, data and batches; times ar
 pass is one forward and one backward pass with gradients of all parameters over all sequences. Memory is the peak above
 what the process holds with the model loaded.
 
-EK-FAC gets the best damping of a sweep, chosen by the labels, LinFAC the one that it chooses without them. The sweep takes
+EK-FAC gets the best damping of a sweep and the best normalisation of its scores, this project's among them, both chosen by the
+labels; LinFAC has the damping that it chooses without them and scores over gradient norms. The sweep takes
 kronfluence's factors through this project's scoring pass, which needs one pass for all dampings; `ekfac_scores_agree` is
 the correlation with the scores that kronfluence itself computes from them.
 
-Shape c has one model, since training it takes half an hour: its seeds are disjoint draws of 128 of the 1,776 training
-sequences. Costs are measured on the first two draws together; EK-FAC is fitted on these 256 sequences, LinFAC on 32 of each
-draw.
+Shape c has one model, since training it takes half an hour: its seeds are disjoint draws of 96 of the 1,776 training
+sequences. Costs are measured on the first draw; EK-FAC, which takes some ten seconds a sequence there, is fitted once, on all
+of that draw; LinFAC on 32 sequences of each. `--part costs` and `--part precision` do one half of the work each and add to
+the same file.
 """
 
 import copy
 import ctypes
+import gc
 import json
 import tempfile
 import threading
@@ -35,6 +38,7 @@ import typer
 import yaml
 from sklearn.metrics import average_precision_score
 
+from benchmarks.text import bm25, tf_idf
 from lancet_pipeline.data.batches import TokenBatch, TokenSequence, bucketed, collate
 from lancet_pipeline.linfac import (
     Factors,
@@ -43,17 +47,20 @@ from lancet_pipeline.linfac import (
     choose_damping,
     fit_factors,
     query_gradient,
+    score_dataset,
     score_sequences,
 )
 from lancet_pipeline.linfac.damping import CANDIDATES
-from lancet_pipeline.linfac.scores import mean_gradient
+from lancet_pipeline.linfac.scores import mean_gradient, score_batch
 from lancet_pipeline.linfac.study import default_budget, unlabelled_budget
 
 Shape = StrEnum("Shape", ["a", "b", "c"])
+Part = StrEnum("Part", ["all", "costs", "precision"])
 UNITS = ("sublayer_output", "linear")
 FLAT = 1e6  # so much damping leaves the gradient
 EKFAC_DAMPINGS = (0.01, 0.1, 1.0, 10.0)  # multiples of the mean eigenvalue, beside kronfluence's heuristic
-DRAW = 128  # sequences of shape c
+DRAW = 96  # sequences of shape c
+SMOLLM2 = "compliance_smollm2"
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,6 @@ class Setup:
     queries: list[TokenSequence]
     batch_tokens: int
     harmful: np.ndarray | None = None
-    length_normalised: bool = False
     documents: tuple[str, ...] = ()
     asked: tuple[str, ...] = ()
 
@@ -81,14 +87,14 @@ class Setup:
     def query_batches(self) -> list[TokenBatch]:
         return [collate([self.queries[i] for i in group]) for group in bucketed(self.queries, self.batch_tokens)]
 
-    def precision(self, scores: np.ndarray) -> float:
-        """Average precision of the harmful sequences, scores normalised as the study does."""
-        lengths = [len(s) - max(s.response_start, 1) for s in self.train] if self.length_normalised else 1
-        return float(average_precision_score(self.harmful, scores / np.asarray(lengths)))
+    @property
+    def response_lengths(self) -> np.ndarray:
+        return np.array([len(sequence) - max(sequence.response_start, 1) for sequence in self.train])
 
 
 def main(
     shape: Annotated[Shape, typer.Option()] = Shape.a,
+    part: Annotated[Part, typer.Option()] = Part.all,
     json_out: Annotated[Path | None, typer.Option("--json")] = None,
     home: Annotated[Path, typer.Option(help="Where compliance_smollm2 was run, and shape b's models go.")] = Path(
         ".lancet"
@@ -97,38 +103,46 @@ def main(
     rounds: int = 3,
     ekfac_rounds: Annotated[int | None, typer.Option(help="As `rounds`, or 1 for shape c.")] = None,
 ) -> None:
-    if shape is Shape.a:
-        setups = iter([shape_a()])
-    elif shape is Shape.b:
-        setups = (shape_b(home, seed) for seed in range(seeds))
-    else:
-        draws = [slice(0, 2 * DRAW), *(slice(draw * DRAW, (draw + 1) * DRAW) for draw in range(seeds))]
-        setups = (of_study("compliance_smollm2", home, draw) for draw in draws)
-    ekfac_rounds = ekfac_rounds or (1 if shape is Shape.c else rounds)
-    first = next(setups)
-    with tempfile.TemporaryDirectory() as folder:
-        measured, rival, heuristic = costs(first, rounds, ekfac_rounds, Path(folder))
-        fitted = rival.factors(first.model)
-        if shape is not Shape.c:
-            measured["ekfac_scores_agree"] = agreement(first, rival, fitted)
-    report = {"shape": shape.value, **measured}
-    found = [precisions(first, fitted, heuristic)] if shape is Shape.b else []
-    for setup in setups:
-        if shape is Shape.b:
-            with tempfile.TemporaryDirectory() as folder:
-                rival = ekfac(setup, Path(folder))
-                heuristic = rival.scores(setup.queries, setup.train, None, pooled=True)
-                fitted = rival.factors(setup.model)
-        else:
-            heuristic = None
-        found.append(precisions(setup, fitted, heuristic))
-        if json_out is not None:  # what there is, should the machine stop
-            json_out.write_text(json.dumps(report | averages(found), indent=2))
-    if found:
-        report |= averages(found)
+    report = json.loads(json_out.read_text()) if part is not Part.all and json_out and json_out.exists() else {}
+    report["shape"] = shape.value
+
+    def keep(found: dict[str, Any]) -> None:
+        report.update(found)
+        if json_out is not None:
+            json_out.write_text(json.dumps(report, indent=2))
+
+    factors_of_c = home / "benchmarks" / "ekfac"
+    if part is not Part.precision:
+        setup = {
+            Shape.a: shape_a,
+            Shape.b: lambda: shape_b(home, 0),
+            Shape.c: lambda: of_study(SMOLLM2, home, slice(0, DRAW)),
+        }[shape]()
+        with tempfile.TemporaryDirectory() as folder:
+            rival, measured = rival_costs(setup, ekfac_rounds or (1 if shape is Shape.c else rounds), Path(folder))
+            if shape is Shape.c:
+                factors_of_c.mkdir(parents=True, exist_ok=True)
+                rival.factors(setup.model).save(factors_of_c)
+            rival_bytes = rival.disk_bytes()
+            del rival  # with its copy of the model
+            keep(costs(setup, rounds, measured, rival_bytes, Path(folder)))
+    if part is not Part.costs and shape is not Shape.a:
+        found = []
+        for seed in range(seeds):
+            if shape is Shape.b:
+                setup = shape_b(home, seed)
+                with tempfile.TemporaryDirectory() as folder:
+                    rival = ekfac(setup, Path(folder))
+                    heuristic = rival.scores(setup.queries, setup.train, None, pooled=True)
+                    fitted = rival.factors(setup.model)
+                    agree = {"ekfac_scores_agree": agreement(setup, rival, fitted)}
+            else:
+                setup, heuristic, agree = of_study(SMOLLM2, home, slice(seed * DRAW, (seed + 1) * DRAW)), None, {}
+                fitted = Factors.load(factors_of_c)
+                fitted.require(setup.model)
+            found.append(precisions(setup, fitted, heuristic) | agree)
+            keep(averages(found))
     print(json.dumps({k: v for k, v in report.items() if k != "seconds"}, indent=2))
-    if json_out is not None:
-        json_out.write_text(json.dumps(report, indent=2))
 
 
 def averages(found: list[dict[str, Any]]) -> dict[str, Any]:
@@ -140,63 +154,70 @@ def averages(found: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def costs(setup: Setup, rounds: int, ekfac_rounds: int, folder: Path) -> tuple[dict[str, Any], Any, torch.Tensor]:
-    """Times, peaks and bytes, LinFAC's and EK-FAC's; the fitted rival, whose files are below `folder`, and its scores."""
+def rival_costs(setup: Setup, rounds: int, folder: Path) -> "tuple[Any, Meter]":
+    """EK-FAC's times and peaks; and EK-FAC as last fitted, whose files are below `folder`."""
+    meter = Meter()
+    plain_pass(setup.model, setup.batches()[:1])  # warms kernels up
+    for index in range(rounds):
+        rival = meter("ekfac factors", lambda index=index: ekfac(setup, folder / str(index)))
+        meter("ekfac scores", lambda rival=rival: rival.scores(setup.queries, setup.train, None, pooled=True))
+    return rival, meter
+
+
+def costs(setup: Setup, rounds: int, rival: "Meter", rival_bytes: int, folder: Path) -> dict[str, Any]:
+    """Times, peaks and bytes of LinFAC and of plain passes, beside those of the rival."""
     meter = Meter()
     model, data, queries = setup.model, setup.batches(), setup.query_batches
     budget, unlabelled = default_budget(len(setup.train)), setup.batches(unlabelled_budget(len(setup.train)), 1)
-    default, few = LinfacConfig(), setup.batches(budget)
-    plain_pass(model, data[:1])  # warms kernels up
+    default, few, tokens = LinfacConfig(), setup.batches(budget), setup.batch_tokens
     linear = fit_factors(model, setup.batches(8), LinfacConfig(units="linear"))
     for _ in range(rounds):
         meter("plain", lambda: plain_pass(model, data))
         factors = meter("factors same budget", lambda: fit_factors(model, data, default))
         query = meter("query sublayer_output", lambda factors=factors: query_gradient(model, queries, factors))
         meter("scores sublayer_output", lambda query=query: score_sequences(model, data, query))
+        meter("scores of a study", lambda query=query: score_dataset(model, setup.train, query, batch_tokens=tokens))
         query = query_gradient(model, queries, linear)
         meter("scores linear", lambda query=query: score_sequences(model, data, query))
         fitted = meter("factors default", lambda: fit_factors(model, few, default))
         meter("damping default", lambda fitted=fitted: choose_damping(model, queries, unlabelled, fitted))
-    own_peak = max(peak for name, peak in meter.peaks.items() if name not in ("plain", "scores linear"))
-    for index in range(ekfac_rounds):
-        rival = meter("ekfac factors", lambda index=index: ekfac(setup, folder / str(index)))
-        theirs = meter("ekfac scores", lambda rival=rival: rival.scores(setup.queries, setup.train, None, pooled=True))
     factors.save(folder)
     linfac_bytes = (folder / "factors.safetensors").stat().st_size
-    seconds = {name: float(np.median(values)) for name, values in meter.seconds.items()}
+    own_peak = max(peak for name, peak in meter.peaks.items() if name not in ("plain", "scores linear"))
+    every, peaks = meter.seconds | rival.seconds, meter.peaks | rival.peaks
+    seconds = {name: float(np.median(values)) for name, values in every.items()}
 
     def total(*parts: str) -> float:
         return sum(seconds[part] for part in parts)
 
     rival_total = total("ekfac factors", "ekfac scores")
     scoring = total("query sublayer_output", "scores sublayer_output")
-    ratios = {
+    return {
         "sequences": len(setup.train),
         "queries": len(setup.queries),
         "default_budget": budget,
         "threads": torch.get_num_threads(),
         "plain_seconds": seconds["plain"],
         "score_ratio": {units: seconds[f"scores {units}"] / seconds["plain"] for units in UNITS},
+        "study_score_ratio": seconds["scores of a study"] / seconds["plain"],  # with norms and the largest token shares
         "total_over_ekfac": {
             "same_budget": (seconds["factors same budget"] + scoring) / rival_total,
             "default": (total("factors default", "damping default") + scoring) / rival_total,
         },
         "ekfac_passes": rival_total / seconds["plain"],
-        "peak_memory_ratio": own_peak / meter.peaks["plain"],
-        "ekfac_peak_memory_ratio": max(meter.peaks["ekfac factors"], meter.peaks["ekfac scores"])
-        / meter.peaks["plain"],
-        "disk_ratio": linfac_bytes / rival.disk_bytes(),
+        "peak_memory_ratio": own_peak / peaks["plain"],
+        "ekfac_peak_memory_ratio": max(rival.peaks.values()) / peaks["plain"],
+        "disk_ratio": linfac_bytes / rival_bytes,
         "median_seconds": seconds,
-        "peak_mebibytes": {name: peak / 2**20 for name, peak in meter.peaks.items()},
-        "seconds": meter.seconds,
+        "peak_mebibytes": {name: peak / 2**20 for name, peak in peaks.items()},
+        "seconds": every,
     }
-    return ratios, rival, theirs
 
 
 def agreement(setup: Setup, rival: Any, fitted: Factors) -> float:
     """Correlation of kronfluence's own scores with those of its factors in this project's scoring pass."""
     theirs = rival.scores(setup.queries, setup.train, 0.1 * fitted.mean_eigenvalue, pooled=True).numpy()
-    return float(np.corrcoef(theirs, sweep(setup, fitted, {0.1})[0.1])[0, 1])
+    return float(np.corrcoef(theirs, sweep(setup, fitted, {0.1})[0][0.1])[0, 1])
 
 
 def plain_pass(model: Any, batches: Iterable[TokenBatch]) -> None:
@@ -209,41 +230,64 @@ def plain_pass(model: Any, batches: Iterable[TokenBatch]) -> None:
 
 
 def precisions(setup: Setup, rival: Factors, heuristic: torch.Tensor | None) -> dict[str, Any]:
-    """Average precision of the harmful sequences: LinFAC as it comes and at fixed dampings; EK-FAC at its best one.
+    """Average precision of the harmful sequences: LinFAC as a study has it, scores over gradient norms; rivals at the
+    best of all dampings and normalisations; and what other normalisations make of LinFAC.
 
     heuristic: EK-FAC's scores by kronfluence at the damping of its own choice.
     """
     model, queries = setup.model, setup.query_batches
     factors = fit_factors(model, setup.batches(default_budget(len(setup.train))), LinfacConfig())
     choice = choose_damping(model, queries, setup.batches(unlabelled_budget(len(setup.train)), 1), factors)
-    fixed = {rho: setup.precision(s) for rho, s in sweep(setup, factors, {*CANDIDATES, FLAT}).items()}
-    dot = fixed.pop(FLAT)
-    theirs = {f"{rho:g}": setup.precision(s) for rho, s in sweep(setup, rival, set(EKFAC_DAMPINGS)).items()}
+    found, norms = sweep(setup, factors, {*CANDIDATES, FLAT})
+    gradient = found.pop(FLAT)
+    ours = {f"{rho:g}": normalised(setup, scores, norms) for rho, scores in found.items()}
+    rival_scores, rival_norms = sweep(setup, rival, set(EKFAC_DAMPINGS))
+    theirs = {f"{rho:g}": normalised(setup, scores, rival_norms) for rho, scores in rival_scores.items()}
     if heuristic is not None:
-        theirs["heuristic"] = setup.precision(heuristic.numpy())
-    print(f"linfac {fixed} chose {choice.damping:g}; ekfac {theirs}", flush=True)
-    return {
-        "linfac": fixed[choice.damping],
-        "linfac_best_damping": max(fixed.values()),
-        "ekfac": max(theirs.values()),
-        "gradient_dot": dot,
+        theirs["heuristic"] = normalised(setup, heuristic.numpy(), rival_norms)
+    chosen = ours[f"{choice.damping:g}"]
+    result = {
+        "linfac": chosen["gradient_norm"],
+        "linfac_best_damping": max(one["gradient_norm"] for one in ours.values()),
+        "linfac_by_length": chosen["length"],
+        "linfac_by_length_best_damping": max(one["length"] for one in ours.values()),
+        "linfac_undivided": chosen["none"],
+        "ekfac": max(max(one.values()) for one in theirs.values()),
+        "ekfac_by_length": max(one["length"] for one in theirs.values()),
+        "ekfac_undivided": max(one["none"] for one in theirs.values()),
+        "gradient_dot": max(precision(setup, gradient), precision(setup, gradient / setup.response_lengths)),
+        "gradient_cosine": precision(setup, gradient / norms),
+        "bm25": precision(setup, bm25(list(setup.documents), list(setup.asked))),
+        "tf_idf": precision(setup, tf_idf(list(setup.documents), list(setup.asked))),
         "share": float(np.mean(setup.harmful)),
         "chosen_damping": choice.damping,
         "reliability": factors.reliability,
-        "linfac_by_damping": {f"{rho:g}": value for rho, value in fixed.items()},
-        "ekfac_by_damping": theirs,
     }
+    print(json.dumps(result), flush=True)
+    return result | {"linfac_by_damping": ours, "ekfac_by_damping": theirs}
 
 
-def sweep(setup: Setup, factors: Factors, dampings: set[float]) -> dict[float, np.ndarray]:
-    """Scores [N] on all queries under each damping, in one pass."""
+def normalised(setup: Setup, scores: np.ndarray, norms: np.ndarray) -> dict[str, float]:
+    """Average precision of scores as they are, per response token, and over the norms of their gradients."""
+    divisors = {"none": 1.0, "length": setup.response_lengths, "gradient_norm": norms}
+    return {name: precision(setup, scores / divisor) for name, divisor in divisors.items()}
+
+
+def precision(setup: Setup, scores: np.ndarray) -> float:
+    return float(average_precision_score(setup.harmful, scores))
+
+
+def sweep(setup: Setup, factors: Factors, dampings: set[float]) -> tuple[dict[float, np.ndarray], np.ndarray]:
+    """Scores [N] on all queries under each damping, and norms of gradients [N], in one pass."""
     ordered = sorted(dampings)
     gradients, _ = mean_gradient(setup.model, setup.query_batches, factors.units, "queries")
     damped = [factors.damped(rho) for rho in ordered]
     matrices = tuple(torch.cat([one.precondition(i, g[None]) for one in damped]) for i, g in enumerate(gradients))
     query = Query(tuple(map(str, ordered)), factors.units, matrices, (1 / len(ordered),) * len(ordered), factors.model)
-    scores = score_sequences(setup.model, setup.batches(), query).numpy()
-    return dict(zip(ordered, scores.T, strict=True))
+    parts = [score_batch(setup.model, batch, query) for batch in setup.batches()]
+    scores = torch.cat([part.by_group for part in parts]).numpy()
+    norms = torch.cat([part.squared_norms for part in parts]).sqrt().numpy()
+    return dict(zip(ordered, scores.T, strict=True)), norms
 
 
 def ekfac(setup: Setup, folder: Path) -> Any:
@@ -312,18 +356,18 @@ def of_study(name: str, home: Path, draw: slice = slice(None)) -> Setup:
         queries,
         study.compute.batch_tokens,
         harmful,
-        study.linfac.normalisation == "length",
         tuple(texts[i] for i in order),
         tuple(f"{row['prompt']} {row['response']}" for row in rows),
     )
 
 
 class Meter:
-    """Seconds of every call by name, and the highest resident memory above the start, sampled at 200 Hz."""
+    """Seconds of every call by name, and the highest resident memory above its making, sampled at 200 Hz."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}
         self.peaks: dict[str, float] = {}
+        _release()
         self._start = _resident()
 
     def __call__(self, name: str, work: Callable[[], Any]) -> Any:
@@ -334,7 +378,7 @@ class Meter:
             while not done.wait(0.005):
                 peak = max(peak, _resident() - self._start)
 
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what earlier calls freed is not this one's
+        _release()
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
         started = time.monotonic()
@@ -345,6 +389,12 @@ class Meter:
         self.peaks[name] = max(self.peaks.get(name, 0.0), peak)
         print(f"{name}: {self.seconds[name][-1]:.2f} s, peak {peak / 2**20:.0f} MiB", flush=True)
         return result
+
+
+def _release() -> None:
+    """Gives back what earlier calls freed, so that it is not taken for the next one's."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _resident() -> int:

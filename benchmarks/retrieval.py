@@ -13,17 +13,16 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.metrics import precision_recall_curve
 
-from benchmarks.influence import FLAT, Setup, shape_b
+from benchmarks.influence import FLAT, Setup, precision, shape_b, sweep
+from benchmarks.text import bm25, tf_idf
 from lancet_pipeline.linfac import (
     LinfacConfig,
     choose_damping,
     fit_factors,
     query_gradient,
     score_sequences,
-    self_influence,
 )
 from lancet_pipeline.linfac.study import default_budget, unlabelled_budget
 
@@ -59,41 +58,36 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def one_model(setup: Setup, seed: int) -> dict[str, Any]:
     """Average precision of every method, and of LinFAC by the number of queries in the batch."""
-    model, data, queries = setup.model, setup.batches(), setup.query_batches
+    model, queries = setup.model, setup.query_batches
     factors = fit_factors(model, setup.batches(default_budget(len(setup.train)), seed), LinfacConfig())
-    chosen = choose_damping(model, queries, setup.batches(unlabelled_budget(len(setup.train)), seed + 1), factors)
-    flat = factors.damped(FLAT)
-    dot = score_sequences(model, data, query_gradient(model, queries, flat)).numpy()
-    own = self_influence(model, data, flat).sqrt().numpy()
-    lengths = np.array([len(s) - max(s.response_start, 1) for s in setup.train])
+    chosen = choose_damping(
+        model, queries, setup.batches(unlabelled_budget(len(setup.train)), seed + 1), factors
+    ).damping
+    found, norms = sweep(setup, factors, {chosen, FLAT})
     documents, asked = list(setup.documents), list(setup.asked)
     scores = {
-        "linfac": score_sequences(model, data, query_gradient(model, queries, factors.damped(chosen.damping))).numpy(),
-        "gradient_dot": dot,
-        "gradient_cosine": dot / own * lengths,  # `precision` divides by the length, which a cosine has no use for
-        "bm25": bm25(documents, asked) * lengths,
-        "tf_idf": tf_idf(documents, asked) * lengths,
-        "random": np.random.default_rng(seed).normal(size=len(dot)) * lengths,
+        "linfac": found[chosen] / norms,
+        "linfac_undivided": found[chosen],
+        "gradient_dot": found[FLAT],
+        "gradient_cosine": found[FLAT] / norms,
+        "bm25": bm25(documents, asked),
+        "tf_idf": tf_idf(documents, asked),
+        "random": np.random.default_rng(seed).normal(size=len(norms)),
     }
-    if not setup.length_normalised:
-        scores |= {name: scores[name] / lengths for name in ("gradient_cosine", "bm25", "tf_idf", "random")}
-    assert setup.harmful is not None
     curves = {}
     for name, column in scores.items():
-        precision, recall, _ = precision_recall_curve(
-            setup.harmful, column / (lengths if setup.length_normalised else 1)
-        )
+        values, recall, _ = precision_recall_curve(setup.harmful, column)
         kept = np.linspace(0, len(recall) - 1, 200).astype(int)
-        curves[name] = {"recall": recall[kept].tolist(), "precision": precision[kept].tolist()}
+        curves[name] = {"recall": recall[kept].tolist(), "precision": values[kept].tolist()}
     return {
-        "average_precision": {name: setup.precision(column) for name, column in scores.items()},
-        "by_queries": by_number_of_queries(setup, factors.damped(chosen.damping), seed),
+        "average_precision": {name: precision(setup, column) for name, column in scores.items()},
+        "by_queries": by_number_of_queries(setup, factors.damped(chosen), norms, seed),
         "curves": curves,
-        "share": float(setup.harmful.mean()),
+        "share": float(np.mean(setup.harmful)),
     }
 
 
-def by_number_of_queries(setup: Setup, factors: Any, seed: int) -> dict[int, float]:
+def by_number_of_queries(setup: Setup, factors: Any, norms: np.ndarray, seed: int) -> dict[int, float]:
     """Mean average precision over random batches of the queries; a batch's scores are the mean of its queries' scores."""
     groups = {}
     for number, batch in enumerate(setup.query_batches):
@@ -106,7 +100,7 @@ def by_number_of_queries(setup: Setup, factors: Any, seed: int) -> dict[int, flo
         size: float(
             np.mean(
                 [
-                    setup.precision(each[:, generator.permutation(each.shape[1])[:size]].mean(1))
+                    precision(setup, each[:, generator.permutation(each.shape[1])[:size]].mean(1) / norms)
                     for _ in range(DRAWS if size < each.shape[1] else 1)
                 ]
             )
@@ -114,25 +108,6 @@ def by_number_of_queries(setup: Setup, factors: Any, seed: int) -> dict[int, flo
         for size in SIZES
         if size <= each.shape[1]
     }
-
-
-def bm25(documents: list[str], queries: list[str], k1: float = 1.5, b: float = 0.75) -> np.ndarray:
-    """Okapi BM25 of each document, averaged over the queries: [N]."""
-    vectorizer = CountVectorizer()
-    counts = vectorizer.fit_transform(documents).tocsc()
-    lengths = np.asarray(counts.sum(1)).ravel()
-    frequency = np.diff(counts.indptr)
-    inverse = np.log(1 + (len(documents) - frequency + 0.5) / (frequency + 0.5))
-    counts = counts.tocoo()
-    saturated = counts.data * (k1 + 1) / (counts.data + k1 * (1 - b + b * lengths[counts.row] / lengths.mean()))
-    counts.data = saturated * inverse[counts.col]
-    return np.asarray(counts.tocsr() @ (vectorizer.transform(queries) > 0).mean(0).T).ravel()
-
-
-def tf_idf(documents: list[str], queries: list[str]) -> np.ndarray:
-    """Cosine of each document with each query, averaged over the queries: [N]."""
-    vectorizer = TfidfVectorizer()
-    return np.asarray(vectorizer.fit_transform(documents) @ vectorizer.transform(queries).mean(0).T).ravel()
 
 
 if __name__ == "__main__":

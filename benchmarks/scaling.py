@@ -34,7 +34,7 @@ def main(json_out: Annotated[Path | None, typer.Option("--json")] = None) -> Non
         result.append(point | seconds(**point))
         print(json.dumps(result[-1]), flush=True)
     if json_out is not None:
-        json_out.write_text(json.dumps(result, indent=2))
+        json_out.write_text(json.dumps({"base": BASE, "points": result}, indent=2))
 
 
 def seconds(width: int, depth: int, samples: int) -> dict[str, Any]:

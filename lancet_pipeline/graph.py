@@ -73,7 +73,7 @@ _STAGES = (
             "linfac.max_dim",
             "seed",
         ),
-        "2",
+        "3",
     ),
     Stage(
         "influence_scores",
@@ -88,7 +88,7 @@ _STAGES = (
             "data.max_length",
             "seed",
         ),
-        "2",
+        "3",
     ),
     Stage("pareto_pairs", "selection", ("influence_scores", "prepared_data"), ("pareto", "seed")),
     Stage(

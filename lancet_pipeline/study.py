@@ -146,9 +146,10 @@ class LinfacSettings(Settings):
         default=None, description="Training sequences that the factors are fitted on, at most; an eighth where absent."
     )
     max_dim: Count = Field(default=4096, description="Wider factor sides are sketched to this width.")
-    normalisation: Literal["none", "length", "self_influence"] = Field(
-        default="length",
-        description="Divide a score by the number of response tokens, or by the root of the sample's self-influence.",
+    normalisation: Literal["none", "length", "gradient_norm", "self_influence"] = Field(
+        default="gradient_norm",
+        description="Divide a score by the number of response tokens, by the norm of the sample's gradient, or by the root "
+        "of its self-influence.",
     )
     query_groups: Literal["none", "category", "cluster", "query"] = Field(
         default="none", description="Further scores, one for each group of queries."

@@ -14,7 +14,14 @@ from lancet_pipeline.linfac.factors import Factors, LinfacConfig
 from lancet_pipeline.linfac.fitting import fit_factors
 from lancet_pipeline.linfac.journal import Scores, score_dataset
 from lancet_pipeline.linfac.refinement import Refinement
-from lancet_pipeline.linfac.scores import Query, query_gradient, score_sequences, score_tokens, self_influence
+from lancet_pipeline.linfac.scores import (
+    Query,
+    gradient_norms,
+    query_gradient,
+    score_sequences,
+    score_tokens,
+    self_influence,
+)
 from lancet_pipeline.linfac.units import Unit, find_units
 
 __all__ = [
@@ -28,6 +35,7 @@ __all__ = [
     "choose_damping",
     "find_units",
     "fit_factors",
+    "gradient_norms",
     "query_gradient",
     "score_dataset",
     "score_sequences",

@@ -144,8 +144,9 @@ class Factors:
 
     def _sketches(self, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Of the gradient side and the input side of gradients [..., d_s, d_a]."""
-        first, second = (_sketch(width, self.config.max_dim, self.config.seed) for width in gradient.shape[-2:])
-        return tuple(None if sketch is None else sketch.to(gradient.device) for sketch in (first, second))
+        rows, columns = gradient.shape[-2:]
+        max_dim, seed, device = self.config.max_dim, self.config.seed, gradient.device
+        return _sketch(rows, max_dim, seed, device), _sketch(columns, max_dim, seed, device)
 
     def health(self) -> "FactorHealth":
         """What the numeric checks look at."""
@@ -221,18 +222,18 @@ class Factors:
 
 def sketched(values: torch.Tensor, config: LinfacConfig) -> torch.Tensor:
     """Inputs or gradients [..., d] as float32, no wider than `max_dim`."""
-    sketch = _sketch(values.shape[-1], config.max_dim, config.seed)
-    return values.float() if sketch is None else values.float() @ sketch.to(values.device)
+    sketch = _sketch(values.shape[-1], config.max_dim, config.seed, values.device)
+    return values.float() if sketch is None else values.float() @ sketch
 
 
 @lru_cache(maxsize=2)
-def _sketch(width: int, max_dim: int, seed: int) -> torch.Tensor | None:
+def _sketch(width: int, max_dim: int, seed: int, device: torch.device) -> torch.Tensor | None:
     """Orthonormal [width, max_dim] projection, the same for all units of that width; None where not needed."""
     if width <= max_dim:
         return None
     digest = hashlib.sha256(f"{seed}:{width}:{max_dim}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    return torch.linalg.qr(torch.randn(width, max_dim, generator=generator)).Q
+    return torch.linalg.qr(torch.randn(width, max_dim, generator=generator)).Q.to(device)
 
 
 def _checksum(tensors: dict[str, torch.Tensor]) -> str:

@@ -22,11 +22,14 @@ import torch
 
 from lancet_pipeline.data.batches import TokenSequence, bucketed, collate
 from lancet_pipeline.errors import IntegrityError
-from lancet_pipeline.linfac.scores import Query, require_model, score_groups_and_tokens
+from lancet_pipeline.linfac.scores import Query, require_model, score_batch
 from lancet_pipeline.progress import Track, no_progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+COLUMNS = ("by_group", "pooled", "norms", "positions", "shares")
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,14 @@ class Scores:
     """Influence of N sequences, in their order.
 
     by_group: [N, G] float32, one column a query group. pooled: [N] float64, on all queries as one batch.
-    positions, shares: [N, K] int32 and float32, the tokens with the largest share of the pooled score, largest first;
-    position -1 where a sequence has fewer than K. reused: how many came from the journal.
+    norms: [N] float32, of their gradients over all units. positions, shares: [N, K] int32 and float32, the tokens with the
+    largest share of the pooled score, largest first; position -1 where a sequence has fewer than K. reused: how many
+    came from the journal.
     """
 
     by_group: np.ndarray
     pooled: np.ndarray
+    norms: np.ndarray
     positions: np.ndarray
     shares: np.ndarray
     reused: int
@@ -79,9 +84,7 @@ def score_dataset(
     rows = _Rows.joined(parts)
     places = {key: row for row, key in enumerate(rows.keys)}
     order = np.array([places[key] for key in keys], dtype=np.int64)
-    return Scores(
-        rows.by_group[order], rows.pooled[order], rows.positions[order], rows.shares[order], len(keys) - len(missing)
-    )
+    return Scores(*(getattr(rows, column)[order] for column in COLUMNS), reused=len(keys) - len(missing))
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class _Rows:
     keys: list[bytes]
     by_group: np.ndarray
     pooled: np.ndarray
+    norms: np.ndarray
     positions: np.ndarray
     shares: np.ndarray
 
@@ -98,16 +102,16 @@ class _Rows:
             [],
             np.empty((0, groups), np.float32),
             np.empty(0, np.float64),
+            np.empty(0, np.float32),
             np.empty((0, top_tokens), np.int32),
             np.empty((0, top_tokens), np.float32),
         )
 
     @staticmethod
     def joined(parts: "Sequence[_Rows]") -> "_Rows":
-        columns = ("by_group", "pooled", "positions", "shares")
         return _Rows(
             [key for part in parts for key in part.keys],
-            *(np.concatenate([getattr(part, column) for part in parts]) for column in columns),
+            *(np.concatenate([getattr(part, column) for part in parts]) for column in COLUMNS),
         )
 
 
@@ -125,10 +129,11 @@ def _score(
     last = time.monotonic()
     for group in track(groups, len(groups), "scoring"):
         chosen = [sequences[i] for i in group]
-        by_group, shares = score_groups_and_tokens(model, collate(chosen), query)
-        positions, largest = _largest(shares, [len(sequence) for sequence in chosen], top_tokens)
-        pooled = shares.double().sum(1).cpu().numpy()
-        waiting.append(_Rows([_key(s) for s in chosen], by_group.cpu().numpy(), pooled, positions, largest))
+        found = score_batch(model, collate(chosen), query)
+        positions, largest = _largest(found.shares, [len(sequence) for sequence in chosen], top_tokens)
+        pooled, norms = found.shares.double().sum(1).cpu().numpy(), found.squared_norms.sqrt().cpu().numpy()
+        by_group = found.by_group.cpu().numpy()
+        waiting.append(_Rows([_key(s) for s in chosen], by_group, pooled, norms, positions, largest))
         if time.monotonic() - last >= flush_seconds:
             yield _Rows.joined(waiting)
             waiting, last = [], time.monotonic()
@@ -158,7 +163,7 @@ def _key(sequence: TokenSequence) -> bytes:
 
 
 def _settings_key(query: Query, top_tokens: int) -> str:
-    digest = hashlib.sha256(f"1:{query.model}:{query.units}:{query.weights}:{top_tokens}".encode())
+    digest = hashlib.sha256(f"2:{query.model}:{query.units}:{query.weights}:{top_tokens}".encode())
     for matrix in query.matrices:
         digest.update(matrix.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]
@@ -169,6 +174,7 @@ def _write(folder: Path, rows: _Rows) -> None:
         {
             "key": pa.array(rows.keys, pa.binary(16)),
             "pooled": rows.pooled,
+            "norms": rows.norms,
             **{
                 column: pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
                 for column, values in (
@@ -208,6 +214,7 @@ def _read(folder: Path, query: Query, top_tokens: int) -> _Rows:
                 table["key"].to_pylist(),
                 matrix("by_group"),
                 table["pooled"].to_numpy(),
+                table["norms"].to_numpy(),
                 matrix("positions"),
                 matrix("shares"),
             )

@@ -1,6 +1,6 @@
 """Preconditioned query gradients, and training sequences scored against them without per-sample gradients."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -102,23 +102,45 @@ def score_tokens(model: "PreTrainedModel", batch: TokenBatch, query: Query) -> t
     return total.value[..., 0] if query.groups is None else total.value
 
 
-def score_groups_and_tokens(
-    model: "PreTrainedModel", batch: TokenBatch, query: Query
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores by group [B, G], and each token's share of the pooled score [B, T], in one pass."""
-    scores, shares = _Sum(), _Sum()
+@dataclass(frozen=True)
+class BatchScores:
+    """by_group: [B, G]. shares: [B, T], of each token in the pooled score. squared_norms: [B], of each sequence's gradient
+    over all units."""
+
+    by_group: torch.Tensor
+    shares: torch.Tensor
+    squared_norms: torch.Tensor
+
+
+def score_batch(model: "PreTrainedModel", batch: TokenBatch, query: Query) -> BatchScores:
+    """All that one pass over a batch tells of its influence on the query."""
+    scores, shares, norms = _Sum(), _Sum(), _Sum()
     places = {unit: index for index, unit in enumerate(query.units)}
     pooled = query.pooled()
 
     def contract(unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
         index = places[unit]
         shares.add(_shares(inputs, gradients, pooled.matrices[index]))
+        norms.add(squared_norms(inputs, gradients))
         if len(query.weights) > 1:
             scores.add(contract_groups(inputs, gradients, query.matrices[index]))
 
     backward_pass(model, batch, query.units, contract)
     by_token = shares.value[..., 0]
-    return (scores.value if len(query.weights) > 1 else by_token.sum(1, keepdim=True)), by_token
+    by_group = scores.value if len(query.weights) > 1 else by_token.sum(1, keepdim=True)
+    return BatchScores(by_group, by_token, norms.value)
+
+
+def gradient_norms(model: "PreTrainedModel", batches: Iterable[TokenBatch], units: Sequence[Unit]) -> torch.Tensor:
+    """Norm of every sequence's gradient over all `units`: [N] float32."""
+    found = []
+    for batch in batches:
+        total = _Sum()
+        backward_pass(
+            model, batch, units, lambda _unit, inputs, gradients, to=total: to.add(squared_norms(inputs, gradients))
+        )
+        found.append(total.value.sqrt().cpu())
+    return torch.cat(found)
 
 
 def self_influence(model: "PreTrainedModel", batches: Iterable[TokenBatch], factors: Factors) -> torch.Tensor:
@@ -169,6 +191,16 @@ def contract_groups(inputs_bta: torch.Tensor, gradients_bts: torch.Tensor, matri
             for rows in _row_chunks(inputs_bta, gradients_bts)
         ]
     )
+
+
+def squared_norms(inputs_bta: torch.Tensor, gradients_bts: torch.Tensor) -> torch.Tensor:
+    """||M_b||^2 of every sequence, [B]: from inner products of tokens, or from M_b itself where it is smaller."""
+    inputs, gradients = inputs_bta.float(), gradients_bts.float()
+    length, width_a, width_s = inputs.shape[1], inputs.shape[2], gradients.shape[2]
+    if length * (width_a + width_s) <= width_a * width_s:
+        return ((inputs @ inputs.mT) * (gradients @ gradients.mT)).sum((1, 2)).clamp_min(0)
+    chunks = _row_chunks(inputs, gradients)
+    return torch.cat([(gradients[rows].mT @ inputs[rows]).square().sum((1, 2)) for rows in chunks])
 
 
 def mean_gradient(

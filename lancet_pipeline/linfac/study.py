@@ -112,7 +112,7 @@ def influence(
     raw = score_dataset(
         model, sequences, query, batch_tokens=batch_tokens, journal=journal, top_tokens=top_tokens, track=track
     )
-    scale = _scale(model, sequences, factors, study, track)
+    scale = _scale(model, sequences, raw, factors, study, track)
     groups = {
         name: raw.by_group[:, column].astype(np.float64) / scale for column, name in enumerate(query.groups or ())
     }
@@ -232,9 +232,17 @@ def _clusters(model: "PreTrainedModel", asked: list[TokenSequence], study: Study
 
 
 def _scale(
-    model: "PreTrainedModel", sequences: Sequence[TokenSequence], factors: Factors, study: Study, track: Track
+    model: "PreTrainedModel",
+    sequences: Sequence[TokenSequence],
+    raw: Scores,
+    factors: Factors,
+    study: Study,
+    track: Track,
 ) -> np.ndarray:
     """What each score is divided by, [N] float64."""
+    tiny = np.finfo(np.float32).tiny
+    if study.linfac.normalisation == "gradient_norm":
+        return np.maximum(raw.norms.astype(np.float64), tiny)
     if study.linfac.normalisation == "length":
         return np.array([len(s) - max(s.response_start, 1) for s in sequences], dtype=np.float64)
     if study.linfac.normalisation == "self_influence":
@@ -242,7 +250,7 @@ def _scale(
         batches = (collate([sequences[i] for i in group]) for group in track(groups, len(groups), "self-influence"))
         own = np.empty(len(sequences))
         own[[i for group in groups for i in group]] = self_influence(model, batches, factors).double().numpy()
-        return np.sqrt(np.maximum(own, np.finfo(np.float32).tiny))
+        return np.sqrt(np.maximum(own, tiny))
     return np.ones(len(sequences))
 
 

@@ -7,6 +7,7 @@ from linfac.small import llama
 from lancet_pipeline.data.batches import TokenSequence, collate
 from lancet_pipeline.errors import IntegrityError
 from lancet_pipeline.linfac import LinfacConfig, fit_factors, query_gradient, score_dataset, score_tokens
+from lancet_pipeline.linfac.scores import gradient_norms
 
 
 def some_sequences(count: int, seed: int = 0) -> list[TokenSequence]:
@@ -56,7 +57,7 @@ def counted(into: list):
 
 
 def assert_same(one, other, exact: bool):
-    for field in ("by_group", "pooled", "shares"):
+    for field in ("by_group", "pooled", "norms", "shares"):
         left, right = getattr(one, field), getattr(other, field)
         if exact:
             assert np.array_equal(left, right), field
@@ -73,6 +74,8 @@ def test_scores_and_largest_shares_are_those_of_each_sequence_alone(model, query
         np.testing.assert_allclose(scores.by_group[row], shares.sum(0), rtol=1e-3, atol=1e-4)
         pooled = shares @ np.array(query.weights)
         np.testing.assert_allclose(scores.pooled[row], pooled.sum(), rtol=1e-3, atol=1e-4)
+        norm = gradient_norms(model, [collate([sequence])], query.units)
+        np.testing.assert_allclose(scores.norms[row], norm[0], rtol=1e-4)
         kept = scores.positions[row][scores.positions[row] >= 0]
         assert len(kept) == min(8, len(sequence))
         np.testing.assert_allclose(

@@ -25,7 +25,7 @@ from lancet_pipeline.linfac import (
     self_influence,
 )
 from lancet_pipeline.linfac.fitting import sequence_outer_products
-from lancet_pipeline.linfac.scores import contract_groups
+from lancet_pipeline.linfac.scores import contract_groups, gradient_norms, squared_norms
 from lancet_pipeline.linfac.units import backward_pass
 from lancet_pipeline.models.likelihood import response_logps
 
@@ -243,6 +243,24 @@ def test_every_contraction_over_groups_is_the_inner_product_of_gradients(rows, l
     matrices = torch.randn(groups, 4, 5, generator=generator)
     expected = torch.einsum("bts,bta,gsa->bg", gradients, inputs, matrices)
     torch.testing.assert_close(contract_groups(inputs, gradients, matrices), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["sublayer_output", "linear"])
+def test_gradient_norms_are_those_of_autograd(kind):
+    model, data = llama(), batch()
+    units = find_units(model, kind)
+    found = gradient_norms(model, split(data, 4, 2), units)
+    for row, one in enumerate(split(data, *[1] * 6)):
+        squares = [output_projection_gradient(model, unit, one).square().sum() for unit in units]
+        torch.testing.assert_close(found[row], torch.stack(squares).sum().sqrt(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [2, 40])
+def test_both_ways_to_a_norm_agree(length):
+    generator = torch.Generator().manual_seed(3)
+    inputs, gradients = torch.randn(3, length, 6, generator=generator), torch.randn(3, length, 5, generator=generator)
+    expected = (gradients.mT @ inputs).square().sum((1, 2))
+    torch.testing.assert_close(squared_norms(inputs, gradients), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_pooled_query_is_the_mean_over_all_queries_of_unequal_groups():
