@@ -24,6 +24,7 @@ NAMES = {
     "linfac_refined": "LinFAC, refined",
     "linfac_linear": "LinFAC, all linear",
     "linfac_undivided": "LinFAC, undivided",
+    "linfac_over_self_influence": "LinFAC over self-influence",
     "ekfac": "EK-FAC",
     "gradient_dot": "gradient dot",
     "gradient_cosine": "gradient cosine",
@@ -110,7 +111,7 @@ def retrieval_curves(retrieval: dict[str, Any]) -> Figure:
     figure, (first, second) = panels(2, "Harmful training samples of the embedded study")
     for name, curve in retrieval["curves"].items():
         first.plot(curve["recall"], curve["precision"], label=NAMES[name], color=colour(name), linewidth=1.5)
-    for line, style in zip(first.lines, ("-", ":", "-", "--", ":", "-.", "-"), strict=True):
+    for line, style in zip(first.lines, ("-", "--", ":", "-", "--", ":", "-.", "-"), strict=True):
         line.set_linestyle(style)
     first.set_xlabel("recall", fontsize=9)
     first.set_ylabel("precision", fontsize=9)

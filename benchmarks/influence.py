@@ -4,9 +4,10 @@
     python -m benchmarks.influence --shape b --json OUT   # the embedded study, trained once for every seed
     python -m benchmarks.influence --shape c --json OUT   # compliance_smollm2, once `lancet run compliance_smollm2` is done
 
-Everything runs in one process with the same threads, data and batches; times are medians of interleaved rounds. A plain
-pass is one forward and one backward pass with gradients of all parameters over all sequences. Memory is the peak above
-what the process holds with the model loaded.
+Everything runs in one process with the same threads and data; times are medians of rounds, EK-FAC's before the interleaved
+ones of plain passes and LinFAC. kronfluence takes batches of one size, as many sequences as the longest one allows; the
+others have as many tokens. A plain pass is one forward and one backward pass with gradients of all parameters over all
+sequences. Memory is the peak above what the process holds with the model loaded.
 
 EK-FAC gets the best damping of a sweep and the best normalisation of its scores, this project's among them, both chosen by the
 labels; LinFAC has the damping that it chooses without them and scores over gradient norms. The sweep takes
@@ -51,14 +52,13 @@ from lancet_pipeline.linfac import (
     score_sequences,
 )
 from lancet_pipeline.linfac.damping import CANDIDATES
-from lancet_pipeline.linfac.scores import mean_gradient, score_batch
+from lancet_pipeline.linfac.scores import floored, mean_gradient, score_batch
 from lancet_pipeline.linfac.study import default_budget, unlabelled_budget
 
 Shape = StrEnum("Shape", ["a", "b", "c"])
 Part = StrEnum("Part", ["all", "costs", "precision"])
 UNITS = ("sublayer_output", "linear")
-FLAT = 1e6  # so much damping leaves the gradient
-EKFAC_DAMPINGS = (0.01, 0.1, 1.0, 10.0)  # multiples of the mean eigenvalue, beside kronfluence's heuristic
+FLAT = 1e12  # so much damping leaves the gradient
 DRAW = 96  # sequences of shape c
 SMOLLM2 = "compliance_smollm2"
 
@@ -158,7 +158,9 @@ def rival_costs(setup: Setup, rounds: int, folder: Path) -> "tuple[Any, Meter]":
     """EK-FAC's times and peaks; and EK-FAC as last fitted, whose files are below `folder`."""
     meter = Meter()
     plain_pass(setup.model, setup.batches()[:1])  # warms kernels up
+    rival = None
     for index in range(rounds):
+        rival = None  # with its copy of the model
         rival = meter("ekfac factors", lambda index=index: ekfac(setup, folder / str(index)))
         meter("ekfac scores", lambda rival=rival: rival.scores(setup.queries, setup.train, None, pooled=True))
     return rival, meter
@@ -170,18 +172,19 @@ def costs(setup: Setup, rounds: int, rival: "Meter", rival_bytes: int, folder: P
     model, data, queries = setup.model, setup.batches(), setup.query_batches
     budget, unlabelled = default_budget(len(setup.train)), setup.batches(unlabelled_budget(len(setup.train)), 1)
     default, few, tokens = LinfacConfig(), setup.batches(budget), setup.batch_tokens
-    linear = fit_factors(model, setup.batches(8), LinfacConfig(units="linear"))
     for _ in range(rounds):
         meter("plain", lambda: plain_pass(model, data))
         factors = meter("factors same budget", lambda: fit_factors(model, data, default))
         query = meter("query sublayer_output", lambda factors=factors: query_gradient(model, queries, factors))
         meter("scores sublayer_output", lambda query=query: score_sequences(model, data, query))
         meter("scores of a study", lambda query=query: score_dataset(model, setup.train, query, batch_tokens=tokens))
-        query = query_gradient(model, queries, linear)
+        factors.save(folder)
+        factors = meter("factors default", lambda: fit_factors(model, few, default))
+        meter("damping default", lambda factors=factors: choose_damping(model, queries, unlabelled, factors))
+        factors = fit_factors(model, setup.batches(8), LinfacConfig(units="linear"))
+        query = query_gradient(model, queries, factors)
         meter("scores linear", lambda query=query: score_sequences(model, data, query))
-        fitted = meter("factors default", lambda: fit_factors(model, few, default))
-        meter("damping default", lambda fitted=fitted: choose_damping(model, queries, unlabelled, fitted))
-    factors.save(folder)
+        del factors, query  # nothing of LinFAC's is there when the next plain pass is measured
     linfac_bytes = (folder / "factors.safetensors").stat().st_size
     own_peak = max(peak for name, peak in meter.peaks.items() if name not in ("plain", "scores linear"))
     every, peaks = meter.seconds | rival.seconds, meter.peaks | rival.peaks
@@ -191,7 +194,7 @@ def costs(setup: Setup, rounds: int, rival: "Meter", rival_bytes: int, folder: P
         return sum(seconds[part] for part in parts)
 
     rival_total = total("ekfac factors", "ekfac scores")
-    scoring = total("query sublayer_output", "scores sublayer_output")
+    scoring = total("query sublayer_output", "scores of a study")
     return {
         "sequences": len(setup.train),
         "queries": len(setup.queries),
@@ -241,7 +244,9 @@ def precisions(setup: Setup, rival: Factors, heuristic: torch.Tensor | None) -> 
     found, norms = sweep(setup, factors, {*CANDIDATES, FLAT})
     gradient = found.pop(FLAT)
     ours = {f"{rho:g}": normalised(setup, scores, norms) for rho, scores in found.items()}
-    rival_scores, rival_norms = sweep(setup, rival, set(EKFAC_DAMPINGS))
+    rival_scores, rival_norms = sweep(setup, rival, {*CANDIDATES, FLAT})
+    rival_gradient = rival_scores.pop(FLAT)
+    dots = normalised(setup, gradient, norms), normalised(setup, rival_gradient, rival_norms)
     theirs = {f"{rho:g}": normalised(setup, scores, rival_norms) for rho, scores in rival_scores.items()}
     if heuristic is not None:
         theirs["heuristic"] = normalised(setup, heuristic.numpy(), rival_norms)
@@ -255,8 +260,8 @@ def precisions(setup: Setup, rival: Factors, heuristic: torch.Tensor | None) -> 
         "ekfac": max(max(one.values()) for one in theirs.values()),
         "ekfac_by_length": max(one["length"] for one in theirs.values()),
         "ekfac_undivided": max(one["none"] for one in theirs.values()),
-        "gradient_dot": max(precision(setup, gradient), precision(setup, gradient / setup.response_lengths)),
-        "gradient_cosine": precision(setup, gradient / norms),
+        "gradient_dot": max(max(one["none"], one["length"]) for one in dots),
+        "gradient_cosine": max(one["gradient_norm"] for one in dots),
         "bm25": precision(setup, bm25(list(setup.documents), list(setup.asked))),
         "tf_idf": precision(setup, tf_idf(list(setup.documents), list(setup.asked))),
         "share": float(np.mean(setup.harmful)),
@@ -269,7 +274,7 @@ def precisions(setup: Setup, rival: Factors, heuristic: torch.Tensor | None) -> 
 
 def normalised(setup: Setup, scores: np.ndarray, norms: np.ndarray) -> dict[str, float]:
     """Average precision of scores as they are, per response token, and over the norms of their gradients."""
-    divisors = {"none": 1.0, "length": setup.response_lengths, "gradient_norm": norms}
+    divisors = {"none": 1.0, "length": setup.response_lengths, "gradient_norm": floored(norms)}
     return {name: precision(setup, scores / divisor) for name, divisor in divisors.items()}
 
 

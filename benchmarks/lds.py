@@ -149,7 +149,7 @@ def all_scores(
         for steps in (1, 4):
             refinement = Refinement(data, steps)
             found[f"linfac_refined linear damping {rho:g} steps {steps}"] = scores(linear.damped(rho), refinement)
-    flat = linear.damped(1e6)  # so much damping leaves the gradient
+    flat = linear.damped(1e12)  # so much damping leaves the gradient
     found["gradient_dot"] = scores(flat)
     found["gradient_cosine"] = found["gradient_dot"] / self_influence(model, data, flat).sqrt().numpy()[:, None]
     found["random"] = np.random.default_rng(seed).normal(size=found["gradient_dot"].shape)

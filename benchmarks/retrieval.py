@@ -23,7 +23,9 @@ from lancet_pipeline.linfac import (
     fit_factors,
     query_gradient,
     score_sequences,
+    self_influence,
 )
+from lancet_pipeline.linfac.scores import floored
 from lancet_pipeline.linfac.study import default_budget, unlabelled_budget
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -64,12 +66,14 @@ def one_model(setup: Setup, seed: int) -> dict[str, Any]:
         model, queries, setup.batches(unlabelled_budget(len(setup.train)), seed + 1), factors
     ).damping
     found, norms = sweep(setup, factors, {chosen, FLAT})
+    own = self_influence(model, setup.batches(), factors.damped(chosen)).sqrt().numpy()
     documents, asked = list(setup.documents), list(setup.asked)
     scores = {
-        "linfac": found[chosen] / norms,
+        "linfac": found[chosen] / floored(norms),
+        "linfac_over_self_influence": found[chosen] / own,
         "linfac_undivided": found[chosen],
         "gradient_dot": found[FLAT],
-        "gradient_cosine": found[FLAT] / norms,
+        "gradient_cosine": found[FLAT] / floored(norms),
         "bm25": bm25(documents, asked),
         "tf_idf": tf_idf(documents, asked),
         "random": np.random.default_rng(seed).normal(size=len(norms)),

@@ -83,7 +83,7 @@ class Factors:
     """Fitted factors of every unit, in the order of `units`.
 
     model: fingerprint of the model they were fitted on. reliability: estimated correlation of scores with those that
-    unlimited sequences to fit on would give, at the damping of `config`; not a number for a single sequence.
+    unlimited sequences to fit on would give, at the damping they were fitted with; not a number for a single sequence.
     """
 
     config: LinfacConfig
@@ -226,11 +226,13 @@ def sketched(values: torch.Tensor, config: LinfacConfig) -> torch.Tensor:
     return values.float() if sketch is None else values.float() @ sketch
 
 
-@lru_cache(maxsize=2)
 def _sketch(width: int, max_dim: int, seed: int, device: torch.device) -> torch.Tensor | None:
     """Orthonormal [width, max_dim] projection, the same for all units of that width; None where not needed."""
-    if width <= max_dim:
-        return None
+    return None if width <= max_dim else _projection(width, max_dim, seed, device)
+
+
+@lru_cache(maxsize=8)
+def _projection(width: int, max_dim: int, seed: int, device: torch.device) -> torch.Tensor:
     digest = hashlib.sha256(f"{seed}:{width}:{max_dim}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     return torch.linalg.qr(torch.randn(width, max_dim, generator=generator)).Q.to(device)

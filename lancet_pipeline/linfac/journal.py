@@ -39,7 +39,7 @@ class Scores:
     by_group: [N, G] float32, one column a query group. pooled: [N] float64, on all queries as one batch.
     norms: [N] float32, of their gradients over all units. positions, shares: [N, K] int32 and float32, the tokens with the
     largest share of the pooled score, largest first; position -1 where a sequence has fewer than K. reused: how many
-    came from the journal.
+    needed no scoring, since the journal or an equal sequence has theirs.
     """
 
     by_group: np.ndarray

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lancet_pipeline.data.batches import TokenBatch
+from lancet_pipeline.errors import InputError
 from lancet_pipeline.linfac.exact import Blocks, GaussNewton, conjugate_gradients
 from lancet_pipeline.linfac.factors import Factors
 
@@ -38,7 +39,7 @@ def refine(model: "PreTrainedModel", gradients: Blocks, factors: Factors, refine
     that were held out: past it, steps fit the curvature of the few sequences at hand.
 
     Raises:
-        InputError: no sequences, or units without weights (`sublayer_input`).
+        InputError: fewer than 3 sequences, or units without weights (`sublayer_input`).
     """
     fit, check = _split(refinement.batches)
     exact, held_out = (GaussNewton(model, part, factors.units) for part in (fit, check))
@@ -74,10 +75,13 @@ def refine(model: "PreTrainedModel", gradients: Blocks, factors: Factors, refine
 
 def _split(batches: Iterable[TokenBatch]) -> tuple[list[TokenBatch], list[TokenBatch]]:
     """Two of three sequences, and the third."""
-    fit, check = [], []
+    fit, check, first = [], [], 0
     for batch in batches:
-        third = torch.arange(len(batch)) % 3 == 2
+        third = (torch.arange(len(batch)) + first) % 3 == 2
+        first += len(batch)
         for part, chosen in ((fit, ~third), (check, third)):
             if chosen.any():
                 part.append(batch.rows(chosen.nonzero()[:, 0]))
+    if not check:
+        raise InputError("refinement: needs at least 3 sequences; give more")
     return fit, check

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from lancet_pipeline.data.batches import TokenBatch
@@ -201,6 +202,11 @@ def squared_norms(inputs_bta: torch.Tensor, gradients_bts: torch.Tensor) -> torc
         return ((inputs @ inputs.mT) * (gradients @ gradients.mT)).sum((1, 2)).clamp_min(0)
     chunks = _row_chunks(inputs, gradients)
     return torch.cat([(gradients[rows].mT @ inputs[rows]).square().sum((1, 2)) for rows in chunks])
+
+
+def floored(norms: np.ndarray) -> np.ndarray:
+    """Norms to divide by, none below a millionth of the largest: a gradient that vanished has no direction to tell of."""
+    return np.maximum(norms, max(1e-6 * norms.max(initial=0.0), np.finfo(np.float32).tiny))
 
 
 def mean_gradient(

@@ -16,7 +16,7 @@ from lancet_pipeline.linfac.factors import Factors, LinfacConfig
 from lancet_pipeline.linfac.fitting import fit_factors
 from lancet_pipeline.linfac.journal import Scores, score_dataset
 from lancet_pipeline.linfac.refinement import Refinement
-from lancet_pipeline.linfac.scores import Query, query_gradient, self_influence
+from lancet_pipeline.linfac.scores import Query, floored, query_gradient, self_influence
 from lancet_pipeline.progress import Track, no_progress
 from lancet_pipeline.study import Study
 
@@ -240,9 +240,8 @@ def _scale(
     track: Track,
 ) -> np.ndarray:
     """What each score is divided by, [N] float64."""
-    tiny = np.finfo(np.float32).tiny
     if study.linfac.normalisation == "gradient_norm":
-        return np.maximum(raw.norms.astype(np.float64), tiny)
+        return floored(raw.norms).astype(np.float64)
     if study.linfac.normalisation == "length":
         return np.array([len(s) - max(s.response_start, 1) for s in sequences], dtype=np.float64)
     if study.linfac.normalisation == "self_influence":
@@ -250,7 +249,7 @@ def _scale(
         batches = (collate([sequences[i] for i in group]) for group in track(groups, len(groups), "self-influence"))
         own = np.empty(len(sequences))
         own[[i for group in groups for i in group]] = self_influence(model, batches, factors).double().numpy()
-        return np.sqrt(np.maximum(own, tiny))
+        return floored(np.sqrt(own))
     return np.ones(len(sequences))
 
 

@@ -6,7 +6,7 @@ from linfac.small import batch, gpt2, llama, split
 from torch.func import functional_call, jacrev
 
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.linfac import find_units
+from lancet_pipeline.linfac import LinfacConfig, Refinement, find_units, fit_factors, query_gradient
 from lancet_pipeline.linfac.exact import GaussNewton, conjugate_gradients
 from lancet_pipeline.models.likelihood import response_logits
 
@@ -70,3 +70,22 @@ def test_surrogate_units_have_no_exact_matrix():
     model = llama()
     with pytest.raises(InputError, match="sublayer_output"):
         GaussNewton(model, [batch()], find_units(model, "sublayer_input"))
+
+
+def test_refinement_holds_out_every_third_sequence_whatever_the_batches():
+    model, data = llama(), batch()
+    factors = fit_factors(model, [data], LinfacConfig())
+    found = [
+        query_gradient(model, [data], factors, refinement=Refinement(split(data, *sizes))).matrices
+        for sizes in ((6,), (1, 1, 1, 1, 1, 1), (2, 4))
+    ]
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4 * one.abs().max().item())
+
+
+def test_refinement_on_two_sequences_says_that_it_needs_more():
+    model, data = llama(), batch()
+    factors = fit_factors(model, [data], LinfacConfig())
+    with pytest.raises(InputError, match="at least 3 sequences"):
+        query_gradient(model, [data], factors, refinement=Refinement(split(data, 2, 4)[:1]))
