@@ -286,8 +286,7 @@ def sweep(setup: Setup, factors: Factors, dampings: set[float]) -> tuple[dict[fl
     """Scores [N] on all queries under each damping, and norms of gradients [N], in one pass."""
     ordered = sorted(dampings)
     gradients, _ = mean_gradient(setup.model, setup.query_batches, factors.units, "queries")
-    damped = [factors.damped(rho) for rho in ordered]
-    matrices = tuple(torch.cat([one.precondition(i, g[None]) for one in damped]) for i, g in enumerate(gradients))
+    matrices = tuple(torch.cat(factors.precondition_each(i, g[None], ordered)) for i, g in enumerate(gradients))
     query = Query(tuple(map(str, ordered)), factors.units, matrices, (1 / len(ordered),) * len(ordered), factors.model)
     parts = [score_batch(setup.model, batch, query) for batch in setup.batches()]
     scores = torch.cat([part.by_group for part in parts]).numpy()

@@ -81,7 +81,7 @@ def choose_damping(
 
 def _scores_over_norms(model: "PreTrainedModel", batches: Iterable[TokenBatch], query: Query) -> np.ndarray:
     """[N, groups] float32."""
-    parts = [score_batch(model, batch, query) for batch in batches]
+    parts = [score_batch(model, batch, query, tokens=False) for batch in batches]
     scores = torch.cat([part.by_group.cpu() for part in parts]).numpy()
     return scores / floored(torch.cat([part.squared_norms.cpu() for part in parts]).sqrt().numpy())[:, None]
 
@@ -105,12 +105,11 @@ def _queries_of_other_folds(
     """A group for each fold and candidate, candidates innermost: all queries but the fold's, as one batch."""
     found = [mean_gradient(model, fold, factors.units, "queries") for fold in folds]
     counts = torch.tensor([count for _, count in found], dtype=torch.float32)
-    damped = [factors.damped(rho) for rho in candidates]
     matrices = []
     for index in range(len(factors.units)):
         sums = torch.stack([gradients[index] * count for gradients, count in found])
         others = (sums.sum(0) - sums) / (counts.sum() - counts).to(sums.device)[:, None, None]
-        matrices.append(torch.stack([one.precondition(index, others) for one in damped], 1).flatten(0, 1))
+        matrices.append(torch.stack(factors.precondition_each(index, others, candidates), 1).flatten(0, 1))
     names = tuple(f"{fold}:{rho:g}" for fold in range(len(folds)) for rho in candidates)
     return Query(names, factors.units, tuple(matrices), (1 / len(names),) * len(names), factors.model)
 

@@ -119,13 +119,20 @@ class Factors:
 
         A sketched side comes back lifted to its full width, so that scoring never sees the sketch.
         """
-        block = self.blocks[index]
-        rotated = self._rotated(index, gradient) / (block.eigenvalues() + self.damping_value)
-        solved = block.gradient_vectors @ rotated @ block.input_vectors.T
+        return self.precondition_each(index, gradient, [self.config.damping])[0]
+
+    def precondition_each(self, index: int, gradient: torch.Tensor, dampings: Sequence[float]) -> list[torch.Tensor]:
+        """The same under each of several values of rho, for one rotation into the eigenbasis."""
+        block, rotated = self.blocks[index], self._rotated(index, gradient)
         gradient_sketch, input_sketch = self._sketches(gradient)
-        if gradient_sketch is not None:
-            solved = gradient_sketch @ solved
-        return solved if input_sketch is None else solved @ input_sketch.T
+        found = []
+        for rho in dampings:
+            damped = rotated / (block.eigenvalues() + self.damped(rho).damping_value)
+            solved = block.gradient_vectors @ damped @ block.input_vectors.T
+            if gradient_sketch is not None:
+                solved = gradient_sketch @ solved
+            found.append(solved if input_sketch is None else solved @ input_sketch.T)
+        return found
 
     def squared_norm(self, index: int, gradient: torch.Tensor) -> torch.Tensor:
         """M^T (G_hat + lambda I)^-1 M of modular gradients [B, d_s, d_a] of unit `index`: [B]."""
