@@ -18,7 +18,7 @@ from scipy.stats import rankdata
 from lancet_pipeline.data.batches import TokenBatch
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.linfac.factors import Factors
-from lancet_pipeline.linfac.scores import Query, floored, mean_gradient, score_batch
+from lancet_pipeline.linfac.scores import Query, mean_gradient, score_sequences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,9 +52,9 @@ def choose_damping(
 ) -> DampingChoice:
     """The candidate under which queries, scored on those of other folds, rank highest among `unlabelled` sequences.
 
-    Scores are divided by the norms of gradients, as a study ranks them. Areas that agree to three digits decide
-    nothing: of these candidates the one nearest to the mean eigenvalue is taken. Costs two passes over the queries and
-    one over `unlabelled`. On a large model only some layers take part: one damping serves all of them.
+    Scores are taken undivided even where a study divides them by norms: areas of divided ones are so near to 1 that
+    they tell little. Costs two passes over the queries and one over `unlabelled`. On a large model only some layers take
+    part: one damping serves all of them.
 
     Raises:
         InputError: fewer than 2 queries, or factors of another model.
@@ -67,23 +67,15 @@ def choose_damping(
     factors = factors.only(_affordable_units(factors, len(folds) * len(candidates), model.config.num_hidden_layers))
     query = _queries_of_other_folds(model, folds, factors, candidates)
     shape = (-1, len(folds), len(candidates))
-    training = _scores_over_norms(model, unlabelled, query).reshape(shape)
+    training = score_sequences(model, unlabelled, query).numpy().reshape(shape)
     totals = np.zeros(len(candidates))
     for number, fold in enumerate(folds):
-        held_out = _scores_over_norms(model, fold, query).reshape(shape)
+        held_out = score_sequences(model, fold, query).numpy().reshape(shape)
         totals += [
             len(held_out) * _area(p, u) for p, u in zip(held_out[:, number].T, training[:, number].T, strict=True)
         ]
     areas = dict(zip(candidates, (totals / count).tolist(), strict=True))
-    best = max(candidates, key=lambda rho: (round(areas[rho], 3), -abs(np.log(rho))))
-    return DampingChoice(best, areas)
-
-
-def _scores_over_norms(model: "PreTrainedModel", batches: Iterable[TokenBatch], query: Query) -> np.ndarray:
-    """[N, groups] float32."""
-    parts = [score_batch(model, batch, query, tokens=False) for batch in batches]
-    scores = torch.cat([part.by_group.cpu() for part in parts]).numpy()
-    return scores / floored(torch.cat([part.squared_norms.cpu() for part in parts]).sqrt().numpy())[:, None]
+    return DampingChoice(max(candidates, key=areas.__getitem__), areas)
 
 
 def _folds(queries: Sequence[TokenBatch], count: int) -> list[list[TokenBatch]]:

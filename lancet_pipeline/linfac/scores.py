@@ -106,30 +106,27 @@ def score_tokens(model: "PreTrainedModel", batch: TokenBatch, query: Query) -> t
 @dataclass(frozen=True)
 class BatchScores:
     """by_group: [B, G]. squared_norms: [B], of each sequence's gradient over all units. shares: [B, T], of each token in
-    the pooled score; empty where they were not asked for."""
+    the pooled score."""
 
     by_group: torch.Tensor
     squared_norms: torch.Tensor
     shares: torch.Tensor
 
 
-def score_batch(model: "PreTrainedModel", batch: TokenBatch, query: Query, *, tokens: bool = True) -> BatchScores:
-    """What one pass over a batch tells of its influence on the query."""
+def score_batch(model: "PreTrainedModel", batch: TokenBatch, query: Query) -> BatchScores:
+    """All that one pass over a batch tells of its influence on the query."""
     scores, shares, norms = _Sum(), _Sum(), _Sum()
     places = {unit: index for index, unit in enumerate(query.units)}
-    pooled = query.pooled() if tokens else query
+    pooled = query.pooled()
 
     def contract(unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
         index = places[unit]
         norms.add(squared_norms(inputs, gradients))
-        if tokens:
-            shares.add(_shares(inputs, gradients, pooled.matrices[index]))
-        if len(query.weights) > 1 or not tokens:
+        shares.add(_shares(inputs, gradients, pooled.matrices[index]))
+        if len(query.weights) > 1:
             scores.add(contract_groups(inputs, gradients, query.matrices[index]))
 
     backward_pass(model, batch, query.units, contract)
-    if not tokens:
-        return BatchScores(scores.value, norms.value, norms.value.new_empty(0))
     by_token = shares.value[..., 0]
     by_group = scores.value if len(query.weights) > 1 else by_token.sum(1, keepdim=True)
     return BatchScores(by_group, norms.value, by_token)
