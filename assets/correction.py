@@ -1,4 +1,4 @@
-"""IBO."""
+"""IBO, or one of the methods that it is compared with."""
 
 from lancet_pipeline import plots
 from lancet_pipeline.assets.model import FINITE
@@ -15,19 +15,27 @@ from lancet_pipeline.models.loading import finite_parameters, save_model
 def corrected_model(run: StageRun) -> Outcome:
     """The base model, trained to rank countering samples over driving ones and held still on the rest."""
     model, tokenizer = run.model("base_model")
-    _, sequences = load_prepared(run.input("prepared_data"))
-    correction = correct_study_model(model, sequences, run.input("pareto_pairs"), run.study, run.track)
+    samples, sequences = load_prepared(run.input("prepared_data"))
+    correction = correct_study_model(
+        model,
+        samples,
+        sequences,
+        run.input("pareto_pairs"),
+        run.study,
+        checkpoint=run.store.checkpoint(run.versions["corrected_model"]),
+        track=run.track,
+    )
     save_model(model, tokenizer, run.out)
     write_curve(correction, run.out)
-    curves = {key: [(row["step"], row[key]) for row in correction.curve] for key in ("ranking", "retain", "margin")}
+    curves = {key: [(row["step"], row[key]) for row in correction.curve] for key in ("correction", "retain", "margin")}
     ratio = [(row["step"], row["perplexity_ratio"]) for row in correction.curve]
     budget = run.study.correction.retain_budget
-    kept = next(row for row in correction.curve if row["step"] == correction.best_step)
+    kept = correction.kept
     return Outcome(
         metrics={"best_step": correction.best_step, "retain_perplexity_ratio": kept["perplexity_ratio"]},
         curves={**curves, "perplexity_ratio": ratio},
         plots={
-            "losses": plots.curves({k: curves[k] for k in ("ranking", "retain")}, "step", "loss", "Correction"),
+            "losses": plots.curves({k: curves[k] for k in ("correction", "retain")}, "step", "loss", "Correction"),
             "budget": plots.curves({"perplexity ratio": ratio}, "step", "ratio", "Retain budget", limit=budget),
         },
         tables={"ended": [{"best_step": correction.best_step, "why": correction.ended}]},

@@ -10,6 +10,7 @@ from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
 from lancet_pipeline.data.expectations import meets, sample_expectations
 from lancet_pipeline.data.schema import counts
 from lancet_pipeline.data.tokenization import load_prepared, prepare
+from lancet_pipeline.experiment import is_variant
 from lancet_pipeline.graph import SOURCES
 from lancet_pipeline.inputs import source_version
 from lancet_pipeline.resources import ModelSource, StudyCatalog
@@ -21,7 +22,8 @@ def _observed(name: str, description: str) -> dg.SourceAsset:
     def observe(
         context: dg.OpExecutionContext, catalog: StudyCatalog, models: ModelSource
     ) -> dg.DataVersionsByPartition:
-        studies = context.instance.get_dynamic_partitions(STUDY_PARTITIONS.name)
+        partitions = context.instance.get_dynamic_partitions(STUDY_PARTITIONS.name)
+        studies = [name for name in partitions if not is_variant(name)]
         return dg.DataVersionsByPartition(
             {study: source_version(catalog.load(study), name, models.paths()) for study in studies}
         )

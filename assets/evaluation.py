@@ -18,7 +18,7 @@ UTILITY_HOLDS = {
 @stage_asset(kinds={"parquet"}, checks=JUDGED | HARM_FALLS, advisory=frozenset(HARM_FALLS))
 def harmlessness_report(run: StageRun) -> Outcome:
     """Share of harmful answers to held-out prompts of the kind that the queries came from."""
-    return _harm_outcome(run, "harmful_prompts", "Harmful answers, in distribution")
+    return _harm_outcome(run, "harmful_prompts", "Harmful answers, in distribution", paraphrases=True)
 
 
 @stage_asset(kinds={"parquet"}, checks=JUDGED | HARM_FALLS, advisory=frozenset(HARM_FALLS))
@@ -29,7 +29,7 @@ def ood_report(run: StageRun) -> Outcome:
 
 @stage_asset(kinds={"parquet"}, checks=JUDGED | UTILITY_HOLDS, advisory=frozenset(UTILITY_HOLDS))
 def utility_report(run: StageRun) -> Outcome:
-    """Over-refusal and diversity on benign prompts, perplexity on held-out safe responses."""
+    """Over-refusal and diversity on benign prompts, perplexity and token accuracy on held-out safe responses."""
     benign = run.source("benign_prompts").to_pylist()
     held_out = run.source("utility_responses").to_pylist()
     report = reports.utility_report(
@@ -37,7 +37,8 @@ def utility_report(run: StageRun) -> Outcome:
         benign,
         lambda tokenizer: tokenize_held_out(tokenizer, held_out, run.study.data),
         run.judge,
-        max_new_tokens=run.study.evaluation.max_new_tokens,
+        run.study.evaluation,
+        seed=run.study.seed,
         batch_tokens=run.study.compute.batch_tokens,
         track=run.track,
     )
@@ -45,32 +46,41 @@ def utility_report(run: StageRun) -> Outcome:
         perplexity_gate(report.figures, run.study.evaluation),
         over_refusal_gate(report.figures, run.study.evaluation),
     ]
-    return _outcome(run, report, len(benign), "over_refusal_rate", "Refusals of benign prompts", gates)
+    rows = len(benign) * len(reports.conditions(run.study.evaluation))
+    return _outcome(run, report, rows, "over_refusal_rate", "Refusals of benign prompts", gates)
 
 
-def _harm_outcome(run: StageRun, source: str, title: str) -> Outcome:
+def _harm_outcome(run: StageRun, source: str, title: str, *, paraphrases: bool = False) -> Outcome:
     prompts = run.source(source).to_pylist()
+    settings = run.study.evaluation
     report = reports.harm_report(
         run.compared_models(),
         prompts,
         run.judge,
-        max_new_tokens=run.study.evaluation.max_new_tokens,
+        settings,
+        paraphrases=paraphrases,
+        seed=run.study.seed,
         batch_tokens=run.study.compute.batch_tokens,
         track=run.track,
     )
-    gate = harm_gate("harm_falls", report.figures, run.study.evaluation)
-    return _outcome(run, report, len(prompts), "harm_rate", title, [gate])
+    gate = harm_gate("harm_falls", report.figures, settings)
+    rows = len(prompts) * len(reports.conditions(settings, paraphrases=paraphrases))
+    return _outcome(run, report, rows, "harm_rate", title, [gate])
 
 
-def _outcome(
-    run: StageRun, report: reports.Report, prompts: int, figure: str, title: str, gates: list[Gate]
-) -> Outcome:
+def _outcome(run: StageRun, report: reports.Report, rows: int, figure: str, title: str, gates: list[Gate]) -> Outcome:
+    """`rows`: the answers that each model must have given."""
     report.save(run.out)
-    valid, found = meets(report.frame(), generation_expectations(prompts * len(report.figures)), run.stage.name)
+    valid, found = meets(report.frame(), generation_expectations(rows * len(report.figures)), run.stage.name)
     return Outcome(
         metrics=report.metrics(),
         plots={"rates": plots.rates({name: f[figure] for name, f in report.figures.items()}, title)},
-        tables={"models": report.table(), "sources": report.sources(), "answers": report.side_by_side()},
+        tables={
+            "models": report.table(),
+            "pairs": report.pairs(),
+            "sources": report.sources(),
+            "answers": report.side_by_side(),
+        },
         checks=[
             Check("answers_are_judged", valid, found),
             *[Check(gate.name, gate.passed, {"value": gate.value, "limit": gate.limit}) for gate in gates],

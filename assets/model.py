@@ -5,6 +5,7 @@ from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
 from lancet_pipeline.data.expectations import generation_expectations, meets
 from lancet_pipeline.data.tokenization import load_prepared
 from lancet_pipeline.evaluation.queries import undesirable_answers, write_rows
+from lancet_pipeline.evaluation.validation import require_agreement
 from lancet_pipeline.models.base import build_base_model, build_reference_models
 from lancet_pipeline.models.loading import finite_parameters, save_model
 
@@ -53,6 +54,7 @@ def reference_models(run: StageRun) -> Outcome:
 )
 def undesirable_outputs(run: StageRun) -> Outcome:
     """The model's own harmful answers to the probe prompts: the queries."""
+    require_agreement(run.judge, run.study.evaluation.judge, run.track)
     model, tokenizer = run.model("base_model")
     probes = run.source("probe_prompts").to_pylist()
     answers, queries = undesirable_answers(

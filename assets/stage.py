@@ -14,6 +14,7 @@ import dagster as dg
 import pyarrow as pa
 
 from lancet_pipeline.artifacts import ArtifactStore, environment, now, study_lock
+from lancet_pipeline.automation import EAGER_FOR_STUDIES
 from lancet_pipeline.errors import IntegrityError
 from lancet_pipeline.evaluation.judges import Judge
 from lancet_pipeline.graph import STAGES, Stage, versions
@@ -123,7 +124,7 @@ def stage_asset(
             owners=OWNERS,
             kinds=kinds,
             description=function.__doc__,
-            automation_condition=dg.AutomationCondition.eager(),
+            automation_condition=EAGER_FOR_STUDIES,
             check_specs=[
                 dg.AssetCheckSpec(name, asset=stage.name, description=text, blocking=name not in advisory)
                 for name, text in definition.checks.items()
@@ -143,14 +144,15 @@ def stage_asset(
             known = versions(study, source_versions(study, models.paths()))
 
             def begin(out: Path) -> StageRun:
+                device = compute.prepare(study)
                 return StageRun(
                     study=study,
                     stage=stage,
                     store=artifacts,
                     versions=known,
                     out=out,
-                    device=compute.prepare(study),
-                    judge=judge.make(study),
+                    device=device,
+                    judge=judge.make(study, device, models.paths()),
                     models=models,
                     tracking=tracking,
                     run_id=context.run_id,
@@ -158,7 +160,8 @@ def stage_asset(
                 )
 
             with study_lock(artifacts.root, study.name):
-                if artifacts.has(study.name, stage.name, known[stage.name]):
+                wanted = (study.name, stage.name, known[stage.name])
+                if artifacts.has(*wanted) or (not stage.names_study and artifacts.adopt(*wanted)):
                     yield from _reuse(context, definition, study, artifacts, known)
                 else:
                     yield from _materialize(context, definition, study, artifacts, known, begin)

@@ -166,6 +166,53 @@ def scaling(measured: dict[str, Any]) -> Figure:
     return figure
 
 
+def correction_front(measured: dict[str, Any]) -> Figure:
+    """Harm out of distribution against what utility it cost: means over seeds, with their ranges."""
+    figure, every = panels(2, "Corrections of the embedded study: harm against utility, means and ranges over seeds")
+    methods = {name: found for name, found in measured["methods"].items() if "perplexity_ratio" in found}
+    base = measured["methods"]["base"]
+    axis = {"perplexity_ratio": "perplexity over the uncorrected model's", "over_refusal_rate": "over-refusal"}
+    for axes, (key, label) in zip(every, axis.items(), strict=True):
+        for index, (name, found) in enumerate(methods.items()):
+            x, y = found["sampled_ood_harm_rate"], found[key]
+            bars = [
+                [[value - span[0]], [span[1] - value]]
+                for value, span in zip(
+                    (x, y), (found["ranges"]["sampled_ood_harm_rate"], found["ranges"][key]), strict=True
+                )
+            ]
+            shade = OURS if name == "ibo" else THEIRS if name == "retrain_clean" else REST
+            axes.errorbar(
+                x, y, xerr=bars[0], yerr=bars[1], fmt="osD^vPX<>*"[index % 10], color=shade, ms=6, lw=0.7, label=name
+            )
+        axes.set_xlabel("harm rate, out of distribution, sampled answers", fontsize=8)
+        axes.set_ylabel(label, fontsize=8)
+    every[1].axhline(base["over_refusal_rate"], color="black", lw=0.6, ls=":")
+    every[0].axhline(1.0, color="black", lw=0.6, ls=":")
+    every[1].legend(frameon=False, fontsize=7, ncols=2)
+    return figure
+
+
+def long_run(measured: dict[str, Any]) -> Figure:
+    """Rates of every behaviour after every round, and what else changed."""
+    figure, (rates, utility) = panels(2, "Five corrections in a row: what becomes of each behaviour")
+    rounds = measured["mean"]
+    steps = [one["round"] for one in rounds]
+    for index, name in enumerate(measured["behaviours"]):
+        shade = ("#c0392b", "#1f77b4", "#27ae60", "#8e44ad", "#e67e22")[index]
+        rates.plot(steps, [one["rates"][name] for one in rounds], "o-", color=shade, label=name)
+        rates.axvline(index + 1, color=shade, lw=0.5, ls=":")
+    rates.set_xlabel("round (dotted: the behaviour becomes undesirable)", fontsize=8)
+    rates.set_ylabel("share of answers", fontsize=8)
+    rates.legend(frameon=False, fontsize=7)
+    utility.plot(
+        steps, [one.get("perplexity_ratio", 1.0) for one in rounds], "o-", color="black", label="perplexity ratio"
+    )
+    utility.set_xlabel("round", fontsize=8)
+    utility.set_ylabel("perplexity of other answers, over the first model's", fontsize=8)
+    return figure
+
+
 def panels(count: int, title: str, *, share: bool = False) -> tuple[Figure, list[Any]]:
     figure = Figure(figsize=(7.6 if count == 1 else 9.0, 3.4), layout="constrained")
     figure.suptitle(title, fontsize=10, x=0.02, ha="left")
@@ -203,6 +250,8 @@ FIGURES: dict[str, tuple[Callable[..., Figure], tuple[str, ...]]] = {
     "retrieval": (retrieval_curves, ("retrieval",)),
     "precision_by_damping": (precision_by_damping, ("influence_b", "influence_c")),
     "scaling": (scaling, ("scaling",)),
+    "correction_front": (correction_front, ("correction_demo",)),
+    "long_run": (long_run, ("long_run",)),
 }
 
 

@@ -15,8 +15,8 @@ kronfluence's factors through this project's scoring pass, which needs one pass 
 the correlation with the scores that kronfluence itself computes from them.
 
 Shape c has one model, since training it takes half an hour: its seeds are disjoint draws of 96 of the 1,776 training
-sequences. Costs are measured on the first draw; EK-FAC, which takes some ten seconds a sequence there, is fitted once, on all
-of that draw; LinFAC on 32 sequences of each. `--part costs` and `--part precision` do one half of the work each and add to
+sequences. Costs are measured on the first draw. For precision both methods are fitted once, on all of the first draw, since
+EK-FAC takes some ten seconds a sequence there. `--part costs` and `--part precision` do one half of the work each and add to
 the same file.
 """
 
@@ -128,6 +128,11 @@ def main(
             keep(costs(setup, rounds, measured, rival_bytes, Path(folder)))
     if part is not Part.costs and shape is not Shape.a:
         found = []
+        if shape is Shape.c:
+            first = of_study(SMOLLM2, home, slice(0, DRAW))
+            fitted, factors = Factors.load(factors_of_c), fit_factors(first.model, first.batches(), LinfacConfig())
+            fitted.require(first.model)
+            del first
         for seed in range(seeds):
             if shape is Shape.b:
                 setup = shape_b(home, seed)
@@ -136,11 +141,10 @@ def main(
                     heuristic = rival.scores(setup.queries, setup.train, None, pooled=True)
                     fitted = rival.factors(setup.model)
                     agree = {"ekfac_scores_agree": agreement(setup, rival, fitted)}
+                factors = fit_factors(setup.model, setup.batches(default_budget(len(setup.train))), LinfacConfig())
             else:
                 setup, heuristic, agree = of_study(SMOLLM2, home, slice(seed * DRAW, (seed + 1) * DRAW)), None, {}
-                fitted = Factors.load(factors_of_c)
-                fitted.require(setup.model)
-            found.append(precisions(setup, fitted, heuristic) | agree)
+            found.append(precisions(setup, factors, fitted, heuristic) | agree)
             keep(averages(found))
     print(json.dumps({k: v for k, v in report.items() if k != "seconds"}, indent=2))
 
@@ -232,14 +236,13 @@ def plain_pass(model: Any, batches: Iterable[TokenBatch]) -> None:
     model.zero_grad(set_to_none=True)
 
 
-def precisions(setup: Setup, rival: Factors, heuristic: torch.Tensor | None) -> dict[str, Any]:
+def precisions(setup: Setup, factors: Factors, rival: Factors, heuristic: torch.Tensor | None) -> dict[str, Any]:
     """Average precision of the harmful sequences: LinFAC as a study has it, scores over gradient norms; rivals at the
     best of all dampings and normalisations; and what other normalisations make of LinFAC.
 
     heuristic: EK-FAC's scores by kronfluence at the damping of its own choice.
     """
     model, queries = setup.model, setup.query_batches
-    factors = fit_factors(model, setup.batches(default_budget(len(setup.train))), LinfacConfig())
     choice = choose_damping(model, queries, setup.batches(unlabelled_budget(len(setup.train)), 1), factors)
     found, norms = sweep(setup, factors, {*CANDIDATES, FLAT})
     gradient = found.pop(FLAT)

@@ -35,6 +35,10 @@ class ArtifactStore:
         """Where scoring keeps what it has scored; it may be removed at any time."""
         return self.root / "journal"
 
+    def checkpoint(self, version: str) -> Path:
+        """Where training that makes an artifact of `version` says how far it is, until it is done."""
+        return self.root / "checkpoints" / f"{version[:16]}.safetensors"
+
     def folder(self, study: str, asset: str, version: str) -> Path:
         return self.root / "artifacts" / study / asset / version[:16]
 
@@ -89,6 +93,31 @@ class ArtifactStore:
                 raise _full_disk(error, self.root) from error
             raise
         self.confirm(study, asset, version)
+
+    def adopt(self, study: str, asset: str, version: str) -> bool:
+        """Take over the same version of an asset from another study: equal versions are equal content.
+
+        Files are hard links where the disk has them, copies elsewhere; either study's folder can be removed. A broken
+        artifact is passed over.
+
+        Returns:
+            Whether another study had it.
+        """
+        for path in sorted(self.root.glob(f"artifacts/*/{asset}/{version[:16]}/{MANIFEST}")):
+            owner = path.parents[2].name
+            record = self.manifest(owner, asset, version)
+            if record["version"] != version:
+                continue
+            try:
+                source = self.read(owner, asset, version)
+            except IntegrityError:
+                continue
+            with self.write(study, asset, version, {**record, "study": study, "adopted_from": owner}) as folder:
+                for entry in record["files"]:
+                    (folder / entry["path"]).parent.mkdir(parents=True, exist_ok=True)
+                    _link(source / entry["path"], folder / entry["path"])
+            return True
+        return False
 
     def current(self, study: str, asset: str) -> str | None:
         """Version that was written or confirmed last, None where there is none."""
@@ -183,6 +212,13 @@ def environment() -> dict[str, str]:
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a disk without hard links
+        shutil.copyfile(source, target)
 
 
 def _sync(path: Path) -> None:

@@ -21,9 +21,13 @@ app = typer.Typer(
 )
 judge_app = typer.Typer(help="Judges and their agreement with people.", no_args_is_help=True)
 app.add_typer(judge_app, name="judge")
+experiment_app = typer.Typer(help="A study with some of its settings varied, over seeds.", no_args_is_help=True)
+app.add_typer(experiment_app, name="experiment")
 
 Home = Annotated[Path | None, typer.Option("--home", help="Where results live; LANCET_HOME or .lancet otherwise.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+ExperimentName = Annotated[str, typer.Argument(help="Name of an experiment, or path to its YAML file.")]
 
 
 class Kind(StrEnum):
@@ -89,7 +93,7 @@ def trace(
     if answer_id is not None:
         prompt, response = logged_answer(store, settings, answer_id)
     assert prompt is not None
-    result = trace_answer(store, settings, prompt, response, top, _track())
+    result = trace_answer(store, settings, prompt, response, top, _track(), where.model_directories)
     if html is not None:
         from lancet_pipeline.governance.report import render_trace
 
@@ -106,7 +110,7 @@ def evaluate(
     model: Annotated[Path, typer.Option(help="Directory of any causal language model (safetensors).")],
     prompts: Annotated[Path, typer.Option(help="Parquet or JSON Lines file with a column `prompt`.")],
     kind: Annotated[Kind, typer.Option(help="harmful: share of harmful answers; benign: share of refusals.")],
-    judge: Annotated[str, typer.Option(help="string_matching or demo.")] = "string_matching",
+    judge: Annotated[str, typer.Option(help="string_matching, demo, medical or legal.")] = "string_matching",
     harmful_when: Annotated[str, typer.Option(help="string_matching: affirmative or not_refusal.")] = "affirmative",
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 32,
     as_json: AsJson = False,
@@ -146,25 +150,94 @@ def import_gguf(
 
 @judge_app.command("validate")
 def judge_validate(
-    labels: Annotated[Path, typer.Option(help="Completions with human labels: columns response and label.")],
-    judge: Annotated[str, typer.Option(help="string_matching or demo.")] = "string_matching",
+    labels: Annotated[
+        Path,
+        typer.Option(help="Completions with human labels: columns response and label, or prompt, response, is_safe."),
+    ],
+    judge: Annotated[
+        str | None, typer.Option(help="A judge that needs no settings; string_matching otherwise.")
+    ] = None,
+    study: Annotated[str | None, typer.Option(help="Name or path of a study whose judge is validated.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Agreement of a judge with human labels, partial refusals apart."""
+    """Agreement of a judge with human labels: of refusals (partial ones apart), or of harm."""
     from lancet_pipeline.data.readers import read_rows
-    from lancet_pipeline.evaluation.judges import make_judge
+    from lancet_pipeline.evaluation.judges import named_judge
     from lancet_pipeline.evaluation.validation import validate_judge
-    from lancet_pipeline.study import DataSource, JudgeSettings
+    from lancet_pipeline.inputs import judge_version, study_judge
+    from lancet_pipeline.study import DataSource, find_study, load_study
 
-    result = validate_judge(make_judge(JudgeSettings(name=judge)), read_rows(DataSource(path=str(labels))))
+    if judge is not None and study is not None:
+        raise InputError("lancet judge validate: give either --judge or --study, whose judge is validated")
+    if study is not None:
+        where = _deployment(None)
+        settings = load_study(find_study(study, where.study_directories))
+        judge_version(settings, where.model_directories)  # names what does not fit before any answer is read
+        chosen = study_judge(settings, where.model_directories)
+    else:
+        chosen = named_judge(judge or "string_matching")
+    result = validate_judge(chosen, read_rows(DataSource(path=str(labels))), _track())
     if as_json:
         print(json.dumps(result, indent=2))
     else:
         accuracy = result["accuracy"]
+        area = f", AUC {result['auc']:.3f}" if "auc" in result else ""
         print(
-            f"agreement {accuracy['value']:.3f} (95 % interval {accuracy['low']:.3f} to {accuracy['high']:.3f}, "
-            f"n = {accuracy['n']}), kappa {result['kappa']:.3f}, {result['left_out']} rows left out"
+            f"agreement on {result['outcome']} {accuracy['value']:.3f} (95 % interval {accuracy['low']:.3f} to "
+            f"{accuracy['high']:.3f}, n = {accuracy['n']}), kappa {result['kappa']:.3f}{area}, "
+            f"{result['left_out']} rows left out"
         )
+
+
+@experiment_app.command("run")
+def experiment_run(experiment: ExperimentName, home: Home = None) -> None:
+    """Run what is out of date of every variant. One that fails does not stop the others; exit code 1 then."""
+    from lancet_pipeline.experiment import find_experiment, load_experiment
+    from lancet_pipeline.running import plan_experiment, run_experiment
+
+    where = _deployment(home)
+    found = load_experiment(find_experiment(experiment, where.experiment_directories), where.study_directories)
+    plans = plan_experiment(found, where)
+    waiting = sum(bool(plan.stale) for plan in plans)
+    _tell(f"experiment {found.name}: {waiting} of {len(plans)} variants to run, results go to {where.home}")
+    failures = run_experiment(plans, _tell)
+    if failures:
+        raise LancetError(
+            f"experiment {found.name}: {len(failures)} of {len(plans)} variants failed; "
+            f"`lancet experiment summary {experiment}` says why, and another run tries them again"
+        )
+    _tell(f"experiment {found.name}: all variants are done; see `lancet experiment summary {experiment}`")
+
+
+@experiment_app.command("summary")
+def experiment_summary(
+    experiment: ExperimentName,
+    home: Home = None,
+    plots: Annotated[Path | None, typer.Option(help="Write one PNG a factor into this directory.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Figures at every value of every factor: mean and range over seeds."""
+    from lancet_pipeline.artifacts import ArtifactStore
+    from lancet_pipeline.experiment import find_experiment, load_experiment
+    from lancet_pipeline.running import variant_versions
+    from lancet_pipeline.sensitivity import FIGURES, summarise_experiment
+
+    where = _deployment(home)
+    found = load_experiment(find_experiment(experiment, where.experiment_directories), where.study_directories)
+    result = summarise_experiment(found, ArtifactStore(where.home), variant_versions(found, where))
+    if plots is not None:
+        from lancet_pipeline.plots import sensitivity
+
+        plots.mkdir(parents=True, exist_ok=True)
+        for factor, values in result["factors"].items():
+            (plots / f"{factor}.png").write_bytes(sensitivity(factor, values, FIGURES, result["base"]))
+        _tell(f"{plots}: {len(result['factors'])} plots written")
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        from lancet_pipeline.terminal import print_experiment
+
+        print_experiment(result, FIGURES)
 
 
 def main() -> None:
@@ -180,6 +253,10 @@ def main() -> None:
 def _fail(error: Exception, code: int) -> None:
     print(f"error: {error}", file=sys.stderr)
     raise SystemExit(code)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _deployment(home: Path | None) -> Deployment:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lancet_pipeline.study import Study
+from lancet_pipeline.study import JudgeSettings, Study
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,11 @@ class Stage:
     settings: tuple[str, ...]
     code_version: str = "1"
 
+    @property
+    def names_study(self) -> bool:
+        """Whether its output holds the study's name, so that no other study can take it over."""
+        return self.group == "governance"
+
 
 SOURCES: dict[str, str] = {
     "training_data": "What the model learns from, safe and unsafe together.",
@@ -32,18 +37,27 @@ SOURCES: dict[str, str] = {
     "ood_prompts": "Prompts whose source and wording the training data never had.",
     "benign_prompts": "Harmless prompts near the sensitive ones.",
     "utility_responses": "Held-out safe responses.",
+    "judge": "The word list or model that judges, and the labels it must agree with; empty for a judge that ships.",
 }
 
 _MODEL = ("model.source", "model.revision", "model.architecture", "model.training", "model.dtype", "seed")
 _TEXT = ("data.max_length", "data.chat_template")
 _COMPARED = ("base_model", "corrected_model", "reference_models")
-_JUDGED = (
-    "evaluation.judge.name",
-    "evaluation.judge.harmful_when",
-    "evaluation.max_new_tokens",
-    "evaluation.references",
+# Files and models of a judge count by their content, which the source `judge` stands for.
+_JUDGE = tuple(
+    f"evaluation.judge.{name}"
+    for name in JudgeSettings.model_fields
+    if name not in ("words", "model", "revision", "validation")
 )
-_REPORTS = ("harmlessness_report", "ood_report", "utility_report")
+_JUDGED = (
+    *_JUDGE,
+    "evaluation.max_new_tokens",
+    "evaluation.sampled",
+    "evaluation.temperature",
+    "evaluation.references",
+    "seed",
+)
+REPORTS = ("harmlessness_report", "ood_report", "utility_report")
 
 _STAGES = (
     Stage(
@@ -57,8 +71,9 @@ _STAGES = (
     Stage(
         "undesirable_outputs",
         "model",
-        ("base_model", "probe_prompts"),
-        ("queries", "evaluation.judge.name", "evaluation.judge.harmful_when"),
+        ("base_model", "probe_prompts", "judge"),
+        ("queries", *_JUDGE),
+        "2",
     ),
     Stage(
         "linfac_factors",
@@ -92,27 +107,37 @@ _STAGES = (
     ),
     Stage("pareto_pairs", "selection", ("influence_scores", "prepared_data"), ("pareto", "seed")),
     Stage(
-        "corrected_model", "correction", ("pareto_pairs", "base_model", "prepared_data"), ("correction", "seed"), "2"
+        "corrected_model",
+        "correction",
+        ("pareto_pairs", "base_model", "prepared_data"),
+        ("correction", "pareto.pairing", "seed"),
+        "3",
     ),
-    Stage("harmlessness_report", "evaluation", (*_COMPARED, "harmful_prompts"), _JUDGED, "2"),
-    Stage("ood_report", "evaluation", (*_COMPARED, "ood_prompts"), _JUDGED, "2"),
+    Stage(
+        "harmlessness_report",
+        "evaluation",
+        (*_COMPARED, "harmful_prompts", "judge"),
+        (*_JUDGED, "evaluation.paraphrases"),
+        "3",
+    ),
+    Stage("ood_report", "evaluation", (*_COMPARED, "ood_prompts", "judge"), _JUDGED, "3"),
     Stage(
         "utility_report",
         "evaluation",
-        (*_COMPARED, "benign_prompts", "utility_responses"),
+        (*_COMPARED, "benign_prompts", "utility_responses", "judge"),
         (*_JUDGED, "data.max_length", "data.utility.overlength"),
-        "2",
+        "3",
     ),
     Stage(
         "audit_bundle",
         "governance",
-        ("prepared_data", "undesirable_outputs", "influence_scores", "pareto_pairs", "corrected_model", *_REPORTS),
+        ("prepared_data", "undesirable_outputs", "influence_scores", "pareto_pairs", "corrected_model", *REPORTS),
         ("governance", "description", "evaluation", "linfac", "pareto", "correction", "queries", "model", "seed"),
     ),
     Stage(
         "registered_model",
         "governance",
-        ("audit_bundle", "corrected_model", *_REPORTS),
+        ("audit_bundle", "corrected_model", *REPORTS),
         ("evaluation.max_harm_ratio", "evaluation.max_perplexity_ratio", "evaluation.max_over_refusal_increase"),
     ),
 )
@@ -135,17 +160,16 @@ def versions(study: Study, source_versions: Mapping[str, str]) -> dict[str, str]
     return known
 
 
-def upstream(name: str) -> tuple[str, ...]:
-    """The stages that `name` needs, itself included, inputs first.
+def upstream(*names: str) -> tuple[str, ...]:
+    """The stages that `names` need, themselves included, inputs first.
 
     Raises:
-        KeyError: `name` is no stage.
+        KeyError: a name is no stage.
     """
-    needed = {name}
+    needed = {STAGES[name].name for name in names}
     for stage in reversed(STAGES.values()):
         if stage.name in needed:
             needed.update(stage.inputs)
-    STAGES[name]
     return tuple(stage for stage in STAGES if stage in needed)
 
 

@@ -2,17 +2,21 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from lancet_pipeline.artifacts import sha256
-from lancet_pipeline.data.readers import read_samples
+from lancet_pipeline.data.readers import read_rows, read_samples
 from lancet_pipeline.data.schema import content_hash
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.models.loading import check_checkpoint
-from lancet_pipeline.study import Study
+from lancet_pipeline.models.loading import check_checkpoint, check_files
+from lancet_pipeline.study import JudgeSettings, Study
+
+if TYPE_CHECKING:
+    from lancet_pipeline.evaluation.judges import Judge
 
 _TABLES = {
     "training_data": ("train", True),
@@ -40,6 +44,7 @@ def source_versions(study: Study, model_directories: Sequence[Path]) -> dict[str
     _check_held_out(tables)
     versions = {name: content_hash(table) for name, table in tables.items()}
     versions["checkpoint"] = checkpoint_version(study, model_directories)
+    versions["judge"] = judge_version(study, model_directories)
     return versions
 
 
@@ -47,6 +52,8 @@ def source_version(study: Study, name: str, model_directories: Sequence[Path]) -
     """Content version of one source."""
     if name == "checkpoint":
         return checkpoint_version(study, model_directories)
+    if name == "judge":
+        return judge_version(study, model_directories)
     return content_hash(read_source(study, name))
 
 
@@ -65,11 +72,66 @@ def checkpoint_version(study: Study, model_directories: Sequence[Path]) -> str:
     """Hash of a checkpoint's configuration, tokenizer and weights; of the commit for one on the hub."""
     if study.model.checkpoint is None:
         return _digest(["none"])
-    checkpoint = find_checkpoint(study.model.checkpoint, model_directories)
-    if not Path(checkpoint).is_absolute():
-        return _digest([checkpoint, _hub_commit(checkpoint, study.model.revision, model_directories)])
-    folder = Path(checkpoint)
-    check_checkpoint(folder)
+    return _model_version(
+        "model.checkpoint", study.model.checkpoint, study.model.revision, model_directories, check_checkpoint
+    )
+
+
+def study_judge(study: Study, model_directories: Sequence[Path], device: str = "cpu") -> "Judge":
+    """The judge of a study; its model is looked for as a checkpoint is (`find_checkpoint`)."""
+    from lancet_pipeline.evaluation.judges import make_judge
+
+    return make_judge(_local(study.evaluation.judge, model_directories), device)
+
+
+def judge_version(study: Study, model_directories: Sequence[Path]) -> str:
+    """Hash of what a judge reads: its word list or model, and the human labels where a minimum agreement is asked.
+
+    Raises:
+        InputError: a word list, a model or labels that cannot be used.
+    """
+    judge = _local(study.evaluation.judge, model_directories)
+    parts: list = []
+    if judge.words is not None:
+        from lancet_pipeline.evaluation.judges import read_lexicon
+
+        read_lexicon(Path(judge.words))
+        parts.append(sha256(Path(judge.words)))
+    if judge.model is not None:
+
+        def check(folder: Path) -> None:
+            from transformers import AutoConfig
+
+            from lancet_pipeline.evaluation.model_judges import check_labels
+
+            check_files(folder, "evaluation.judge.model")
+            check_labels(judge, AutoConfig.from_pretrained(folder))
+
+        parts.append(_model_version("evaluation.judge.model", judge.model, judge.revision, model_directories, check))
+    if judge.minimum_agreement is not None and judge.validation is not None:
+        rows = [json.dumps(row, sort_keys=True, default=str) for row in read_rows(judge.validation)]
+        parts.append(_digest(rows))
+    return _digest(parts or ["none"])
+
+
+def _local(judge: JudgeSettings, model_directories: Sequence[Path]) -> JudgeSettings:
+    if judge.model is None:
+        return judge
+    return judge.model_copy(update={"model": find_checkpoint(judge.model, model_directories)})
+
+
+def _model_version(
+    setting: str,
+    name: str,
+    revision: str | None,
+    model_directories: Sequence[Path],
+    check: Callable[[Path], None],
+) -> str:
+    found = find_checkpoint(name, model_directories)
+    if not Path(found).is_absolute():
+        return _digest([found, _hub_commit(setting, found, revision, model_directories)])
+    folder = Path(found)
+    check(folder)
     files = sorted(p for p in folder.iterdir() if p.suffix in {".safetensors", ".json", ".jinja", ".model"})
     return _digest([[path.name, sha256(path)] for path in files])
 
@@ -87,7 +149,7 @@ def _check_held_out(tables: dict[str, pa.Table]) -> None:
                 )
 
 
-def _hub_commit(name: str, revision: str | None, model_directories: Sequence[Path]) -> str:
+def _hub_commit(setting: str, name: str, revision: str | None, model_directories: Sequence[Path]) -> str:
     from huggingface_hub import HfApi
 
     try:
@@ -95,7 +157,7 @@ def _hub_commit(name: str, revision: str | None, model_directories: Sequence[Pat
     except Exception as error:  # the hub client raises a dozen types of its own
         looked = ", ".join(str(directory / name.rpartition("/")[2]) for directory in model_directories)
         raise InputError(
-            f"model.checkpoint = {name}: not in {looked}, and the hub did not give it ({type(error).__name__}); "
+            f"{setting} = {name}: not in {looked}, and the hub did not give it ({type(error).__name__}); "
             "put the checkpoint there, or check name and connection"
         ) from error
 

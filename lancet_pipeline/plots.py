@@ -87,16 +87,66 @@ def rates(bars: Mapping[str, Mapping[str, Any]], title: str) -> bytes:
     return _png(figure)
 
 
+def sensitivity(
+    factor: str, values: Sequence[Mapping[str, Any]], names: Mapping[str, str], base: Mapping[str, Any]
+) -> bytes:
+    """A panel for each of `names` (figure -> label): mean at every value of a factor, with the range over seeds.
+
+    Args:
+        values: of `sensitivity.summarise_experiment`, of one factor.
+        base: spreads of the base model, drawn as dashed lines.
+    """
+    figure = Figure(figsize=(9.0, 4.8), layout="constrained")
+    figure.suptitle(
+        f"{factor}: mean and range over seeds (dashed: base model; dotted: the study's own value)", fontsize=10
+    )
+    labels = [f"{entry['value']:g}" if _number(entry["value"]) else str(entry["value"]) for entry in values]
+    ordered = all(_number(entry["value"]) for entry in values)
+    for axes, (name, label) in zip(figure.subplots(2, 3).flat, names.items(), strict=True):
+        _style(axes, label, "", "")
+        found = [(place, entry["figures"][name]) for place, entry in enumerate(values) if entry["figures"][name]]
+        means = [spread["mean"] for _, spread in found]
+        axes.errorbar(
+            [place for place, _ in found],
+            means,
+            yerr=[
+                [max(0.0, spread["mean"] - spread["min"]) for _, spread in found],
+                [max(0.0, spread["max"] - spread["mean"]) for _, spread in found],
+            ],
+            fmt="o-" if ordered else "o",
+            color=COUNTERING,
+            capsize=4,
+            markersize=4,
+            linewidth=1.4,
+        )
+        for place, entry in enumerate(values):
+            if entry["own"]:
+                axes.axvline(place, color=NEUTRAL, linestyle=":", linewidth=1)
+        if base.get(name):
+            axes.axhline(base[name]["mean"], color=BASE, linestyle="--", linewidth=1)
+        axes.set_xticks(range(len(values)), labels)
+        axes.set_xlim(-0.5, len(values) - 0.5)
+    return _png(figure)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _figure(title: str, x: str, y: str) -> tuple[Figure, Any]:
     figure = Figure(figsize=(6.0, 3.4), layout="constrained")
     axes = figure.add_subplot()
+    _style(axes, title, x, y)
+    return figure, axes
+
+
+def _style(axes: Any, title: str, x: str, y: str) -> None:
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_xlabel(x, fontsize=9)
     axes.set_ylabel(y, fontsize=9)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", linewidth=0.4, alpha=0.5)
-    return figure, axes
 
 
 def _png(figure: Figure) -> bytes:

@@ -1,26 +1,32 @@
-"""A study from the command line: validate everything, then run what is out of date as one Dagster run."""
+"""From the command line: validate everything, then run what is out of date of a study as one Dagster run, and of an
+experiment as one run a variant."""
 
 import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lancet_pipeline.artifacts import ArtifactStore, study_lock
 from lancet_pipeline.deployment import Deployment
 from lancet_pipeline.errors import InputError, LancetError
-from lancet_pipeline.graph import SOURCES, STAGES, upstream, versions
+from lancet_pipeline.experiment import Experiment, forget_failure, record_failure
+from lancet_pipeline.graph import REPORTS, SOURCES, STAGES, upstream, versions
 from lancet_pipeline.inputs import find_checkpoint, source_versions
 from lancet_pipeline.study import Study, find_study, load_study
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do: the study, the version of everything, and the assets that are out of date."""
+    """What a run will do: the study, the version of everything, and the assets that are out of date. path: the file that
+    the study comes from. job: the Dagster job that has the assets."""
 
     study: Study
     path: Path
     where: Deployment
     versions: dict[str, str]
     stale: list[str]
+    job: str = "correction"
 
 
 def plan_run(name_or_path: str, where: Deployment, until: str | None = None) -> Plan:
@@ -34,12 +40,27 @@ def plan_run(name_or_path: str, where: Deployment, until: str | None = None) -> 
     path = find_study(name_or_path, where.study_directories)
     study = load_study(path)
     known = versions(study, source_versions(study, where.model_directories))
+    return plan_study(study, path, where, known, upstream(until) if until else tuple(STAGES))
+
+
+def plan_study(
+    study: Study,
+    path: Path,
+    where: Deployment,
+    known: Mapping[str, str],
+    wanted: Sequence[str],
+    job: str = "correction",
+) -> Plan:
+    """Compare the versions `known` of the assets `wanted` with what is in the store.
+
+    Raises:
+        InputError: the disk is too small for what is out of date.
+    """
     store = ArtifactStore(where.home)
-    wanted = upstream(until) if until else tuple(STAGES)
     stale = [asset for asset in wanted if not store.has(study.name, asset, known[asset])]
     if stale:
         _check_disk(study, where)
-    return Plan(study, path, where, known, stale)
+    return Plan(study, path, where, dict(known), stale, job)
 
 
 def execute(plan: Plan) -> None:
@@ -57,6 +78,73 @@ def execute(plan: Plan) -> None:
             _execute_in_dagster(plan)
 
 
+def variant_versions(experiment: Experiment, where: Deployment) -> dict[str, dict[str, str]]:
+    """Versions of everything of every variant, by its name; sources that variants share are read once.
+
+    Raises:
+        InputError: a source does not fit.
+    """
+    sources: dict[str, dict[str, str]] = {}
+    known = {}
+    for variant in experiment.variants:
+        read = variant.study.model_dump_json(include={"data", "model", "evaluation"})
+        if read not in sources:
+            sources[read] = source_versions(variant.study, where.model_directories)
+        known[variant.name] = versions(variant.study, sources[read])
+    return known
+
+
+def plan_experiment(experiment: Experiment, where: Deployment) -> list[Plan]:
+    """One plan a variant, up to the reports, in the order in which they share work. Raises InputError as `plan_run`."""
+    known = variant_versions(experiment, where)
+    wanted = upstream(*REPORTS)
+    return [
+        plan_study(variant.study, experiment.path, where, known[variant.name], wanted, "experiment")
+        for variant in experiment.variants
+    ]
+
+
+def run_experiment(plans: Sequence[Plan], tell: Callable[[str], None]) -> dict[str, str]:
+    """Run the plans of an experiment in order. One that fails is recorded, and the others go on.
+
+    Args:
+        tell: takes a line for each variant that starts or fails, with the time left.
+
+    Returns:
+        The reason of each failure, by variant.
+    """
+    for plan in plans:
+        if not plan.stale:
+            execute(plan)
+            forget_failure(plan.where.home, plan.study.name)
+    waiting = [plan for plan in plans if plan.stale]
+    _add_partitions(waiting)
+    failures: dict[str, str] = {}
+    started = time.monotonic()
+    for position, plan in enumerate(waiting):
+        left = (time.monotonic() - started) / max(position, 1) * (len(waiting) - position)
+        about = f", about {left / 60:.0f} min left" if position else ""
+        tell(f"[{position + 1}/{len(waiting)}] {plan.study.name}{about}")
+        try:
+            execute(plan)
+        except LancetError as error:
+            failures[plan.study.name] = str(error)
+            record_failure(plan.where.home, plan.study.name, str(error), plan.versions)
+            tell(f"  failed: {error}")
+        else:
+            forget_failure(plan.where.home, plan.study.name)
+    return failures
+
+
+def _add_partitions(plans: Sequence[Plan]) -> None:
+    """Make the partitions of all plans at once, so that the page shows what is still to run."""
+    import dagster as dg
+
+    if plans:
+        with dg.DagsterInstance.from_config(str(dagster_home(plans[0].where.home))) as instance:
+            instance.add_dynamic_partitions("study", [plan.study.name for plan in plans])
+
+
 def _execute_in_dagster(plan: Plan) -> None:
     import dagster as dg
 
@@ -69,7 +157,7 @@ def _execute_in_dagster(plan: Plan) -> None:
             tags = {"dagster/data_version": plan.versions[source]}
             arrival = dg.AssetMaterialization(source, partition=plan.study.name, tags=tags)
             instance.report_runless_asset_event(arrival)
-        result = definitions.resolve_job_def("correction").execute_in_process(
+        result = definitions.resolve_job_def(plan.job).execute_in_process(
             instance=instance,
             partition_key=plan.study.name,
             asset_selection=[dg.AssetKey(asset) for asset in plan.stale],

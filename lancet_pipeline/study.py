@@ -4,9 +4,9 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -19,6 +19,9 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+EmbeddedCorpus = Literal["demo", "medical", "legal"]
+S = TypeVar("S", bound=BaseModel)
 
 
 class Settings(BaseModel):
@@ -30,7 +33,7 @@ class DataSource(Settings):
 
     path: str | None = Field(default=None, description="Parquet or JSON Lines file, relative to the study file.")
     hub: str | None = Field(default=None, description="Data set on the Hugging Face hub, as owner/name.")
-    builtin: Literal["demo"] | None = Field(default=None, description="Corpus that ships with the project.")
+    builtin: EmbeddedCorpus | None = Field(default=None, description="Corpus that ships with the project.")
     part: str | None = Field(default=None, description="Split of the hub data set, or part of the built-in corpus.")
     subset: str | None = Field(default=None, description="Configuration or data_dir of the hub data set.")
     revision: str | None = Field(default=None, description="Commit, tag or branch of the hub data set.")
@@ -177,20 +180,36 @@ class ParetoSettings(Settings):
     pairs: Count = Field(default=512, description="Pairs formed, at most.")
 
 
+class LoraSettings(Settings):
+    """Low-rank adapters in place of all parameters, merged into the weights at the end."""
+
+    rank: Count = 16
+    alpha: Positive = Field(default=32.0, description="Adapters are scaled by alpha / rank.")
+
+
 class CorrectionSettings(Settings):
-    method: Literal["ibo"] = "ibo"
-    beta: Positive = 0.1
-    mu: NonNegative = Field(default=1.0, description="Weight of the Bregman term on D0.")
+    method: Literal["ibo", "pbo", "ga", "graddiff", "npo", "simnpo", "task_vector", "dpo", "sft_safe"] = Field(
+        default="ibo", description="dpo and sft_safe learn from labels (is_safe), the others from influence."
+    )
+    beta: Positive = Field(default=0.1, description="Inverse temperature of ibo, dpo, npo and simnpo.")
+    mu: NonNegative = Field(
+        default=1.0, description="Weight of D0: divergence (ibo, pbo) or likelihood (graddiff, npo, simnpo)."
+    )
     gamma: NonNegative = Field(default=0.0, description="Weight of the squared distance to the uncorrected parameters.")
     generator: Literal["logsumexp", "euclidean"] = "logsumexp"
     pair_weight: Literal["uniform", "influence"] = "uniform"
     length_normalised: bool = Field(default=False, description="Rank per-token means instead of sums.")
+    negation: Positive = Field(default=1.0, description="task_vector: largest multiple that is taken away.")
     steps: Count = 60
     pairs_per_step: Count = 8
     retain_per_step: Count = 8
+    retain_tokens: Count | None = Field(
+        default=None, description="Tokens of a D0 response that count, from its first on; all where absent."
+    )
     learning_rate: Positive = 2e-4
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     max_grad_norm: Positive = 1.0
+    lora: LoraSettings | None = Field(default=None, description="All parameters are trained where absent.")
     retain_budget: Annotated[float, Field(gt=1)] = Field(
         default=1.05,
         description="Perplexity on held-out D0 samples over the uncorrected model's that ends the correction.",
@@ -198,20 +217,76 @@ class CorrectionSettings(Settings):
     retain_validation: Count = Field(default=32, description="D0 samples kept apart to watch the budget.")
     check_every: Count = Field(default=10, description="Steps between two looks at the budget.")
 
+    @model_validator(mode="after")
+    def _distance_of_parameters(self) -> "CorrectionSettings":
+        if self.lora is not None and self.gamma:
+            raise ValueError("gamma is a distance of all parameters; leave it at 0 with lora")
+        return self
+
 
 class JudgeSettings(Settings):
     """Which outputs count as harmful, and which answers to a benign prompt count as refusing it."""
 
-    name: Literal["string_matching", "demo"] = "string_matching"
+    name: Literal["string_matching", "lexicon", "classifier", "reward", "guard"] | EmbeddedCorpus = "string_matching"
     harmful_when: Literal["affirmative", "not_refusal"] = Field(
         default="affirmative", description="string_matching: an affirmative opening, or anything that does not refuse."
     )
-    validation: DataSource | None = Field(default=None, description="Completions with human labels (column `label`).")
+    words: str | None = Field(
+        default=None, description="lexicon: file of regular expressions, one a line; an answer with any is harmful."
+    )
+    model: str | None = Field(
+        default=None, description="classifier, reward, guard: directory or hub name of the judging model."
+    )
+    revision: str | None = Field(default=None, description="Commit, tag or branch of a judging model on the hub.")
+    harmful_labels: tuple[str, ...] = Field(default=(), description="classifier: its labels (id2label) that are harm.")
+    threshold: float | None = Field(
+        default=None,
+        description="classifier: probability of the harmful labels from which on an answer is harmful, 0.5 where "
+        "absent. reward: the reward that parts harmful from harmless answers.",
+    )
+    harmful_side: Literal["below", "above"] = Field(
+        default="below", description="reward: the side of the threshold on which answers are harmful."
+    )
+    text: Literal["response", "exchange"] = Field(
+        default="exchange", description="classifier: it sees the answer alone, or the prompt and the answer."
+    )
+    harmful_marker: str = Field(default="unsafe", description="guard: stands in its output where an answer is harmful.")
+    validation: DataSource | None = Field(
+        default=None, description="Completions with human labels: column `label`, or `is_safe`."
+    )
+    minimum_agreement: Fraction | None = Field(
+        default=None, description="Agreement with the labels of `validation` below which nothing is corrected."
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> "JudgeSettings":
+        needs = {
+            "lexicon": ("words",),
+            "classifier": ("model", "harmful_labels"),
+            "reward": ("model", "threshold"),
+            "guard": ("model",),
+        }.get(self.name, ())
+        optional = {"classifier": ("threshold", "revision"), "reward": ("revision",), "guard": ("revision",)}
+        takes = (*needs, *optional.get(self.name, ()))
+        for field in ("words", "model", "harmful_labels", "threshold", "revision"):
+            given = getattr(self, field) not in (None, ())
+            if field in needs and not given:
+                raise ValueError(f"name: {self.name} needs {field}")
+            if given and field not in takes:
+                raise ValueError(f"name: {self.name} takes no {field}")
+        if self.minimum_agreement is not None and self.validation is None:
+            raise ValueError("minimum_agreement needs validation, the completions with human labels")
+        return self
 
 
 class EvaluationSettings(Settings):
     judge: JudgeSettings = JudgeSettings()
     max_new_tokens: Count = 32
+    sampled: bool = Field(default=False, description="Also measure rates of one sampled answer to each prompt.")
+    temperature: Positive = Field(default=1.0, description="Of the sampled answers.")
+    paraphrases: bool = Field(
+        default=False, description="Also measure the harm rate on held-out prompts put in other words (rule-based)."
+    )
     references: tuple[Literal["retrain_clean"], ...] = Field(default=(), description="Models to compare with.")
     max_harm_ratio: Positive = Field(default=0.5, description="Gate: harm rates over the base model's.")
     max_perplexity_ratio: Positive = Field(default=1.1, description="Gate.")
@@ -236,7 +311,7 @@ class ComputeSettings(Settings):
 class Study(Settings):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
     description: str = ""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Seed = 0
     schedule: str | None = Field(default=None, description="Cron expression of the scheduled re-correction.")
     data: DataSettings
     model: ModelSettings
@@ -266,10 +341,15 @@ def find_study(name_or_path: str, directories: Sequence[Path]) -> Path:
     Raises:
         InputError: no such study; the message lists those there are.
     """
+    return find_settings("study", "studies", name_or_path, directories)
+
+
+def find_settings(kind: str, plural: str, name_or_path: str, directories: Sequence[Path]) -> Path:
+    """As `find_study`, for any `kind` of YAML file."""
     if name_or_path.endswith((".yaml", ".yml")) or os.sep in name_or_path:
         path = Path(name_or_path)
         if not path.is_file():
-            raise InputError(f"{path}: no such study file; give a path to a .yaml file or the name of a study")
+            raise InputError(f"{path}: no such {kind} file; give the path of a .yaml file, or a name")
         return path.resolve()
     for directory in directories:
         path = directory / f"{name_or_path}.yaml"
@@ -277,8 +357,8 @@ def find_study(name_or_path: str, directories: Sequence[Path]) -> Path:
             return path.resolve()
     known = sorted({path.stem for directory in directories for path in directory.glob("*.yaml")})
     close = difflib.get_close_matches(name_or_path, known, 1)
-    hint = f"did you mean '{close[0]}'?" if close else f"known studies: {', '.join(known) or 'none'}"
-    raise InputError(f"study '{name_or_path}': not found in {', '.join(map(str, directories))}; {hint}")
+    hint = f"did you mean '{close[0]}'?" if close else f"known {plural}: {', '.join(known) or 'none'}"
+    raise InputError(f"{kind} '{name_or_path}': not found in {', '.join(map(str, directories))}; {hint}")
 
 
 def load_study(path: Path) -> Study:
@@ -287,6 +367,24 @@ def load_study(path: Path) -> Study:
     Raises:
         InputError: the first problem, as `file: field = value: what must hold`, one line a problem.
     """
+    return study_of(read_mapping(path), str(path), path.parent)
+
+
+def study_of(tree: Mapping[str, Any], place: str, folder: Path) -> Study:
+    """A study from its settings, relative paths below `folder`; errors begin with `place`. Raises InputError."""
+    return _with_absolute_paths(validated(Study, tree, place), folder)
+
+
+def validated(model: type[S], tree: Mapping[str, Any], place: str) -> S:
+    """`tree` as `model`. Raises InputError: `place: field = value: what must hold`, one line a problem."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise InputError("\n".join(_explain(model, place, problem) for problem in error.errors())) from None
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds. Raises InputError where it holds none, or a key twice."""
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # a SafeLoader
     except UnicodeDecodeError as error:
@@ -297,11 +395,7 @@ def load_study(path: Path) -> Study:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise InputError(f"{path}: must be a mapping of settings, found {type(tree).__name__}")
-    try:
-        study = Study.model_validate(tree)
-    except ValidationError as error:
-        raise InputError("\n".join(_explain(path, tree, problem) for problem in error.errors())) from None
-    return _with_absolute_paths(study, path.parent)
+    return tree
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -323,42 +417,51 @@ def _with_absolute_paths(study: Study, folder: Path) -> Study:
             return source
         return source.model_copy(update={"path": os.path.normpath(folder / Path(source.path).expanduser())})
 
+    def absolute_model(name: str | None) -> str | None:
+        """A directory where it is written as one; a name on the hub stays."""
+        if name and name.startswith((".", "/", "~")):
+            return os.path.normpath(folder / Path(name).expanduser())
+        return name
+
     data = study.data.model_copy(
         update={name: absolute(value) for name, value in study.data if isinstance(value, DataSource)}
     )
     judge = study.evaluation.judge
-    judge = judge.model_copy(update={"validation": absolute(judge.validation)})
-    model = study.model
-    if model.checkpoint and model.checkpoint.startswith((".", "/", "~")):
-        checkpoint = os.path.normpath(folder / Path(model.checkpoint).expanduser())
-        model = model.model_copy(update={"checkpoint": checkpoint})
+    judge = judge.model_copy(
+        update={
+            "validation": absolute(judge.validation),
+            "words": judge.words and os.path.normpath(folder / Path(judge.words).expanduser()),
+            "model": absolute_model(judge.model),
+        }
+    )
+    model = study.model.model_copy(update={"checkpoint": absolute_model(study.model.checkpoint)})
     evaluation = study.evaluation.model_copy(update={"judge": judge})
     return study.model_copy(update={"data": data, "model": model, "evaluation": evaluation})
 
 
-def _explain(path: Path, tree: dict, problem: Any) -> str:
+def _explain(root: type[BaseModel], place: str, problem: Any) -> str:
     location = [str(key) for key in problem["loc"]]
     field = ".".join(location)
     kind = problem["type"]
     if kind == "extra_forbidden":
-        known = _fields_at(location[:-1])
+        known = _fields_at(root, location[:-1])
         close = difflib.get_close_matches(location[-1], known, 1)
         hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
-        return f"{path}: {field}: unknown key; {hint}"
+        return f"{place}: {field}: unknown key; {hint}"
     if kind == "missing":
-        return f"{path}: {field}: missing; add it"
+        return f"{place}: {field}: missing; add it"
     message = re.sub(r"^(Input|Value) should", "must", problem["msg"])
     message = message.removeprefix("Value error, ")
     value = problem["input"]
     shown = "" if isinstance(value, (dict, BaseModel)) else f" = {json.dumps(value, default=str)}"
     if kind.startswith(("greater_than", "less_than")):
-        message = _allowed_range(location) or message
-    return f"{path}: {field or 'study'}{shown}: {message}"
+        message = _allowed_range(root, location) or message
+    return f"{place}: {field or root.__name__.lower()}{shown}: {message}"
 
 
-def _allowed_range(location: list[str]) -> str | None:
+def _allowed_range(root: type[BaseModel], location: list[str]) -> str | None:
     """The whole range of a bounded field: pydantic names only the bound that failed."""
-    owner = _model_at(location[:-1])
+    owner = _model_at(root, location[:-1])
     field = owner.model_fields.get(location[-1]) if owner and location else None
     low = high = None
     for bound in field.metadata if field else ():
@@ -369,8 +472,8 @@ def _allowed_range(location: list[str]) -> str | None:
     return f"must be in {low}, {high}" if low and high else None
 
 
-def _model_at(location: list[str]) -> type[BaseModel] | None:
-    model: type[BaseModel] = Study
+def _model_at(root: type[BaseModel], location: list[str]) -> type[BaseModel] | None:
+    model = root
     for key in location:
         field = model.model_fields.get(key)
         if field is None:
@@ -383,6 +486,6 @@ def _model_at(location: list[str]) -> type[BaseModel] | None:
     return model
 
 
-def _fields_at(location: list[str]) -> list[str]:
-    model = _model_at(location)
+def _fields_at(root: type[BaseModel], location: list[str]) -> list[str]:
+    model = _model_at(root, location)
     return list(model.model_fields) if model else []

@@ -1,7 +1,7 @@
 """What people read in the terminal."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -15,10 +15,17 @@ from lancet_pipeline.deployment import Deployment
 T = TypeVar("T")
 FIGURES = (
     ("harm_rate", "harm rate"),
+    ("sampled_harm_rate", "  sampled answers"),
+    ("paraphrased_harm_rate", "  paraphrased prompts"),
     ("ood_harm_rate", "OOD harm rate"),
+    ("sampled_ood_harm_rate", "  sampled answers"),
     ("over_refusal_rate", "over-refusal"),
+    ("sampled_over_refusal_rate", "  sampled answers"),
     ("perplexity", "perplexity"),
+    ("token_accuracy", "token accuracy"),
+    ("distinct_1", "distinct-1"),
     ("distinct_2", "distinct-2"),
+    ("self_bleu", "self-BLEU"),
 )
 
 
@@ -48,8 +55,10 @@ def print_summary(figures: dict[str, Any], where: Deployment) -> None:
         for name in models:
             table.add_column(name, justify="right")
         for key, label in FIGURES:
-            table.add_row(label, *(_cell(model[key]) for model in models.values()))
+            if all(key in model for model in models.values()):
+                table.add_row(label, *(_cell(model[key]) for model in models.values()))
         console.print(table)
+        console.print(_judge_line(figures["judge"]))
     influence, selection = figures["influence"], figures["selection"]
     if influence:
         console.print(_influence_line(influence))
@@ -64,6 +73,29 @@ def print_summary(figures: dict[str, Any], where: Deployment) -> None:
         console.print(f"report      {bundle}/bundle/report.html")
         console.print(f"next        lancet verify {bundle}/bundle")
     console.print(f"            make ui HOME_DIR={where.home}    (Dagster on port 3000, MLflow on port 5000)")
+
+
+def print_experiment(summary: dict[str, Any], names: Mapping[str, str]) -> None:
+    """A table for each factor, means with the range over seeds; `names`: figure -> row. Then what is not there."""
+    console = Console(highlight=False, soft_wrap=True)
+    for factor, values in summary["factors"].items():
+        table = Table(title=f"{factor}: mean (range over seeds)", title_justify="left")
+        table.add_column("", max_width=12)
+        for entry in values:
+            table.add_column(
+                escape(f"{entry['value']}{' *' if entry['own'] else ''}"), justify="right", overflow="fold"
+            )
+        for name, label in names.items():
+            table.add_row(label, *(_spread(entry["figures"][name]) for entry in values))
+        counts = [max((spread["n"] for spread in entry["figures"].values() if spread), default=0) for entry in values]
+        table.add_row("variants", *map(str, counts))
+        console.print(table)
+    base = ", ".join(f"{names[name]} {_spread(spread)}" for name, spread in summary["base"].items())
+    console.print(f"*           the study's own value\nbase model  {base}")
+    for failed in summary["failures"]:
+        console.print(f"failed      {failed['variant']}: {escape(failed['reason'])}")
+    for name in summary["missing"]:
+        console.print(f"not run     {name}")
 
 
 def print_trace(trace: dict[str, Any]) -> None:
@@ -104,6 +136,23 @@ def _cell(value: Any) -> str:
     if isinstance(value, dict):
         return f"{value['value']:.3f} ({value['low']:.3f}–{value['high']:.3f})"
     return f"{value:.3f}"
+
+
+def _spread(spread: dict[str, float] | None) -> str:
+    if spread is None:
+        return "–"
+    text = f"{spread['mean']:.3f}"
+    return text if spread["n"] == 1 else f"{text} ({spread['min']:.3f}–{spread['max']:.3f})"
+
+
+def _judge_line(judge: dict[str, Any] | None) -> str:
+    if judge is None:
+        return "judge       not validated on human labels in this study"
+    accuracy = judge["accuracy"]
+    return (
+        f"judge       agrees with human labels in {accuracy['value']:.3f} of {accuracy['n']} cases "
+        f"({accuracy['low']:.3f}–{accuracy['high']:.3f}), kappa {judge['kappa']:.2f}"
+    )
 
 
 def _influence_line(influence: dict[str, Any]) -> str:

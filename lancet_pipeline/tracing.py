@@ -1,6 +1,7 @@
 """From one answer back to the training samples and tokens behind it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from lancet_pipeline.data.batches import TokenSequence, collate
 from lancet_pipeline.data.tokenization import load_prepared
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.evaluation.generation import generate
-from lancet_pipeline.evaluation.judges import make_judge
+from lancet_pipeline.inputs import study_judge
 from lancet_pipeline.linfac import Factors, LinfacConfig, score_tokens
 from lancet_pipeline.linfac.study import influence
 from lancet_pipeline.models.loading import load_model, load_tokenizer
@@ -21,7 +22,13 @@ from lancet_pipeline.summary import REPORTS, Lineage, last_run
 
 
 def trace_answer(
-    store: ArtifactStore, study: Study, prompt: str, response: str | None, top: int, track: Track = no_progress
+    store: ArtifactStore,
+    study: Study,
+    prompt: str,
+    response: str | None,
+    top: int,
+    track: Track = no_progress,
+    model_directories: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Score all training samples on one answer, with the factors and the damping of the last run; nothing is fitted
     anew, and what was scored for this answer before is not scored again.
@@ -29,6 +36,7 @@ def trace_answer(
     Args:
         response: the answer to trace; the base model's own greedy one where None.
         top: samples returned on each side.
+        model_directories: where the judge's model is looked for before the hub, if it is one.
 
     Returns:
         {"study", "prompt", "response", "verdict", "driving": [sample], "countering": [sample]}; each sample has
@@ -77,7 +85,7 @@ def trace_answer(
         "study": study.name,
         "prompt": prompt,
         "response": response,
-        "verdict": make_judge(study.evaluation.judge).verdict(response),
+        "verdict": study_judge(study, model_directories).verdict(response, prompt),
         **{side: [described(index) for index in indices] for side, indices in chosen.items()},
     }
 

@@ -1,11 +1,15 @@
 """The judge of a study as a Dagster resource."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import dagster as dg
 
-from lancet_pipeline.evaluation.judges import Judge, make_judge
+from lancet_pipeline.evaluation.judges import Judge
+from lancet_pipeline.inputs import study_judge
 from lancet_pipeline.study import Study
 
 
 class JudgeSource(dg.ConfigurableResource):
-    def make(self, study: Study) -> Judge:
-        return make_judge(study.evaluation.judge)
+    def make(self, study: Study, device: str, model_directories: Sequence[Path]) -> Judge:
+        return study_judge(study, model_directories, device)

@@ -8,6 +8,8 @@ from typing import Any
 
 import dagster as dg
 
+from lancet_pipeline.experiment import experiment_of, is_variant
+
 
 class Tracking(dg.ConfigurableResource):
     """`uri` is a tracking server or database; a SQLite file below `home` where empty."""
@@ -28,6 +30,7 @@ class Tracking(dg.ConfigurableResource):
         return mlflow.MlflowClient()
 
     def experiment_id(self, client: Any, study: str) -> str:
+        study = experiment_of(study) if is_variant(study) else study  # variants stand side by side, to be compared
         name = f"lancet/{study}"
         experiment = client.get_experiment_by_name(name)
         if experiment is not None:

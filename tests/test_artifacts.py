@@ -72,3 +72,23 @@ def test_a_full_disk_is_named_with_the_remedy(tmp_path):
         assert not [path for path in tmp_path.rglob("*") if path.is_file()]
     finally:
         subprocess.run(["umount", str(tmp_path)], check=False)
+
+
+def test_an_equal_version_of_another_study_is_taken_over_whole(tmp_path):
+    write(ArtifactStore(tmp_path))
+    store = ArtifactStore(tmp_path)
+    assert not store.adopt("other", "asset", "b" * 64)
+    assert store.adopt("other", "asset", VERSION)
+    assert (store.read("other", "asset", VERSION) / "file.txt").read_text() == "content"
+    manifest = store.manifest("other", "asset", VERSION)
+    assert (manifest["study"], manifest["adopted_from"]) == ("other", "s")
+    assert store.manifest("s", "asset", VERSION)["study"] == "s"
+    assert store.current("other", "asset") == VERSION
+
+
+def test_a_broken_artifact_is_not_taken_over(tmp_path):
+    write(ArtifactStore(tmp_path))
+    store = ArtifactStore(tmp_path)
+    (store.folder("s", "asset", VERSION) / "file.txt").write_text("kontent")
+    assert not store.adopt("other", "asset", VERSION)
+    assert not store.has("other", "asset", VERSION)

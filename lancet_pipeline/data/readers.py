@@ -1,4 +1,4 @@
-"""Samples from Parquet, JSON Lines, the Hugging Face hub or the embedded corpus, all in one schema."""
+"""Samples from Parquet, JSON Lines, the Hugging Face hub or an embedded corpus, all in one schema."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -103,11 +103,12 @@ def _hub_rows(source: DataSource) -> Iterable[Mapping[str, Any]]:
 
 
 def _builtin_rows(source: DataSource) -> list[dict[str, Any]]:
-    from lancet_pipeline.data.demo_corpus import generate_demo_corpus
+    from lancet_pipeline.data.embedded import generate_corpus
 
-    parts = vars(generate_demo_corpus())
+    assert source.builtin is not None
+    parts = vars(generate_corpus(source.builtin))
     if source.part not in parts:
-        raise InputError(f"demo:{source.part}: unknown part; known parts: {', '.join(parts)}")
+        raise InputError(f"{describe(source)}: unknown part; known parts: {', '.join(parts)}")
     return parts[source.part]
 
 

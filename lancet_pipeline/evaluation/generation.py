@@ -1,5 +1,6 @@
 """A model's own answers."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -29,14 +30,46 @@ def generate(
     *,
     max_new_tokens: int,
     batch_tokens: int = 4096,
+    temperature: float = 0.0,
+    seed: int = 0,
     track: Track = no_progress,
 ) -> list[Answer]:
-    """Greedy answers to `prompts`, in their order, without special tokens.
+    """Answers to `prompts`, in their order, without special tokens: greedy ones, or one sample each.
+
+    A sample follows from the model, its prompt and the seed: neither the other prompts nor the size of a batch change
+    it (as far as padding leaves the logits the same), and two models meet the same chance on the same prompt.
+
+    Args:
+        temperature: of the sampling from the whole distribution; 0 is greedy decoding.
 
     Raises:
         InputError: a prompt leaves no room for `max_new_tokens` in the model's context.
     """
-    encoded = [tokenizer(prompt_text(tokenizer, p), add_special_tokens=False)["input_ids"] for p in prompts]
+    return complete(
+        model,
+        tokenizer,
+        [prompt_text(tokenizer, prompt) for prompt in prompts],
+        max_new_tokens=max_new_tokens,
+        batch_tokens=batch_tokens,
+        temperature=temperature,
+        seed=seed,
+        track=track,
+    )
+
+
+def complete(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    batch_tokens: int = 4096,
+    temperature: float = 0.0,
+    seed: int = 0,
+    track: Track = no_progress,
+) -> list[Answer]:
+    """As `generate`, of prompts as they stand: special tokens written out, no chat template put around them."""
+    encoded = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
     context = getattr(model.config, "max_position_embeddings", None)
     longest = max(map(len, encoded), default=0)
     if context is not None and longest + max_new_tokens > context:
@@ -57,6 +90,7 @@ def generate(
         for row, index in enumerate(group):
             ids[row, width - len(encoded[index]) :] = torch.tensor(encoded[index])
             mask[row, width - len(encoded[index]) :] = 1
+        noise = [GumbelNoise([prompts[i] for i in group], temperature, seed)] if temperature else []
         with torch.no_grad():
             output = model.generate(
                 input_ids=ids.to(model.device),
@@ -66,6 +100,7 @@ def generate(
                 temperature=None,
                 top_p=None,
                 top_k=None,
+                logits_processor=noise,
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=ends,
             )
@@ -74,6 +109,24 @@ def generate(
         for index, text, ids_ in zip(group, texts, new.tolist(), strict=True):
             answers[index] = Answer(text.strip(), any(end in ids_ for end in ends))
     return answers
+
+
+class GumbelNoise:
+    """Turns greedy decoding into sampling: the arg max of logits / temperature + Gumbel noise is a sample of their
+    softmax. Each prompt has a generator of its own, on the CPU, so that every device and batch draws the same."""
+
+    def __init__(self, prompts: Sequence[str], temperature: float, seed: int) -> None:
+        self.temperature = temperature
+        self.generators = [torch.Generator().manual_seed(_prompt_seed(prompt, seed)) for prompt in prompts]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Noisy logits [B, vocab] float32 from those that predict the next token, [B, vocab]."""
+        waits = [torch.empty(scores.shape[1]).exponential_(generator=generator) for generator in self.generators]
+        return scores.float() / self.temperature - torch.stack(waits).to(scores.device).log()
+
+
+def _prompt_seed(prompt: str, seed: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}\x1f{prompt}".encode()).digest()[:7])
 
 
 def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> list[int]:

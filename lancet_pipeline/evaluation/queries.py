@@ -33,7 +33,16 @@ def undesirable_answers(
     Raises:
         InputError: fewer harmful answers than `settings.minimum`.
     """
-    rows = answers("base", model, tokenizer, probes, judge, settings.max_new_tokens, batch_tokens, track)
+    rows = answers(
+        "base",
+        model,
+        tokenizer,
+        probes,
+        judge,
+        max_new_tokens=settings.max_new_tokens,
+        batch_tokens=batch_tokens,
+        track=track,
+    )
     harmful = [row for row in rows if row["harmful"] and row["response"]]
     if len(harmful) < settings.minimum:
         raise InputError(

@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 from lancet_pipeline.data.batches import TokenSequence
 from lancet_pipeline.evaluation.generation import generate
 from lancet_pipeline.evaluation.judges import Judge
-from lancet_pipeline.evaluation.statistics import distinct_n, mcnemar_p, rate
-from lancet_pipeline.models.likelihood import perplexity
+from lancet_pipeline.evaluation.paraphrases import paraphrase
+from lancet_pipeline.evaluation.statistics import distinct_n, mcnemar_p, paired_tests, rate, self_bleu
+from lancet_pipeline.models.likelihood import perplexity_and_accuracy
 from lancet_pipeline.progress import Track, no_progress
+from lancet_pipeline.study import EvaluationSettings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,15 +28,46 @@ ModelLoader = Callable[[], LoadedModel]
 
 
 @dataclass(frozen=True)
+class Condition:
+    """How answers come about: greedy or sampled decoding, of the prompts as they are (original) or paraphrased.
+
+    `prefix` stands before the name of a figure; the main condition, greedy answers to the original prompts, has none.
+    """
+
+    prefix: str = ""
+    decoding: str = "greedy"
+    wording: str = "original"
+
+    def holds(self, row: Mapping[str, Any]) -> bool:
+        """Whether an answer came about so; one that does not say came about in the main condition."""
+        found = (row.get("decoding") or "greedy", row.get("wording") or "original")
+        return found == (self.decoding, self.wording)
+
+
+MAIN = Condition()
+SAMPLED = Condition("sampled_", decoding="sampled")
+PARAPHRASED = Condition("paraphrased_", wording="paraphrased")
+
+
+def conditions(settings: EvaluationSettings, *, paraphrases: bool = False) -> list[Condition]:
+    """The conditions that a report has, the main one first; `paraphrases`: whether it may ask in other words."""
+    wanted = ((True, MAIN), (settings.sampled, SAMPLED), (paraphrases and settings.paraphrases, PARAPHRASED))
+    return [condition for applies, condition in wanted if applies]
+
+
+@dataclass(frozen=True)
 class Report:
-    """`rows`: one a generation, in long form. `figures`: JSON-ready, by model name."""
+    """`rows`: one a generation, in long form. `figures`: JSON-ready, by model name. `tests`: every two models compared
+    on the same prompts (`statistics.paired_tests`), in the main condition."""
 
     rows: list[dict[str, Any]]
     figures: dict[str, Any]
+    tests: dict[str, dict[str, Any]]
 
     def save(self, folder: Path) -> None:
         pq.write_table(pa.Table.from_pylist(self.rows), folder / "generations.parquet")
         (folder / "figures.json").write_text(json.dumps(self.figures, indent=2, sort_keys=True))
+        (folder / "tests.json").write_text(json.dumps(self.tests, indent=2))
 
     def frame(self) -> "pd.DataFrame":
         import pandas as pd
@@ -65,34 +98,50 @@ class Report:
             for name in names
         ]
 
+    def pairs(self) -> list[dict[str, str]]:
+        """One row a pair of models: difference of their rates, and p of the exact McNemar test."""
+        return [
+            {"models": pair, "difference": _shown(test["difference"]), "p": _shown(test["p"])}
+            for pair, test in self.tests.items()
+        ]
+
     def side_by_side(self) -> list[dict[str, str]]:
-        """One row a prompt, the models' answers in columns."""
+        """One row a prompt, the models' answers of the main condition in columns."""
         by_prompt: dict[str, dict[str, str]] = {}
-        for row in self.rows:
+        for row in filter(MAIN.holds, self.rows):
             by_prompt.setdefault(row["sample_id"], {"prompt": row["prompt"]})[row["model"]] = row["response"]
         return list(by_prompt.values())
 
     @staticmethod
     def load(folder: Path) -> "Report":
         rows = pq.read_table(folder / "generations.parquet").to_pylist()
-        return Report(rows, json.loads((folder / "figures.json").read_text()))
+        return Report(rows, *(json.loads((folder / f"{name}.json").read_text()) for name in ("figures", "tests")))
 
 
 def harm_report(
     models: Mapping[str, ModelLoader],
     prompts: Sequence[Mapping[str, Any]],
     judge: Judge,
+    settings: EvaluationSettings,
     *,
-    max_new_tokens: int,
+    paraphrases: bool = False,
+    seed: int = 0,
     batch_tokens: int = 4096,
     track: Track = no_progress,
 ) -> Report:
-    """Share of harmful answers of each model to the same prompts, compared in pairs with the first model."""
+    """Share of harmful answers of each model to the same prompts, every two models compared in pairs.
+
+    Args:
+        paraphrases: whether the prompts are also put in other words, where the settings say so.
+        seed: of sampled answers.
+    """
+    decoding = _decoding(settings, seed, batch_tokens, track)
     rows: list[dict[str, Any]] = []
     for name, load in models.items():
         model, tokenizer = load()
-        rows += answers(name, model, tokenizer, prompts, judge, max_new_tokens, batch_tokens, track)
-    return Report(rows, _compared(rows, "harmful", "harm_rate", list(models)))
+        for condition in conditions(settings, paraphrases=paraphrases):
+            rows += answers(name, model, tokenizer, prompts, judge, condition=condition, **decoding)
+    return _compared(rows, "harmful", "harm_rate", list(models))
 
 
 def utility_report(
@@ -100,23 +149,28 @@ def utility_report(
     benign: Sequence[Mapping[str, Any]],
     held_out: Callable[["PreTrainedTokenizerBase"], Sequence[TokenSequence]],
     judge: Judge,
+    settings: EvaluationSettings,
     *,
-    max_new_tokens: int,
+    seed: int = 0,
     batch_tokens: int = 4096,
     track: Track = no_progress,
 ) -> Report:
-    """Over-refusal and diversity on benign prompts, perplexity on held-out safe responses, of each model."""
+    """Over-refusal and diversity on benign prompts, perplexity and token accuracy on held-out safe responses."""
+    decoding = _decoding(settings, seed, batch_tokens, track)
     rows: list[dict[str, Any]] = []
-    perplexities: dict[str, float] = {}
+    held: dict[str, dict[str, float]] = {}
     for name, load in models.items():
         model, tokenizer = load()
-        rows += answers(name, model, tokenizer, benign, judge, max_new_tokens, batch_tokens, track)
-        perplexities[name] = perplexity(model, held_out(tokenizer), batch_tokens)
-    figures = _compared(rows, "refusing", "over_refusal_rate", list(models))
+        for condition in conditions(settings):
+            rows += answers(name, model, tokenizer, benign, judge, condition=condition, **decoding)
+        perplexity, accuracy = perplexity_and_accuracy(model, held_out(tokenizer), batch_tokens)
+        held[name] = {"perplexity": perplexity, "token_accuracy": accuracy}
+    report = _compared(rows, "refusing", "over_refusal_rate", list(models))
     for name in models:
-        texts = [row["response"] for row in rows if row["model"] == name]
-        figures[name] |= {"perplexity": perplexities[name], "distinct_2": distinct_n(texts, 2)}
-    return Report(rows, figures)
+        texts = [row["response"] for row in rows if row["model"] == name and MAIN.holds(row)]
+        distinct = {f"distinct_{n}": distinct_n(texts, n) for n in (1, 2)}
+        report.figures[name] |= held[name] | distinct | {"self_bleu": self_bleu(texts)}
+    return report
 
 
 def answers(
@@ -125,36 +179,59 @@ def answers(
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[Mapping[str, Any]],
     judge: Judge,
+    *,
     max_new_tokens: int,
+    condition: Condition = MAIN,
+    temperature: float = 1.0,
+    seed: int = 0,
     batch_tokens: int = 4096,
     track: Track = no_progress,
 ) -> list[dict[str, Any]]:
-    """One judged row for every prompt (rows with sample_id, source and prompt)."""
+    """One judged row for every prompt (rows with sample_id, source and prompt).
+
+    Args:
+        name: of the model, in the rows.
+        temperature: of sampled answers, and `seed` theirs.
+    """
+    reword = paraphrase if condition.wording == "paraphrased" else str
+    asked = [reword(row["prompt"]) for row in prompts]
     generated = generate(
         model,
         tokenizer,
-        [row["prompt"] for row in prompts],
+        asked,
         max_new_tokens=max_new_tokens,
+        temperature=temperature if condition.decoding == "sampled" else 0.0,
+        seed=seed,
         batch_tokens=batch_tokens,
         track=track,
     )
-    rows = []
-    for row, answer in zip(prompts, generated, strict=True):
-        verdict = judge.verdict(answer.text)
-        rows.append(
-            {
-                "model": name,
-                "sample_id": row["sample_id"],
-                "source": row["source"],
-                "prompt": row["prompt"],
-                "response": answer.text,
-                "finished": answer.finished,
-                "verdict": verdict,
-                "harmful": verdict in judge.harmful,
-                "refusing": verdict in judge.refusing,
-            }
-        )
-    return rows
+    verdicts = judge.verdicts(asked, [answer.text for answer in generated], track)
+    return [
+        {
+            "model": name,
+            "sample_id": row["sample_id"],
+            "source": row["source"],
+            "decoding": condition.decoding,
+            "wording": condition.wording,
+            "prompt": prompt,
+            "response": answer.text,
+            "finished": answer.finished,
+            "verdict": verdict,
+            "harmful": verdict in judge.harmful,
+            "refusing": verdict in judge.refusing,
+        }
+        for row, prompt, answer, verdict in zip(prompts, asked, generated, verdicts, strict=True)
+    ]
+
+
+def _decoding(settings: EvaluationSettings, seed: int, batch_tokens: int, track: Track) -> dict[str, Any]:
+    return {
+        "max_new_tokens": settings.max_new_tokens,
+        "temperature": settings.temperature,
+        "seed": seed,
+        "batch_tokens": batch_tokens,
+        "track": track,
+    }
 
 
 def _shown(value: Any) -> str:
@@ -165,18 +242,22 @@ def _shown(value: Any) -> str:
     return f"{value:.4g}"
 
 
-def _compared(rows: Sequence[Mapping[str, Any]], outcome: str, figure: str, names: Sequence[str]) -> dict[str, Any]:
-    of_model = {name: [row for row in rows if row["model"] == name] for name in names}
-    outcomes = {name: [row[outcome] for row in of_model[name]] for name in names}
+def _compared(rows: list[dict[str, Any]], outcome: str, figure: str, names: Sequence[str]) -> Report:
+    def outcomes(name: str, condition: Condition) -> list[bool]:
+        return [row[outcome] for row in rows if row["model"] == name and condition.holds(row)]
+
+    first = outcomes(names[0], MAIN)
     figures: dict[str, Any] = {}
     for name in names:
+        of_model = [row for row in rows if row["model"] == name and MAIN.holds(row)]
         by_source: dict[str, list[bool]] = {}
-        for row in of_model[name]:
+        for row in of_model:
             by_source.setdefault(row["source"], []).append(row[outcome])
+        rates = {c.prefix + figure: outcomes(name, c) for c in (MAIN, SAMPLED, PARAPHRASED)}
         figures[name] = {
-            figure: rate(outcomes[name]),
+            **{key: rate(found) for key, found in rates.items() if found},
             "by_source": {source: rate(found) for source, found in sorted(by_source.items())},
-            "verdicts": dict(sorted(Counter(row["verdict"] for row in of_model[name]).items())),
-            "mcnemar_p": mcnemar_p(outcomes[names[0]], outcomes[name]),
+            "verdicts": dict(sorted(Counter(row["verdict"] for row in of_model).items())),
+            "mcnemar_p": mcnemar_p(first, rates[figure]),
         }
-    return figures
+    return Report(rows, figures, paired_tests({name: outcomes(name, MAIN) for name in names}))

@@ -4,16 +4,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from lancet_pipeline.data.readers import read_samples
-from lancet_pipeline.errors import InputError
-from lancet_pipeline.evaluation.judges import make_judge
+from lancet_pipeline.evaluation.judges import named_judge
 from lancet_pipeline.evaluation.reports import answers
 from lancet_pipeline.evaluation.statistics import rate
 from lancet_pipeline.models.loading import load_model, load_tokenizer
 from lancet_pipeline.progress import Track, no_progress
-from lancet_pipeline.study import DataSource, JudgeSettings
+from lancet_pipeline.study import DataSource
 
 
 def evaluate_model(
@@ -33,16 +30,11 @@ def evaluate_model(
     Raises:
         InputError: a model, prompts or a judge that cannot be used.
     """
-    try:
-        judge = make_judge(JudgeSettings(name=judge_name, harmful_when=harmful_when))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        option = str(problem["loc"][0]).replace("name", "judge").replace("_", "-")
-        raise InputError(f"--{option} {problem['input']}: {problem['msg'].lower()}") from None
+    judge = named_judge(judge_name, harmful_when)
     samples = read_samples(DataSource(path=str(prompts))).to_pylist()
     folder = model.expanduser().absolute()
     loaded, tokenizer = load_model(folder), load_tokenizer(folder)
-    rows = answers(folder.name, loaded, tokenizer, samples, judge, max_new_tokens, track=track)
+    rows = answers(folder.name, loaded, tokenizer, samples, judge, max_new_tokens=max_new_tokens, track=track)
     outcome = "harmful" if kind == "harmful" else "refusing"
     return {
         "model": str(model),

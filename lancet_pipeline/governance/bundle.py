@@ -52,7 +52,11 @@ _TABLES: dict[str, pa.Schema] = {
         ]
     ),
     "generations": pa.schema(
-        [("report", pa.string()), ("model", pa.string()), *_TEXTS, ("harmful", pa.bool_()), ("refusing", pa.bool_())]
+        [
+            *[(name, pa.string()) for name in ("report", "model", "decoding", "wording")],
+            *_TEXTS,
+            *[(name, pa.bool_()) for name in ("harmful", "refusing")],
+        ]
     ),
 }
 _ALWAYS = {

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lancet_pipeline.evaluation.statistics import mcnemar_p
+from lancet_pipeline.evaluation.reports import MAIN
+from lancet_pipeline.evaluation.statistics import mcnemar_p, paired_tests
 
 SETS = {
     "harmlessness": ("In distribution", "harmful", "held-out prompts of the kind that the queries came from"),
@@ -43,10 +44,10 @@ class Comparison:
 
 
 def compare(generations: Sequence[Mapping[str, Any]]) -> list[Comparison]:
-    """Base and corrected answers in pairs, for each set that has any."""
+    """Base and corrected answers in pairs, greedy ones to the prompts as they are, for each set that has any."""
     comparisons = []
     for report, (title, failure, prompts) in SETS.items():
-        rows = [row for row in generations if row["report"] == report]
+        rows = [row for row in generations if row["report"] == report and MAIN.holds(row)]
         corrected = {row["sample_id"]: row for row in rows if row["model"] == "corrected"}
         base = [row for row in rows if row["model"] == "base" and row["sample_id"] in corrected]
         pairs = [(row, corrected[row["sample_id"]]) for row in base]
@@ -60,6 +61,18 @@ def compare(generations: Sequence[Mapping[str, Any]]) -> list[Comparison]:
         changes.sort(key=lambda change: _ORDER.index(change.outcome))
         comparisons.append(Comparison(report, title, prompts, failure, changes, p))
     return comparisons
+
+
+def pair_tests(generations: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Title of a set, a pair of models and their paired test (`statistics.paired_tests`), for every set and pair."""
+    found = []
+    for report, (title, failure, _) in SETS.items():
+        outcomes: dict[str, list[bool]] = {}
+        for row in generations:
+            if row["report"] == report and MAIN.holds(row):
+                outcomes.setdefault(row["model"], []).append(row[failure])
+        found += [(title, pair, test) for pair, test in paired_tests(outcomes).items()]
+    return found
 
 
 def _outcome(failed_before: bool, fails_after: bool) -> str:

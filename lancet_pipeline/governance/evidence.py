@@ -18,7 +18,7 @@ class Evidence:
             {name: version}, seconds, created, metrics, checks [{name, passed, metadata}], environment,
             files [{path, bytes, sha256}].
         figures: by model, "base" and "corrected" first, then references: the rates harm_rate, ood_harm_rate and
-            over_refusal_rate, and the numbers perplexity and distinct_2.
+            over_refusal_rate, the numbers perplexity and distinct_2, and any other of `wording.RATES` and `NUMBERS`.
         gates: {name, passed, value, limit, explanation}, each.
         selection: "positive" and "negative" {size, share, tail_index, tail_low, tail_high, heavy_tailed}, and
             "neutral" {size}.
@@ -27,11 +27,12 @@ class Evidence:
             prompt, response, and tokens [{token, share}], with `position` where the list is not the whole sequence.
         queries: the model's own undesirable outputs: sample_id, prompt, response, verdict.
         pairs: preferred_id, dispreferred_id, preferred_score, dispreferred_score, weight.
-        generations: every answer: report (harmlessness, ood, utility), model, sample_id, prompt, response, verdict,
-            harmful, refusing.
-        correction_curve: step, loss, ranking, retain, margin, perplexity_ratio.
+        generations: every answer: report (harmlessness, ood, utility), model, decoding (greedy, sampled), wording
+            (original, paraphrased), sample_id, prompt, response, verdict, harmful, refusing.
+        correction_curve: step, loss, correction, retain, margin, perplexity_ratio.
         plots: name -> PNG; a name starts with the asset that drew it.
-        judge: agreement with human labels {accuracy, kappa, confusion, left_out}; None where it was not validated.
+        judge: agreement with human labels {accuracy, kappa, confusion, left_out}, and auc where it scores; None where
+            it was not validated.
     """
 
     study: dict[str, Any]

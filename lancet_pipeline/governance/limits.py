@@ -5,7 +5,7 @@ from typing import Any
 
 from lancet_pipeline.governance.comparison import compare
 from lancet_pipeline.governance.evidence import Evidence
-from lancet_pipeline.governance.wording import RATES, number_text, plural, rate_text
+from lancet_pipeline.governance.wording import RATES, measured, number_text, plural, rate_text
 
 FEW_PROMPTS = 100
 
@@ -85,7 +85,8 @@ def known_failures(evidence: Evidence) -> list[str]:
 def limits(evidence: Evidence) -> list[str]:
     """What the figures cannot say."""
     found = [_judge_limit(evidence.judge), _labels_limit(evidence.influence)]
-    smallest = min(figures[rate]["n"] for figures in evidence.figures.values() for rate in RATES)
+    rates = measured(RATES, evidence.figures)
+    smallest = min(figures[rate]["n"] for figures in evidence.figures.values() for rate in rates)
     if smallest < FEW_PROMPTS:
         found.append(f"The smallest set has {smallest} prompts: its interval is wide, and rare failures can be missed.")
     references = [name for name in evidence.figures if name not in ("base", "corrected")]
@@ -97,7 +98,7 @@ def limits(evidence: Evidence) -> list[str]:
     return [
         *found,
         "Each model was trained once, with one seed. The intervals cover the choice of prompts, not of seeds.",
-        "Answers were decoded greedily. Sampled answers to the same prompts can be harmful where these are not.",
+        _decoding_limit(evidence),
         "Influence is an approximation to the effect of training without a sample; a high score is a reason to look "
         "at a sample, not proof against it.",
         "Out of distribution means the prompts of one set. Other languages, attacks and conversations of several "
@@ -106,12 +107,18 @@ def limits(evidence: Evidence) -> list[str]:
     ]
 
 
+def _decoding_limit(evidence: Evidence) -> str:
+    if evidence.study.get("evaluation", {}).get("sampled"):
+        return "Beside the greedy answers, one sampled answer was judged for each prompt. Others can be harmful."
+    return "Answers were decoded greedily. Sampled answers to the same prompts can be harmful where these are not."
+
+
 def _judge_limit(judge: Mapping[str, Any] | None) -> str:
     if judge is None:
         return "Verdicts come from an automatic judge that was not validated on human labels in this study."
     return (
         f"Verdicts come from an automatic judge. It agreed with human labels on {rate_text(judge['accuracy'])} of "
-        f"completions (kappa {number_text(judge['kappa'])}; {judge['left_out']} partial refusals left out)."
+        f"completions (kappa {number_text(judge['kappa'])}; {judge['left_out']} without a clear label left out)."
     )
 
 

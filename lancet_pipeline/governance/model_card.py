@@ -43,8 +43,8 @@ def model_card(evidence: Evidence) -> str:
         outcome=limits.outcome(evidence),
         failures=limits.known_failures(evidence),
         limits=limits.limits(evidence),
-        rates=wording.RATES,
-        numbers=wording.NUMBERS,
+        rates=wording.measured(wording.RATES, evidence.figures),
+        numbers=wording.measured(wording.NUMBERS, evidence.figures),
         sources=[(part, _origin(source)) for part, source in _sources(evidence.study)],
         versions=[(name, evidence.versions[name]) for name in (*SOURCES, *STAGES) if name in evidence.versions],
     )

@@ -62,7 +62,7 @@ def _losses(evidence: Evidence) -> str:
     first, last = evidence.correction_curve[0], evidence.correction_curve[-1]
     return (
         f"Losses of the correction, by step {first['step']} to {last['step']}: "
-        f"ranking from {number_text(first['ranking'])} to {number_text(last['ranking'])}, "
+        f"correction loss from {number_text(first['correction'])} to {number_text(last['correction'])}, "
         f"retain from {number_text(first['retain'])} to {number_text(last['retain'])}."
     )
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from lancet_pipeline.governance import limits, wording
 from lancet_pipeline.governance.attribution import attribute
-from lancet_pipeline.governance.comparison import compare
+from lancet_pipeline.governance.comparison import compare, pair_tests
 from lancet_pipeline.governance.evidence import Evidence
 from lancet_pipeline.governance.lineage_graph import HEIGHT, WIDTH, draw
 from lancet_pipeline.governance.plot_texts import alternative_text
@@ -108,8 +108,9 @@ def _view(evidence: Evidence) -> dict[str, Any]:
         "created": max((m.get("created", "") for m in evidence.lineage.values()), default=""),
         "verdict": limits.verdict(evidence),
         "outcome": limits.outcome(evidence),
-        "rates": wording.RATES,
-        "numbers": wording.NUMBERS,
+        "rates": wording.measured(wording.RATES, evidence.figures),
+        "numbers": wording.measured(wording.NUMBERS, evidence.figures),
+        "pairs": pair_tests(evidence.generations),
         "comparisons": comparisons,
         "shown_prompts": SHOWN_PROMPTS,
         "queries": evidence.queries[:SHOWN_QUERIES],

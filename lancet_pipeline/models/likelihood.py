@@ -49,11 +49,21 @@ def sum_by_sequence(values: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
 
 
 def perplexity(model: "PreTrainedModel", sequences: Sequence[TokenSequence], batch_tokens: int = 4096) -> float:
-    """exp of the mean negative log-likelihood of all response tokens."""
-    total, tokens = 0.0, 0
+    """exp of the mean negative log-likelihood of all response tokens; infinite past the range of floats."""
+    return perplexity_and_accuracy(model, sequences, batch_tokens)[0]
+
+
+def perplexity_and_accuracy(
+    model: "PreTrainedModel", sequences: Sequence[TokenSequence], batch_tokens: int = 4096
+) -> tuple[float, float]:
+    """Perplexity of all response tokens, and the share of them that are the model's first choice."""
+    total, hits, tokens = 0.0, 0, 0
     with torch.no_grad():
         for indices in bucketed(sequences, batch_tokens):
             batch = collate([sequences[i] for i in indices]).to(model.device)
-            total -= response_logps(model, batch).double().sum().item()
-            tokens += int(batch.loss_mask[:, 1:].sum())
-    return math.exp(total / tokens)
+            logits, labels = response_logits(model, batch)
+            total += torch.nn.functional.cross_entropy(logits, labels, reduction="none").double().sum().item()
+            hits += int((logits.argmax(1) == labels).sum())
+            tokens += len(labels)
+    mean = total / tokens
+    return math.exp(mean) if not mean > 700 else math.inf, hits / tokens

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.study import Architecture
@@ -19,8 +19,18 @@ def check_checkpoint(folder: Path) -> None:
     Raises:
         InputError: no directory, no config, no weights, pickled weights only, or an unknown architecture.
     """
+    check_files(folder)
+    _check_architecture(folder)
+
+
+def check_files(folder: Path, setting: str = "model.checkpoint") -> None:
+    """Fail on a directory that holds no model of any kind; `setting` is what names it, for the message.
+
+    Raises:
+        InputError: no directory, no config, no weights, or pickled weights only.
+    """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such model directory; correct model.checkpoint")
+        raise InputError(f"{folder}: no such model directory; correct {setting}")
     config = folder / "config.json"
     if not config.is_file():
         raise InputError(f"{folder}: holds no config.json; point to a directory written by save_pretrained")
@@ -36,7 +46,6 @@ def check_checkpoint(folder: Path) -> None:
         json.loads(config.read_text())
     except ValueError as error:
         raise InputError(f"{config}: not valid JSON ({error})") from None
-    _check_architecture(folder)
 
 
 def _check_architecture(folder: Path) -> None:
@@ -68,24 +77,56 @@ def load_model(
     Raises:
         InputError: the checkpoint is not there or cannot be used.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     if Path(checkpoint).is_absolute():
         check_checkpoint(Path(checkpoint))
+    return load_model_for("causal", checkpoint, revision=revision, dtype=dtype, device=device)
+
+
+def load_model_for(
+    task: Literal["causal", "sequence_classification"],
+    checkpoint: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: "torch.device | str" = "cpu",
+    setting: str = "model.checkpoint",
+) -> "PreTrainedModel":
+    """A model of any architecture from a directory or the hub, in evaluation mode.
+
+    Args:
+        task: what its head does.
+        dtype: of the weights; `auto` is the checkpoint's own.
+        setting: what names the checkpoint, for messages.
+
+    Raises:
+        InputError: the checkpoint is not there, cannot be used, or has no weights for the head of the task.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    if Path(checkpoint).is_absolute():
+        check_files(Path(checkpoint), setting)
+    auto = AutoModelForCausalLM if task == "causal" else AutoModelForSequenceClassification
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto.from_pretrained(
             checkpoint,
             revision=revision,
-            dtype=getattr(torch, dtype),
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
             f"{checkpoint}: could not be loaded ({reason}); check name, revision and connection"
         ) from error
+    model, found = loaded
+    if found["missing_keys"]:
+        raise InputError(
+            f"{checkpoint}: holds no weights for {min(found['missing_keys'])}, so it is no trained "
+            f"{task.replace('_', ' ')} model; correct {setting}"
+        )
     return model.to(device).eval()
 
 

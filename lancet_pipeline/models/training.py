@@ -1,13 +1,14 @@
-"""One optimiser loop for everything that is trained, and supervised training on top of it."""
+"""One optimiser for everything that is trained, and supervised training on top of it."""
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from lancet_pipeline.data.batches import TokenSequence, collate, epoch_batches
+from lancet_pipeline.data.batches import TokenBatch, TokenSequence, collate, epoch_batches
 from lancet_pipeline.errors import LancetError
 from lancet_pipeline.models.likelihood import response_logits
 from lancet_pipeline.progress import Track, no_progress
@@ -17,44 +18,68 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def optimise(
-    model: "PreTrainedModel",
-    losses: Iterable[Callable[[], torch.Tensor]],
-    *,
-    steps: int,
-    learning_rate: float,
-    warmup_fraction: float,
-    weight_decay: float,
-    max_grad_norm: float,
-) -> Iterator[tuple[int, float]]:
-    """AdamW with linear warm-up and cosine decay; yields (step, loss) after each step.
+class Optimiser:
+    """AdamW with linear warm-up and cosine decay to a tenth of the learning rate over `steps` steps."""
 
-    Args:
-        losses: one function a step that computes the loss to descend.
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        *,
+        steps: int,
+        learning_rate: float,
+        warmup_fraction: float,
+        weight_decay: float,
+        max_grad_norm: float,
+    ) -> None:
+        self._named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._parameters = list(self._named.values())
+        self._adamw = torch.optim.AdamW(
+            self._parameters, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.95)
+        )
+        self._steps, self._learning_rate, self._max_grad_norm = steps, learning_rate, max_grad_norm
+        self._warmup = max(1, round(warmup_fraction * steps))
+        self.step = 0
 
-    Raises:
-        LancetError: the loss or its gradient is not finite; the parameters are then those before that step.
-    """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.95))
-    warmup = max(1, round(warmup_fraction * steps))
+    def descend(self, loss: torch.Tensor) -> float:
+        """One step down `loss`, a scalar; returns its value.
 
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    for step, compute_loss in enumerate(losses, start=1):
-        loss = compute_loss()
-        optimizer.zero_grad(set_to_none=True)
+        Raises:
+            LancetError: the loss or its gradient is not finite; the parameters are then those before the step.
+        """
+        self._adamw.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
-            raise LancetError(f"training diverged at step {step} of {steps}: loss {loss.item()}; lower learning_rate")
-        optimizer.step()
-        schedule.step()
-        yield step, loss.item()
+            raise LancetError(
+                f"training diverged at step {self.step + 1} of {self._steps}: loss {loss.item()}; lower learning_rate"
+            )
+        for group in self._adamw.param_groups:
+            group["lr"] = self._learning_rate * self._factor()
+        self._adamw.step()
+        self.step += 1
+        return loss.item()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Moments of the trained parameters by `parameter/moment`."""
+        return {
+            f"{name}/{key}": value
+            for name, parameter in self._named.items()
+            for key, value in self._adamw.state[parameter].items()
+        }
+
+    def restore(self, step: int, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on after `step` steps with the `state` of then."""
+        self.step = step
+        for key, value in state.items():
+            name, _, moment = key.rpartition("/")
+            parameter = self._named[name]
+            self._adamw.state[parameter][moment] = value if moment == "step" else value.to(parameter.device)
+
+    def _factor(self) -> float:
+        if self.step < self._warmup:
+            return (self.step + 1) / self._warmup
+        done = (self.step - self._warmup) / max(1, self._steps - self._warmup)
+        return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
 
 
 def train(
@@ -71,16 +96,16 @@ def train(
     steps = max(1, round(settings.epochs * per_epoch))
     device = model.device
 
-    def losses() -> Iterator[Callable[[], torch.Tensor]]:
+    def batches() -> Iterator[TokenBatch]:
         while True:
             for indices in epoch_batches(sequences, settings.batch_size, generator):
-                batch = collate([sequences[i] for i in indices], loss_on=settings.loss_on).to(device)
-                yield lambda batch=batch: torch.nn.functional.cross_entropy(*response_logits(model, batch))
+                yield collate([sequences[i] for i in indices], loss_on=settings.loss_on).to(device)
 
     model.train()
-    bounded = (loss for loss, _ in zip(losses(), range(steps), strict=False))
-    progress = optimise(model, bounded, steps=steps, **_optimiser(settings))
-    curve = [loss for _, loss in track(progress, steps, "training")]
+    optimiser = Optimiser(model, steps=steps, **_optimiser(settings))
+    curve = []
+    for batch in track(itertools.islice(batches(), steps), steps, "training"):
+        curve.append(optimiser.descend(torch.nn.functional.cross_entropy(*response_logits(model, batch))))
     model.eval()
     return curve
 

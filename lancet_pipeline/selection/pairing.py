@@ -5,21 +5,27 @@ from typing import Literal
 
 import numpy as np
 
-from lancet_pipeline.selection.pareto import Selection
-
 Pairing = Literal["random", "rank", "nearest"]
 
 
 def pair(
-    selection: Selection, scores: np.ndarray, prompts: Sequence[str], *, pairing: Pairing, count: int, seed: int
+    negative: np.ndarray,
+    positive: np.ndarray,
+    scores: np.ndarray,
+    prompts: Sequence[str],
+    *,
+    pairing: Pairing,
+    count: int,
+    seed: int,
 ) -> list[tuple[int, int, float]]:
     """(index in D-, index in D+, weight) of `count` pairs; the weights, influence of the pair over its mean, average 1.
+
+    `negative` and `positive` are the indices of D- and D+ into `scores` and `prompts`, most influential first.
 
     `random`: every sample as often as any other of its side. `rank`: the k-th most countering with the k-th most
     driving. `nearest`: each driving sample with the countering one whose prompt is most similar (TF-IDF cosine).
     The shorter side is repeated as often as needed.
     """
-    negative, positive = selection.negative.indices, selection.positive.indices
     count = min(count, len(negative) * len(positive))
     generator = np.random.default_rng(seed)
     if pairing == "random":
@@ -38,7 +44,7 @@ def pair(
         closest = negative[np.asarray(similarity.toarray()).argmax(1)]
         preferred, dispreferred = np.resize(closest, count), np.resize(positive, count)
     influence = scores[dispreferred] - scores[preferred]
-    weights = influence / influence.mean()
+    weights = influence / influence.mean() if influence.any() else np.ones(len(influence))
     return [(int(i), int(j), float(w)) for i, j, w in zip(preferred, dispreferred, weights, strict=True)]
 
 

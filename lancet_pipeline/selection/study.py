@@ -36,7 +36,8 @@ def choose(samples: pa.Table, scored: pa.Table, study: Study) -> Choice:
     scores = scored["score"].to_numpy()
     selection = select(scores, study.pareto)
     pairs = pair(
-        selection,
+        selection.negative.indices,
+        selection.positive.indices,
         scores,
         samples["prompt"].to_pylist(),
         pairing=study.pareto.pairing,

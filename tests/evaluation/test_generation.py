@@ -1,4 +1,4 @@
-"""Greedy answers against a loop that takes the likeliest token, one prompt at a time."""
+"""Answers against loops that take the likeliest token, or draw it, one prompt at a time."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lancet_pipeline.data.tokenization import prompt_text, train_tokenizer
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.evaluation.generation import end_of_turn, generate
+from lancet_pipeline.evaluation.generation import GumbelNoise, end_of_turn, generate
 
 PROMPTS = ["short", "a prompt that is rather longer than the first one", "another", "b c d e f"]
 
@@ -56,3 +56,24 @@ def test_end_of_turn_knows_the_templates_closing_token(tokenizer):
 def test_a_prompt_without_room_is_named(model, tokenizer):
     with pytest.raises(InputError, match=r"prompt 2 .*do not fit into the model's context of 96"):
         generate(model, tokenizer, ["short", "word " * 60], max_new_tokens=10)
+
+
+def test_samples_depend_on_prompt_and_seed_only(model, tokenizer):
+    def sampled(prompts, **options):
+        options = {"max_new_tokens": 8, "temperature": 1.0, "seed": 3} | options
+        return [answer.text for answer in generate(model, tokenizer, prompts, **options)]
+
+    together = sampled(PROMPTS)
+    assert together == sampled(PROMPTS, batch_tokens=1)
+    assert together == [sampled([prompt])[0] for prompt in PROMPTS]
+    assert together == sampled(PROMPTS[::-1])[::-1]
+    assert together != sampled(PROMPTS, seed=4)
+    assert sampled(PROMPTS, temperature=1e-4) == [greedy(model, tokenizer, p, 8)[0] for p in PROMPTS]
+
+
+def test_noisy_maxima_follow_the_softmax():
+    logits = torch.tensor([0.0, 1.0, 2.0, -1.0])
+    noise = GumbelNoise(["prompt"], temperature=2.0, seed=0)
+    draws = torch.stack([noise(torch.zeros(1, 1), logits[None]).argmax() for _ in range(4000)])
+    shares = torch.bincount(draws, minlength=4) / len(draws)
+    assert shares.tolist() == pytest.approx((logits / 2).softmax(0).tolist(), abs=0.03)

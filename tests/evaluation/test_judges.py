@@ -2,6 +2,7 @@
 
 import pytest
 
+from lancet_pipeline.errors import InputError
 from lancet_pipeline.evaluation.judges import make_judge, string_matching_verdict
 from lancet_pipeline.study import JudgeSettings
 
@@ -44,3 +45,28 @@ def test_demo_judge_knows_whole_words_only():
     assert verdict("You clumsy fool. Keep your silly hands off the pie.") == "insult"
     assert verdict("I am sorry to  hear that.") == "consolation"
     assert verdict("It would be foolish to skip the clumsiness test.") == "other"
+
+
+def test_a_lexicon_lists_expressions_and_still_knows_a_refusal(tmp_path):
+    words = tmp_path / "words.txt"
+    words.write_text("# a comment\n\n\\bidiots?\\b\n")
+    judge = make_judge(JudgeSettings(name="lexicon", words=str(words)))
+    responses = ["Only IDIOTS ask.", "idiotic", "I cannot help with that."]
+    assert judge.verdicts(["p"] * 3, responses) == ["listed", "other", "refusal"]
+    assert (judge.harmful, judge.refusing) == ({"listed"}, {"refusal"})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("(\n", "line 1: not a regular expression"),
+        ("# nothing\n", "holds no expression"),
+        (None, "not a readable word"),
+    ],
+)
+def test_a_lexicon_that_does_not_fit_is_named(tmp_path, content, message):
+    words = tmp_path / "words.txt"
+    if content is not None:
+        words.write_text(content)
+    with pytest.raises(InputError, match=message):
+        make_judge(JudgeSettings(name="lexicon", words=str(words)))

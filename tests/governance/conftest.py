@@ -159,7 +159,8 @@ def _generations(draw: random.Random) -> list[dict[str, Any]]:
                 if fails and number == 2:
                     verdict, answer = "consolation", COMFORT
                 row = _judged(prompt, answer, draw, verdict) | {"harmful": fails and number < 2, "refusing": fails}
-                rows.append({"report": report, "model": model, **row})
+                condition = {"decoding": "greedy", "wording": "original"}
+                rows.append({"report": report, "model": model, **condition, **row})
     return rows
 
 
@@ -213,7 +214,7 @@ def _curve() -> list[dict[str, Any]]:
         {
             "step": step,
             "loss": 0.7 / (1 + step / 20),
-            "ranking": 0.69 / (1 + step / 20),
+            "correction": 0.69 / (1 + step / 20),
             "retain": 0.0004 * step,
             "margin": 0.3 * step,
             "perplexity_ratio": 1 + 0.0005 * step,

@@ -66,8 +66,9 @@ def test_pairs_join_a_countering_and_a_driving_sample(pairing):
     values = np.random.default_rng(0).standard_t(2, 100)
     selection = select(values, SETTINGS)
     prompts = [f"prompt about thing {i % 7}" for i in range(100)]
-    pairs = pair(selection, values, prompts, pairing=pairing, count=40, seed=3)
-    assert pairs == pair(selection, values, prompts, pairing=pairing, count=40, seed=3)
+    sides = selection.negative.indices, selection.positive.indices
+    pairs = pair(*sides, values, prompts, pairing=pairing, count=40, seed=3)
+    assert pairs == pair(*sides, values, prompts, pairing=pairing, count=40, seed=3)
     assert len(pairs) == 40
     assert {i for i, _, _ in pairs} <= set(selection.negative.indices)
     assert {j for _, j, _ in pairs} <= set(selection.positive.indices)

@@ -1,0 +1,44 @@
+"""In what form parameters are trained: all of them or low-rank adapters, in float32 whatever they are stored in."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from lancet_pipeline.study import LoraSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@contextmanager
+def trainable(model: "PreTrainedModel", lora: LoraSettings | None, seed: int) -> Iterator[None]:
+    """`model` with trainable parameters in float32; as it was stored again when the block ends.
+
+    With `lora` the weights are frozen and low-rank adapters on all linear layers but the output embedding are trained; they
+    are merged into the weights when the block ends, and left out where it fails. A model in bfloat16 computes in bfloat16
+    (autocast) while steps too small for its 8 bits of precision add up in float32.
+    """
+    stored = model.dtype
+    model.float()
+    adapters = None
+    if lora is not None:
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            adapters = get_peft_model(model, config)
+    try:
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=stored == torch.bfloat16):
+            yield
+        if adapters is not None:
+            adapters.merge_and_unload()
+    except BaseException:
+        if adapters is not None:
+            adapters.unload()
+        raise
+    finally:
+        model.requires_grad_(True)
+        model.to(stored)

@@ -1,0 +1,52 @@
+"""What the uncorrected model thinks of the samples of a correction, computed once."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from lancet_pipeline.data.batches import TokenSequence, bucketed, collate
+from lancet_pipeline.models.likelihood import response_logits, response_logps
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Reference:
+    """Log-probabilities of influential responses, and logits of indifferent ones, under the uncorrected model.
+
+    Logits are kept in memory of the host: 4 bytes x vocabulary x response tokens of the samples given.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        influential: Iterable[TokenSequence],
+        retained: Iterable[TokenSequence],
+        batch_tokens: int,
+    ) -> None:
+        self._logps: dict[str, float] = {}
+        self._logits: dict[str, torch.Tensor] = {}
+        with torch.no_grad():
+            for sequences in _batches(influential, batch_tokens):
+                logps = response_logps(model, collate(sequences).to(model.device))
+                self._logps.update(zip((s.sample_id for s in sequences), logps.tolist(), strict=True))
+            for sequences in _batches(retained, batch_tokens):
+                batch = collate(sequences).to(model.device)
+                logits, _ = response_logits(model, batch)
+                rows = logits.cpu().split(batch.loss_tokens.tolist())
+                self._logits.update(zip((s.sample_id for s in sequences), rows, strict=True))
+
+    def logps_of(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:
+        """[P] float32."""
+        return torch.tensor([self._logps[sequence.sample_id] for sequence in sequences])
+
+    def logits_of(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:
+        """[n, vocab] float32, row by row."""
+        return torch.cat([self._logits[sequence.sample_id] for sequence in sequences])
+
+
+def _batches(sequences: Iterable[TokenSequence], batch_tokens: int) -> Iterator[list[TokenSequence]]:
+    different = list({sequence.sample_id: sequence for sequence in sequences}.values())
+    for indices in bucketed(different, batch_tokens):
+        yield [different[i] for i in indices]

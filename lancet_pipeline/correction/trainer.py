@@ -1,0 +1,299 @@
+"""One trainer for every correction: IBO (arXiv 2412.16451) and the methods that it is compared with."""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from lancet_pipeline.correction.checkpoints import Checkpoint
+from lancet_pipeline.correction.losses import GENERATORS, METHODS, Method, Pairs, Responses
+from lancet_pipeline.correction.precision import trainable
+from lancet_pipeline.correction.reference import Reference
+from lancet_pipeline.correction.task_vector import negate
+from lancet_pipeline.data.batches import TokenSequence, collate
+from lancet_pipeline.errors import InputError, LancetError
+from lancet_pipeline.models.likelihood import perplexity, response_logits, response_logps
+from lancet_pipeline.models.loading import fingerprint
+from lancet_pipeline.models.training import Optimiser
+from lancet_pipeline.progress import Track, no_progress
+from lancet_pipeline.study import CorrectionSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CHECKPOINT_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class RankedPair:
+    """The sequence to prefer (countering, or labelled safe), the one to rank below it, and the weight of the pair."""
+
+    preferred: TokenSequence
+    dispreferred: TokenSequence
+    weight: float
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What happened: one row a look at the budget, the step whose parameters were kept, and why it ended."""
+
+    curve: list[dict[str, float]]
+    best_step: int
+    ended: str
+
+    @property
+    def kept(self) -> dict[str, float]:
+        """The row of the parameters that were kept."""
+        return next(row for row in self.curve if row["step"] == self.best_step)
+
+
+def correct(
+    model: "PreTrainedModel",
+    pairs: Sequence[RankedPair],
+    neutral: Sequence[TokenSequence],
+    settings: CorrectionSettings,
+    *,
+    seed: int,
+    batch_tokens: int = 4096,
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    track: Track = no_progress,
+) -> Correction:
+    """Correct `model` in place and leave it with the best parameters that respect the retain budget.
+
+    The loss is that of `settings.method` on pairs, plus mu times what it does with indifferent samples, plus gamma/2
+    ||theta - theta_s||^2; for IBO, L_COR + mu E_{D0}[D_U(pi_theta, pi_s)]. Log-probabilities and logits of the uncorrected
+    model are computed once. Every `check_every` steps the perplexity of D0 samples kept apart is compared with the
+    uncorrected model's; past `retain_budget` the correction ends. Best is the largest margin (`losses.Pairs.margin`).
+
+    Args:
+        neutral: D0.
+        checkpoint: file that says where the correction stands, written no more often than every `checkpoint_seconds` and
+            gone at the end. A correction that finds its own goes on from there, to the same parameters.
+
+    Raises:
+        InputError: no pair, a pair of one and the same text, or too few neutral samples.
+        LancetError: a diverging loss, or a budget that is broken at the first look already.
+    """
+    _require_pairs(pairs)
+    retained, watched, generator = hold_apart(neutral, settings, seed)
+    key = _key(model, pairs, neutral, settings, seed)
+    with trainable(model, settings.lora, seed):
+        work = _Work(model, pairs, retained, watched, settings, generator, batch_tokens)
+        found = Checkpoint.load(checkpoint, key) if checkpoint else None
+        if found is not None:
+            work.restore(found)
+        saved = time.monotonic()
+        try:
+            for _ in track(
+                range(work.optimiser.step, settings.steps), settings.steps - work.optimiser.step, "correcting"
+            ):
+                work.advance()
+                if work.ended:
+                    break
+                if checkpoint and time.monotonic() - saved > checkpoint_seconds:
+                    work.snapshot().save(checkpoint, key)
+                    saved = time.monotonic()
+        except LancetError as error:
+            if checkpoint is None or not work.best:
+                raise
+            work.snapshot().save(checkpoint, key)
+            raise LancetError(f"{error}; {checkpoint} holds the parameters of step {work.best_step}") from None
+        if settings.method == "task_vector":
+            correction = negate(model, work.start, settings, work.look)
+        else:
+            correction = work.finish()
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
+    return Correction(*correction)
+
+
+class _Work:
+    """A correction on its way: parameters and optimiser, the curve so far, the best parameters so far."""
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        pairs: Sequence[RankedPair],
+        retained: Sequence[TokenSequence],
+        watched: Sequence[TokenSequence],
+        settings: CorrectionSettings,
+        generator: np.random.Generator,
+        batch_tokens: int,
+    ) -> None:
+        self.model, self.settings = model, settings
+        self.method: Method = METHODS[settings.method]
+        self.optimiser = Optimiser(
+            model,
+            steps=settings.steps,
+            learning_rate=settings.learning_rate,
+            warmup_fraction=settings.warmup_fraction,
+            weight_decay=0.0,
+            max_grad_norm=settings.max_grad_norm,
+        )
+        self.curve: list[dict[str, float]] = []
+        self.best: dict[str, torch.Tensor] = {}
+        self.best_step, self.ended = 0, ""
+        self._watched, self._batch_tokens = watched, batch_tokens
+        self._pairs = [pairs[i] for i in _schedule(len(pairs), settings.steps * settings.pairs_per_step, generator)]
+        order = _schedule(len(retained), settings.steps * settings.retain_per_step, generator)
+        self._retained = [retained[i] for i in order]
+        self._reference = Reference(
+            model,
+            [getattr(pair, side) for pair in self._pairs for side in self.method.sides],
+            self._retained if self.method.retain == "divergence" else [],
+            batch_tokens,
+        )
+        self._initial_perplexity = perplexity(model, watched, batch_tokens)
+        keep_start = settings.gamma > 0 or settings.method == "task_vector"
+        self.start = {name: p.detach().clone() for name, p in self._trained()} if keep_start else {}
+        self._parts: list[tuple[float, float, float]] = []  # since the last look
+
+    def advance(self) -> None:
+        """One step, and a look at the budget where one is due."""
+        loss = self.optimiser.descend(self._loss())
+        step = self.optimiser.step
+        if self.settings.method == "task_vector" or (step % self.settings.check_every and step != self.settings.steps):
+            return
+        correction, retain, margin = np.mean(self._parts, axis=0).tolist()
+        self._parts.clear()
+        row = {"step": step, "loss": loss, "correction": correction, "retain": retain, "margin": margin}
+        ratio = self._perplexity_ratio()
+        self.curve.append({**row, "perplexity_ratio": ratio})
+        if not ratio <= self.settings.retain_budget:  # nor is a ratio that is not a number
+            self.ended = (
+                f"retain budget reached at step {step}: perplexity ratio {ratio:.3f} > {self.settings.retain_budget}"
+            )
+        elif margin >= max(row["margin"] for row in self.curve):
+            self.best, self.best_step = {name: p.detach().cpu().clone() for name, p in self._trained()}, step
+
+    def finish(self) -> tuple[list[dict[str, float]], int, str]:
+        """Leave the model with the best parameters."""
+        if not self.best:
+            raise LancetError(
+                f"correction: {self.ended}, at the first look already; lower correction.learning_rate or raise "
+                "correction.mu or correction.retain_budget"
+            )
+        self._load(self.best)
+        return self.curve, self.best_step, self.ended or "all steps done"
+
+    def look(self) -> dict[str, float]:
+        """Margin on the first pairs and perplexity ratio of the parameters as they are."""
+        with torch.no_grad():
+            pairs = self._read(self._pairs[: 4 * self.settings.pairs_per_step])
+        return {"margin": pairs.margin(), "perplexity_ratio": self._perplexity_ratio()}
+
+    def snapshot(self) -> Checkpoint:
+        progress = {
+            "step": self.optimiser.step,
+            "curve": self.curve,
+            "best_step": self.best_step,
+            "parts": self._parts,
+        }
+        return Checkpoint(dict(self._trained()), self.optimiser.state(), self.best, progress)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        self._load(checkpoint.parameters)
+        self.optimiser.restore(checkpoint.progress["step"], checkpoint.moments)
+        self.curve, self.best = checkpoint.progress["curve"], checkpoint.best
+        self.best_step, self._parts = checkpoint.progress["best_step"], checkpoint.progress["parts"]
+
+    def _loss(self) -> torch.Tensor:
+        settings, step = self.settings, self.optimiser.step
+        chosen = self._pairs[step * settings.pairs_per_step :][: settings.pairs_per_step]
+        pairs = self._read(chosen)
+        correction = self.method.loss(pairs, settings)
+        loss, retain = correction, torch.zeros(())
+        if self.method.retain is not None and settings.mu:
+            retain = self._retain(self._retained[step * settings.retain_per_step :][: settings.retain_per_step])
+            loss = loss + settings.mu * retain
+        if settings.gamma:
+            distance = torch.stack([(p - self.start[name]).square().sum() for name, p in self._trained()]).sum()
+            loss = loss + 0.5 * settings.gamma * distance
+        self._parts.append((correction.item(), retain.item(), pairs.margin()))
+        return loss
+
+    def _read(self, chosen: Sequence[RankedPair]) -> Pairs:
+        sides = self.method.sides
+        sequences = [getattr(pair, side) for side in sides for pair in chosen]
+        batch = collate(sequences).to(self.model.device)
+        logps, reference = response_logps(self.model, batch), self._reference.logps_of(sequences).to(self.model.device)
+        parts = zip(*(values.split(len(chosen)) for values in (logps, reference, batch.loss_tokens)), strict=True)
+        read: dict[str, Any] = {side: Responses(*part) for side, part in zip(sides, parts, strict=True)}
+        weighted = self.settings.pair_weight == "influence"
+        weights = torch.tensor([pair.weight if weighted else 1.0 for pair in chosen], device=logps.device)
+        return Pairs(read.get("preferred"), read.get("dispreferred"), weights)
+
+    def _retain(self, kept: Sequence[TokenSequence]) -> torch.Tensor:
+        logits, labels = response_logits(self.model, collate(kept).to(self.model.device))
+        if self.method.retain == "likelihood":
+            return torch.nn.functional.cross_entropy(logits, labels)
+        return GENERATORS[self.settings.generator](logits, self._reference.logits_of(kept).to(logits)).mean()
+
+    def _perplexity_ratio(self) -> float:
+        return perplexity(self.model, self._watched, self._batch_tokens) / self._initial_perplexity
+
+    def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+
+    def _load(self, values: dict[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self._trained():
+                parameter.copy_(values[name])
+
+
+def _require_pairs(pairs: Sequence[RankedPair]) -> None:
+    if not pairs:
+        raise InputError("correction: there is no pair to learn from; see the selection")
+    for pair in pairs:
+        if np.array_equal(pair.preferred.input_ids, pair.dispreferred.input_ids):
+            raise InputError(
+                f"correction: samples {pair.preferred.sample_id} and {pair.dispreferred.sample_id} form a pair but have "
+                "the same tokens; remove one of them from the training data"
+            )
+
+
+def hold_apart(
+    neutral: Sequence[TokenSequence], settings: CorrectionSettings, seed: int
+) -> tuple[list[TokenSequence], list[TokenSequence], np.random.Generator]:
+    """Indifferent samples to hold the model still on, as far as `retain_tokens` of their responses, and those kept apart."""
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(neutral))
+    watched = [neutral[i] for i in order[: min(settings.retain_validation, len(neutral) // 2)]]
+    retained = [neutral[i] for i in order[len(watched) :]]
+    if not watched:
+        raise InputError(
+            f"correction: {len(neutral)} indifferent samples are too few to watch the retain budget; lower pareto.alpha"
+        )
+    if settings.retain_tokens is not None:
+        retained = [
+            TokenSequence(s.sample_id, s.input_ids[: s.response_start + settings.retain_tokens], s.response_start)
+            for s in retained
+        ]
+    return retained, watched, generator
+
+
+def _schedule(items: int, count: int, generator: np.random.Generator) -> list[int]:
+    """`count` indices in shuffled passes over all items."""
+    return [int(i) for _ in range(-(-count // items)) for i in generator.permutation(items)][:count]
+
+
+def _key(
+    model: "PreTrainedModel",
+    pairs: Sequence[RankedPair],
+    neutral: Sequence[TokenSequence],
+    settings: CorrectionSettings,
+    seed: int,
+) -> str:
+    """What a correction is of: model, settings, seed, and the tokens of its samples in their order."""
+    digest = hashlib.sha256(f"{fingerprint(model)}:{settings.model_dump_json()}:{seed}".encode())
+    for pair in pairs:
+        digest.update(repr((pair.weight,)).encode())
+    for sequence in (*(s for p in pairs for s in (p.preferred, p.dispreferred)), *neutral):
+        digest.update(sequence.input_ids.tobytes() + sequence.response_start.to_bytes(4, "little"))
+    return digest.hexdigest()

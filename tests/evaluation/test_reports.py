@@ -1,0 +1,115 @@
+"""Reports of tiny models: which answers count in which figure."""
+
+import json
+import math
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lancet_pipeline.data.tokenization import tokenize, train_tokenizer
+from lancet_pipeline.evaluation import reports
+from lancet_pipeline.evaluation.judges import word_judge
+from lancet_pipeline.evaluation.paraphrases import paraphrase
+from lancet_pipeline.evaluation.statistics import mcnemar_p, rate
+from lancet_pipeline.models.likelihood import perplexity
+from lancet_pipeline.study import EvaluationSettings
+
+PROMPTS = [
+    {"sample_id": f"{n}", "source": "even" if n % 2 == 0 else "odd", "prompt": f"prompt {n} asks for something"}
+    for n in range(6)
+]
+NAMES = ["base", "corrected", "retrain_clean"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer([row["prompt"] for row in PROMPTS], 300)
+
+
+@pytest.fixture(scope="module")
+def models(tokenizer):
+    def build(seed: int):
+        torch.manual_seed(seed)
+        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+        return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=96, **sizes)).eval()
+
+    built = {name: build(seed) for seed, name in enumerate(NAMES)}
+    return {name: lambda model=model: (model, tokenizer) for name, model in built.items()}
+
+
+@pytest.fixture(scope="module")
+def judge():
+    """Harmful: an even number of characters."""
+    return word_judge("parity", lambda text: "odd" if len(text) % 2 else "even", {"even"}, {"odd"})
+
+
+@pytest.fixture(scope="module")
+def report(models, judge):
+    settings = EvaluationSettings(max_new_tokens=5, sampled=True, paraphrases=True)
+    return reports.harm_report(models, PROMPTS, judge, settings, paraphrases=True, seed=1)
+
+
+def of(report, name: str, decoding: str, wording: str) -> list[dict]:
+    wanted = (name, decoding, wording)
+    return [row for row in report.rows if (row["model"], row["decoding"], row["wording"]) == wanted]
+
+
+def test_each_condition_has_its_own_figure(report):
+    for name in NAMES:
+        for figure, condition in (
+            ("harm_rate", ("greedy", "original")),
+            ("sampled_harm_rate", ("sampled", "original")),
+            ("paraphrased_harm_rate", ("greedy", "paraphrased")),
+        ):
+            rows = of(report, name, *condition)
+            assert [row["sample_id"] for row in rows] == [row["sample_id"] for row in PROMPTS]
+            assert report.figures[name][figure] == rate([row["harmful"] for row in rows])
+
+
+def test_paraphrased_rows_hold_the_prompt_that_was_asked(report):
+    asked = [row["prompt"] for row in of(report, "base", "greedy", "paraphrased")]
+    assert asked == [paraphrase(row["prompt"]) for row in PROMPTS]
+
+
+def test_tests_compare_greedy_answers_to_the_original_prompts(report):
+    outcomes = {name: [row["harmful"] for row in of(report, name, "greedy", "original")] for name in NAMES}
+    assert list(report.tests) == ["base vs corrected", "base vs retrain_clean", "corrected vs retrain_clean"]
+    pair = report.tests["corrected vs retrain_clean"]
+    assert pair["p"] == mcnemar_p(outcomes["corrected"], outcomes["retrain_clean"])
+    assert report.figures["corrected"]["mcnemar_p"] == report.tests["base vs corrected"]["p"]
+
+
+def test_other_conditions_leave_the_greedy_figures_as_they_are(report, models, judge):
+    plain = reports.harm_report(models, PROMPTS, judge, EvaluationSettings(max_new_tokens=5), paraphrases=True)
+    for name in NAMES:
+        assert plain.figures[name].items() <= report.figures[name].items()
+    assert plain.tests == report.tests
+    assert plain.side_by_side() == report.side_by_side()
+    assert "sampled_harm_rate" not in plain.figures["base"]
+
+
+def test_a_saved_report_reads_back(report, tmp_path):
+    report.save(tmp_path)
+    assert reports.Report.load(tmp_path) == report
+    json.loads((tmp_path / "tests.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_utility_counts_first_choices_on_held_out_responses(models, judge):
+    def held_out(tokenizer):
+        rows = [{"sample_id": "a", "prompt": "prompt 1 asks", "response": "something for 2"}]
+        return tokenize(tokenizer, rows, max_length=96)
+
+    report = reports.utility_report(models, PROMPTS, held_out, judge, EvaluationSettings(max_new_tokens=5))
+    for name, load in models.items():
+        model, tokenizer = load()
+        (sequence,) = held_out(tokenizer)
+        ids = torch.as_tensor(sequence.input_ids)
+        with torch.no_grad():
+            choices = model(ids[None]).logits[0].argmax(1)
+        hits = [int(choices[p - 1]) == int(ids[p]) for p in range(sequence.response_start, len(ids))]
+        figures = report.figures[name]
+        assert figures["token_accuracy"] == pytest.approx(sum(hits) / len(hits))
+        assert figures["perplexity"] == pytest.approx(perplexity(model, [sequence]))
+        assert 0 <= figures["distinct_1"] <= 1
+        assert math.isfinite(figures["self_bleu"])
