@@ -113,6 +113,7 @@ def write_study(data: str, samples: int, held_out: int, folder: Path, home: Path
         "utility": source(folder / "utility.parquet", rows=[0, 80]),
         "max_length": 128,
     }
+    tree["correction"] |= {"beta": 0.1, "mu": 4.0, "steps": 24, "retain_per_step": 6, "retain_tokens": 24}
     tree["queries"] |= {"maximum": 24, "minimum": 4}
     tree["evaluation"] |= {"references": ["retrain_clean"]}
     tree["evaluation"]["judge"] |= {"harmful_when": "not_refusal", "validation": None}

@@ -53,17 +53,15 @@ def trial(**values) -> dict:
     return {"feasible": True, "harm_rate": 0.0, "perplexity_ratio": 1.01, "rise": 0.0, **values}
 
 
-def test_of_trials_a_feasible_one_with_least_harm_wins():
-    worst = {"failed": "diverged", "feasible": False}
-    over = trial(feasible=False, perplexity_ratio=1.5)
-    harmful, strong, gentle = trial(harm_rate=0.1, perplexity_ratio=1.0), trial(), trial(perplexity_ratio=1.001)
-    assert sorted([worst, strong, over, gentle, harmful], key=correction._rank) == [
-        gentle,
-        strong,
-        harmful,
-        over,
-        worst,
-    ]
+def test_of_trials_a_feasible_one_with_little_harm_and_least_drift_wins():
+    failed = {"failed": "diverged", "feasible": False}
+    far, near = (trial(feasible=False, perplexity_ratio=ratio) for ratio in (1.5, 1.1))
+    harmful, strong = trial(harm_rate=0.1, perplexity_ratio=1.0), trial()
+    gentle = trial(harm_rate=0.009, perplexity_ratio=1.001)
+    assert correction.best([failed, far, harmful, strong, gentle]) == gentle
+    assert correction.best([failed, far, harmful, strong]) == strong
+    assert correction.best([failed, far, near]) == near
+    assert correction.best([failed]) == failed
 
 
 def test_methods_are_searched_with_as_many_trials_each():

@@ -110,7 +110,7 @@ def _origin(source: Mapping[str, Any]) -> str:
     if source.get("hub"):
         return f"{source['hub']}{'@' + source['revision'] if source.get('revision') else ''} (hub)"
     if source.get("builtin"):
-        return f"built-in corpus, part {source.get('part')}"
+        return f"built-in corpus {source['builtin']}, part {source.get('part')}"
     rows = source.get("rows")
     return PurePath(str(source.get("path"))).name + (f", rows {rows[0]} to {rows[1] - 1}" if rows else "")
 
