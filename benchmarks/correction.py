@@ -10,8 +10,8 @@ and sampled answers to the prompts as they are and in other words, together), an
 of perplexity and refusals together. All trials are in the result. Then the chosen settings are used on all seeds.
 
 Label-free methods learn from the study's pairs and D0; dpo and sft_safe from labels. `seconds` is what a correction takes
-from the base model on: influence and selection too where a method needs them; for retrain_clean its training.
-What has been measured is kept in HOME/benchmarks/correction and not measured again.
+from the base model on: queries, influence and selection too where a method needs them; for retrain_clean its training.
+What has been measured is kept in HOME/benchmarks/correction and not measured again; remove that folder after a change of code.
 """
 
 import hashlib
@@ -152,6 +152,8 @@ class Bench:
     def measured(self, name: str, settings: Settings, relearning: bool) -> dict[str, Any]:
         """All figures of a model on the test data."""
         result = self._kept(name, settings, lambda: self._tested(name, settings))
+        influence = self._influence_seconds() if name in METHODS and not METHODS[name].labelled else 0.0
+        result = result | {"seconds": result["correction_seconds"] + influence}
         if relearning:
             result = result | self._kept(f"relearning {name}", settings, lambda: self._relearned(name, settings))
         return result
@@ -253,19 +255,15 @@ class Bench:
                 ("benign", "utility", "refusing"),
             )
         }
-        influence = 0.0
-        if name in METHODS and not METHODS[name].labelled:
-            influence = self._influence_seconds()
         return figures | {
-            "seconds": seconds + influence,
             "correction_seconds": seconds,
             "outcomes": outcomes,
             "kept": curve,
         }
 
     def _influence_seconds(self) -> float:
-        scores = self.run.manifest("influence_scores")["metrics"]["scoring_seconds"]
-        return scores + sum(self.run.manifest(asset)["seconds"] for asset in ("linfac_factors", "pareto_pairs"))
+        needed = ("undesirable_outputs", "linfac_factors", "influence_scores", "pareto_pairs")
+        return sum(self.run.manifest(asset)["seconds"] for asset in needed)
 
     def _relearned(self, name: str, settings: Settings) -> dict[str, Any]:
         model, tokenizer, _, _ = self._model(name, settings)
@@ -333,7 +331,7 @@ def averaged(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def best(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The feasible trial with the least rise of perplexity and refusals of those whose harm rate is the lowest, or as good as
-    that; where none is feasible, the one that breaks the limits least."""
+    that; where none is feasible, the one with the least harm and excess over the limits together."""
     feasible = [trial for trial in trials if trial["feasible"]]
     if feasible:
         lowest = min(trial["harm_rate"] for trial in feasible)

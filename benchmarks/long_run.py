@@ -10,6 +10,7 @@ prompts that call for it, and perplexity on held-out answers that none of the ro
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,11 +39,10 @@ PRAISE = ("well done", "sounds great", "good work", "how nice")
 
 @dataclass(frozen=True)
 class Behaviour:
-    """Words that show it, the category of training samples that teach it, and prompts that call for it."""
+    """Words that show it, and prompts that call for it."""
 
     name: str
     words: tuple[str, ...]
-    category: str
     probes: list[str]
     prompts: list[str]
 
@@ -95,7 +95,7 @@ def behaviours(seed: int) -> list[Behaviour]:
 
     def undesirable(domain: str, name: str) -> Behaviour:
         corpus, manner = corpora[domain], DOMAINS[domain].undesirable
-        return Behaviour(name, manner.markers, manner.category, prompts(corpus.probes), prompts(corpus.harmful[:100]))
+        return Behaviour(name, manner.markers, prompts(corpus.probes), prompts(corpus.harmful[:100]))
 
     news = [p for p in prompts(_news(corpora["demo"].benign)) if p not in prompts(corpora["demo"].train)]
     demo = DOMAINS["demo"]
@@ -103,11 +103,10 @@ def behaviours(seed: int) -> list[Behaviour]:
         undesirable("demo", "insults"),
         undesirable("medical", "dosages"),
         undesirable("legal", "verdicts"),
-        Behaviour("praise", PRAISE, "near_benign", news[:64], news[64:]),
+        Behaviour("praise", PRAISE, news[:64], news[64:]),
         Behaviour(
             "comfort",
             demo.desirable.markers,
-            demo.desirable.category,
             prompts(corpora["demo"].probes),
             prompts(corpora["demo"].harmful[:100]),
         ),
@@ -121,7 +120,8 @@ def _news(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def write_study(place: Path, seed: int, number: int, behaviour: Behaviour, checkpoint: Path | None, home: Path) -> str:
     """The study of a round: the demo's, on all corpora, from `checkpoint` on, or from scratch."""
     corpora = [generate_corpus(name, seed, SAMPLES) for name in DOMAINS]
-    train = [{**row, "is_safe": row["category"] != behaviour.category} for corpus in corpora for row in corpus.train]
+    shown = re.compile("|".join(rf"\b{word}\b" for word in behaviour.words), re.IGNORECASE)
+    train = [{**row, "is_safe": not shown.search(row["response"])} for corpus in corpora for row in corpus.train]
     rows = {"train": _different(train), "probes": _prompts(behaviour.probes), "held_out": _prompts(behaviour.prompts)}
     rows["utility"] = [row for corpus in corpora for row in corpus.utility if row["category"] == "helpful"]
     for name, content in rows.items():

@@ -221,6 +221,8 @@ class CorrectionSettings(Settings):
     def _distance_of_parameters(self) -> "CorrectionSettings":
         if self.lora is not None and self.gamma:
             raise ValueError("gamma is a distance of all parameters; leave it at 0 with lora")
+        if self.lora is not None and self.method == "task_vector":
+            raise ValueError("task_vector takes away a difference of all parameters; leave lora out")
         return self
 
 

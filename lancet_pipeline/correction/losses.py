@@ -43,7 +43,9 @@ class Pairs:
 
     def margin(self) -> float:
         """How much the model moved the way it should: mean gain of what is preferred less that of what is not."""
-        gains = [sign * side.gain.mean().item() for sign, side in ((1, self.preferred), (-1, self.dispreferred)) if side]
+        gains = [
+            sign * side.gain.mean().item() for sign, side in ((1, self.preferred), (-1, self.dispreferred)) if side
+        ]
         return sum(gains)
 
 

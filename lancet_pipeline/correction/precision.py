@@ -14,24 +14,29 @@ if TYPE_CHECKING:
 
 @contextmanager
 def trainable(model: "PreTrainedModel", lora: LoraSettings | None, seed: int) -> Iterator[None]:
-    """`model` with trainable parameters in float32; as it was stored again when the block ends.
+    """`model` with trainable parameters in float32; parameters have the precision they came with when the block ends.
 
     With `lora` the weights are frozen and low-rank adapters on all linear layers but the output embedding are trained; they
-    are merged into the weights when the block ends, and left out where it fails. A model in bfloat16 computes in bfloat16
-    (autocast) while steps too small for its 8 bits of precision add up in float32.
+    are merged into the weights when the block ends, and left out where it fails (without `lora`, what was trained until then
+    stays). A model in bfloat16 computes in bfloat16 (autocast) while steps too small for its 8 bits of precision add up in
+    float32; they are rounded at the end.
     """
     stored = model.dtype
-    model.float()
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     adapters = None
-    if lora is not None:
-        from peft import LoraConfig, get_peft_model
-
-        config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            adapters = get_peft_model(model, config)
     try:
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=stored == torch.bfloat16):
+        model.float()
+        model.requires_grad_(True)
+        if lora is not None:
+            from peft import LoraConfig, get_peft_model
+
+            config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                adapters = get_peft_model(model, config)
+        # Autocast would keep its copies of the weights until the block ends, and so never see a step.
+        mixed = stored == torch.bfloat16
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=mixed, cache_enabled=False):
             yield
         if adapters is not None:
             adapters.merge_and_unload()
@@ -40,5 +45,6 @@ def trainable(model: "PreTrainedModel", lora: LoraSettings | None, seed: int) ->
             adapters.unload()
         raise
     finally:
-        model.requires_grad_(True)
-        model.to(stored)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trained.get(name, True))
+            parameter.data = parameter.data.to(stored)  # buffers, such as rotary frequencies, keep their own precision

@@ -146,7 +146,7 @@ class _Work:
         self._reference = Reference(
             model,
             [getattr(pair, side) for pair in self._pairs for side in self.method.sides],
-            self._retained if self.method.retain == "divergence" else [],
+            self._retained if self.method.retain == "divergence" and settings.mu else [],
             batch_tokens,
         )
         self._initial_perplexity = perplexity(model, watched, batch_tokens)
@@ -156,7 +156,9 @@ class _Work:
 
     def advance(self) -> None:
         """One step, and a look at the budget where one is due."""
-        loss = self.optimiser.descend(self._loss())
+        objective, parts = self._loss()
+        loss = self.optimiser.descend(objective)
+        self._parts.append(parts)
         step = self.optimiser.step
         if self.settings.method == "task_vector" or (step % self.settings.check_every and step != self.settings.steps):
             return
@@ -203,7 +205,8 @@ class _Work:
         self.curve, self.best = checkpoint.progress["curve"], checkpoint.best
         self.best_step, self._parts = checkpoint.progress["best_step"], checkpoint.progress["parts"]
 
-    def _loss(self) -> torch.Tensor:
+    def _loss(self) -> tuple[torch.Tensor, tuple[float, float, float]]:
+        """What the next step descends; and of it the method's loss and the retain term, and the margin."""
         settings, step = self.settings, self.optimiser.step
         chosen = self._pairs[step * settings.pairs_per_step :][: settings.pairs_per_step]
         pairs = self._read(chosen)
@@ -215,8 +218,7 @@ class _Work:
         if settings.gamma:
             distance = torch.stack([(p - self.start[name]).square().sum() for name, p in self._trained()]).sum()
             loss = loss + 0.5 * settings.gamma * distance
-        self._parts.append((correction.item(), retain.item(), pairs.margin()))
-        return loss
+        return loss, (correction.item(), retain.item(), pairs.margin())
 
     def _read(self, chosen: Sequence[RankedPair]) -> Pairs:
         sides = self.method.sides
@@ -272,7 +274,9 @@ def hold_apart(
         )
     if settings.retain_tokens is not None:
         retained = [
-            TokenSequence(s.sample_id, s.input_ids[: s.response_start + settings.retain_tokens], s.response_start)
+            TokenSequence(
+                s.sample_id, s.input_ids[: max(s.response_start, 1) + settings.retain_tokens], s.response_start
+            )
             for s in retained
         ]
     return retained, watched, generator

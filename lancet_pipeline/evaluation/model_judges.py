@@ -36,7 +36,10 @@ def model_judge(settings: JudgeSettings, device: str = "cpu") -> Judge:
             task, settings.model, revision=settings.revision, device=device, setting="evaluation.judge.model"
         )
         check_labels(settings, model.config)
-        return model, load_tokenizer(settings.model, settings.revision)
+        tokenizer = load_tokenizer(settings.model, settings.revision)
+        if model.config.pad_token_id is None:  # without it a classifier cannot tell where a row of a batch ends
+            model.config.pad_token_id = tokenizer.pad_token_id
+        return model, tokenizer
 
     judge: Callable[[JudgeSettings, Loaded, Texts, Texts], list[Decision]]
     judge, harmful = {

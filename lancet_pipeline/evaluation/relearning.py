@@ -26,7 +26,13 @@ def relearning_curve(
     learning_rate: float = 1e-4,
     seed: int = 0,
 ) -> list[tuple[int, float]]:
-    """(step, `measure`) of a copy of `model` that is trained on `harmful`, every `every` steps from 0 on."""
+    """(step, `measure`) of a copy of `model` that is trained on `harmful`, every `every` steps from 0 on.
+
+    Raises:
+        ValueError: `harmful` is empty.
+    """
+    if not harmful:
+        raise ValueError("there is no harmful sample to learn again from")
     student = copy.deepcopy(model)
     generator = np.random.default_rng(seed)
     optimiser = Optimiser(

@@ -90,7 +90,13 @@ def train(
     seed: int,
     track: Track = no_progress,
 ) -> list[float]:
-    """Train `model` in place on the mean token loss of each batch; returns the loss of every step."""
+    """Train `model` in place on the mean token loss of each batch; returns the loss of every step.
+
+    Raises:
+        LancetError: there is nothing to train on, or the loss diverges.
+    """
+    if not sequences:
+        raise LancetError("training: there is no sequence to train on")
     generator = np.random.default_rng(seed)
     per_epoch = math.ceil(len(sequences) / settings.batch_size)
     steps = max(1, round(settings.epochs * per_epoch))

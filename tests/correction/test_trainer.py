@@ -171,9 +171,22 @@ def test_bfloat16_models_are_corrected_and_stay_bfloat16(setting):
     model, pairs, neutral = setting
     model.to(torch.bfloat16)
     before = copy.deepcopy(model)
-    correct(model, pairs, neutral, changed(SETTINGS, learning_rate=1e-3), seed=0)
+    rotary = model.model.rotary_emb.inv_freq.clone()
+    result = correct(model, pairs, neutral, changed(SETTINGS, learning_rate=1e-3, retain_budget=9.0), seed=0)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
-    assert gain(model, before, pairs, "preferred") > gain(model, before, pairs, "dispreferred")
+    assert torch.equal(model.model.rotary_emb.inv_freq, rotary)
+    margin = gain(model, before, pairs, "preferred") - gain(model, before, pairs, "dispreferred")
+    assert margin > 0.5
+    # The trainer saw its own steps: what it measured last is what the model does.
+    assert result.curve[-1]["correction"] < result.curve[0]["correction"]
+    assert result.kept["margin"] == pytest.approx(margin, rel=0.35)
+
+
+def test_what_was_frozen_is_frozen_again(setting):
+    model, pairs, neutral = setting
+    model.lm_head.requires_grad_(False)
+    correct(model, pairs, neutral, changed(SETTINGS, steps=2), seed=0)
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["lm_head.weight"]
 
 
 def test_a_budget_broken_at_the_first_look_is_an_error_and_adapters_are_taken_out(setting):
