@@ -181,7 +181,7 @@ def dagster_home(home: Path) -> Path:
 
 
 def _cause(result) -> LancetError:
-    """The first failed asset's own error, as a person should read it."""
+    """The first failed asset's own error, as a person should read it. Raises KeyboardInterrupt where the run was stopped."""
     for event in result.all_events:
         if not event.is_step_failure:
             continue
@@ -189,6 +189,8 @@ def _cause(result) -> LancetError:
         while error.cause is not None:
             error = error.cause
         message = error.message.strip()
+        if "DagsterExecutionInterruptedError" in message:  # a person or a supervisor stopped it: no asset is to blame
+            raise KeyboardInterrupt
         name, _, text = message.partition(": ")
         short = name.rpartition(".")[2]
         kind = {"InputError": InputError, "LancetError": LancetError, "IntegrityError": LancetError}.get(short)
