@@ -300,6 +300,10 @@ class GovernanceSettings(Settings):
     purpose: str = ""
     behaviour: str = Field(default="", description="The undesirable behaviour, in words.")
     licence: str = "unspecified"
+    approval_days: Count = Field(default=365, description="Days that an approval holds.")
+    traced_outputs: Count = Field(
+        default=64, description="Harmful outputs of each kind that are traced one by one, at most."
+    )
 
 
 class ComputeSettings(Settings):

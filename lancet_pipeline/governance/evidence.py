@@ -1,6 +1,6 @@
 """What a governance review of one correction rests on, as plain values."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -33,6 +33,11 @@ class Evidence:
         plots: name -> PNG; a name starts with the asset that drew it.
         judge: agreement with human labels {accuracy, kappa, confusion, left_out}, and auc where it scores; None where
             it was not validated.
+        traces: harmful outputs of the base model, one by one: report (queries, harmlessness, ood), sample_id, prompt,
+            response, verdict, corrected_response, corrected_verdict, and samples: the selected training samples with the
+            most influence on this output alone, [{sample_id, role, score, tokens [{position, token, share}]}].
+        decisions: what people and the pipeline decided on models of this study, oldest first: sequence, time, study,
+            action, actor, reason, model, version, bundle, gates, expires, previous, hash (`governance.decisions`).
     """
 
     study: dict[str, Any]
@@ -49,6 +54,8 @@ class Evidence:
     correction_curve: list[dict[str, Any]]
     plots: dict[str, bytes]
     judge: dict[str, Any] | None
+    traces: list[dict[str, Any]] = field(default_factory=list)
+    decisions: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def gates_hold(self) -> bool:
