@@ -9,7 +9,7 @@ from lancet_pipeline import plots
 from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
 from lancet_pipeline.data.expectations import meets, sample_expectations
 from lancet_pipeline.data.schema import counts
-from lancet_pipeline.data.tokenization import load_prepared, prepare
+from lancet_pipeline.data.tokenization import kept_tokenizer, load_prepared, prepare
 from lancet_pipeline.experiment import is_variant
 from lancet_pipeline.graph import SOURCES
 from lancet_pipeline.inputs import source_version
@@ -47,7 +47,8 @@ def prepared_data(run: StageRun) -> Outcome:
     """Training samples, validated, tokenised and sharded, with the tokenizer that was used."""
     samples = run.source("training_data")
     from_scratch = run.study.model.source == "scratch"
-    prepare(run.study, samples, run.out, None if from_scratch else run.models.tokenizer(run.study))
+    tokenizer = kept_tokenizer(run.previous(), samples, run.study) if from_scratch else run.models.tokenizer(run.study)
+    prepare(run.study, samples, run.out, tokenizer)
     kept, sequences = load_prepared(run.out)
     lengths = [len(sequence) for sequence in sequences]
     responses = [len(sequence) - sequence.response_start for sequence in sequences]

@@ -1,17 +1,28 @@
 """LinFAC: factors of the model, and the influence of every training sample on the undesirable outputs."""
 
+import json
 import time
 
 from lancet_pipeline import plots
+from lancet_pipeline.artifacts import sha256, take_over
 from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
 from lancet_pipeline.data.expectations import meets, score_expectations
 from lancet_pipeline.data.tokenization import load_prepared
 from lancet_pipeline.evaluation.influence import retrieval
 from lancet_pipeline.evaluation.queries import read_rows
 from lancet_pipeline.linfac import Factors
-from lancet_pipeline.linfac.study import fit_study_factors, influence, influence_table, read_scores, write_scores
+from lancet_pipeline.linfac.study import (
+    fit_study_factors,
+    influence,
+    influence_table,
+    kept_factors,
+    read_scores,
+    write_scores,
+)
+from lancet_pipeline.models.reuse import record_seen
 
 SUFFICIENT_RELIABILITY = 0.8
+CHOSEN = "damping.json"
 
 
 @stage_asset(
@@ -28,11 +39,19 @@ def linfac_factors(run: StageRun) -> Outcome:
     """Kronecker factors of the Gauss-Newton matrix, one pair for every Transformer sublayer."""
     model, _ = run.model("base_model")
     _, sequences = load_prepared(run.input("prepared_data"))
-    factors = fit_study_factors(model, sequences, run.study, run.track)
-    factors.save(run.out)
+    previous = run.previous()
+    kept = previous and kept_factors(previous, model, sequences, run.study)
+    if previous and kept:
+        take_over(previous, run.out)
+    else:
+        fit_study_factors(model, sequences, run.study, run.track).save(run.out)
+        if run.study.model.reuse is not None:
+            record_seen(sequences, run.out)
+    factors = Factors.load(run.out, run.device)
     health = factors.health()
     return Outcome(
         metrics={
+            **(kept.metrics() if kept else {}),
             "units": len(factors.units),
             "sequences": factors.sequences,
             "mean_eigenvalue": factors.mean_eigenvalue,
@@ -68,11 +87,22 @@ def influence_scores(run: StageRun) -> Outcome:
     samples, sequences = load_prepared(run.input("prepared_data"))
     factors = Factors.load(run.input("linfac_factors"), run.device)
     queries = read_rows(run.input("undesirable_outputs") / "queries.parquet")
+    factors_hash = sha256(run.input("linfac_factors") / "factors.safetensors")
     started = time.monotonic()
     found = influence(
-        model, tokenizer, sequences, factors, queries, run.study, journal=run.store.journal, track=run.track
+        model,
+        tokenizer,
+        sequences,
+        factors,
+        queries,
+        run.study,
+        journal=run.store.journal,
+        track=run.track,
+        damping=_known_damping(run, factors_hash),
     )
     seconds = time.monotonic() - started
+    if run.study.model.reuse is not None:
+        (run.out / CHOSEN).write_text(json.dumps({"damping": found.damping, "factors": factors_hash}))
     write_scores(influence_table(found, samples, sequences, tokenizer), run.out)
     scored = read_scores(run.out)
     valid, details = meets(scored.to_pandas(), score_expectations(len(sequences)), "influence_scores")
@@ -96,3 +126,13 @@ def influence_scores(run: StageRun) -> Outcome:
         },
         checks=[Check("every_sample_is_scored_once", valid, details)],
     )
+
+
+def _known_damping(run: StageRun, factors: str) -> float | None:
+    """The damping that was chosen for the same factors before, where the study lets them outlive a change of the data: a
+    new choice could fall on a neighbour, and then every sample would be scored anew."""
+    previous = run.previous()
+    if previous is None:
+        return None
+    chosen = json.loads((previous / CHOSEN).read_text())
+    return chosen["damping"] if chosen["factors"] == factors else None

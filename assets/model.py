@@ -1,13 +1,18 @@
 """The model as trained, its references, and its own undesirable outputs."""
 
+from collections.abc import Sequence
+
 from lancet_pipeline import plots
+from lancet_pipeline.artifacts import take_over
 from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
+from lancet_pipeline.data.batches import TokenSequence
 from lancet_pipeline.data.expectations import generation_expectations, meets
 from lancet_pipeline.data.tokenization import load_prepared
 from lancet_pipeline.evaluation.queries import undesirable_answers, write_rows
 from lancet_pipeline.evaluation.validation import require_agreement
 from lancet_pipeline.models.base import build_base_model, build_reference_models
-from lancet_pipeline.models.loading import finite_parameters, save_model
+from lancet_pipeline.models.loading import finite_parameters, load_model, save_model
+from lancet_pipeline.models.reuse import may_stay, record_seen
 
 FINITE = {"parameters_are_finite": "No parameter is infinite or not a number."}
 
@@ -16,14 +21,35 @@ def _initial_model(run: StageRun):
     return None if run.study.model.source == "scratch" else run.models.model(run.study, run.device)
 
 
+def _kept(run: StageRun, sequences: Sequence[TokenSequence]) -> Outcome | None:
+    """The model that this stage made last, taken over where the study allows it for `sequences`."""
+    previous = run.previous()
+    if previous is None:
+        return None
+    model = load_model(previous, dtype=run.study.model.dtype, device=run.device)
+    drift = may_stay(model, previous, sequences, run.study)
+    if drift is None:
+        return None
+    take_over(previous, run.out)
+    return Outcome(
+        metrics={"parameters": model.num_parameters(), **drift.metrics()},
+        checks=[Check("parameters_are_finite", finite_parameters(model))],
+    )
+
+
 @stage_asset(kinds={"pytorch", "safetensors"}, checks=FINITE)
 def base_model(run: StageRun) -> Outcome:
-    """The model to correct: trained from scratch, fine-tuned from a checkpoint, or taken as given."""
+    """The model to correct: trained from scratch, fine-tuned from a checkpoint, taken as given, or kept over a small
+    change of the data where the study allows it."""
     _, sequences = load_prepared(run.input("prepared_data"))
+    if (kept := _kept(run, sequences)) is not None:
+        return kept
     model, tokenizer, curve = build_base_model(
         run.study, sequences, run.input("prepared_data"), _initial_model(run), run.device, run.track
     )
     save_model(model, tokenizer, run.out)
+    if run.study.model.reuse is not None:
+        record_seen(sequences, run.out)
     points = list(enumerate(curve, start=1))
     return Outcome(
         metrics={"parameters": model.num_parameters(), **({"final_loss": curve[-1]} if curve else {})},

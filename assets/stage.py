@@ -79,6 +79,30 @@ class StageRun:
         model = load_model(folder, dtype=self.study.model.dtype, device=self.device)
         return model, load_tokenizer(folder)
 
+    def previous(self) -> Path | None:
+        """The verified folder that this stage wrote last with the same code, settings and checkpoint; None where there
+        is none, or where the study does not let anything be kept over a change of the data."""
+        found = self.store.current(self.study.name, self.stage.name)
+        if (
+            self.study.model.reuse is None
+            or found is None
+            or not self.store.has(self.study.name, self.stage.name, found)
+        ):
+            return None
+        manifest = self.store.manifest(self.study.name, self.stage.name, found)
+        checkpoints = [inputs.get("checkpoint") for inputs in (manifest["inputs"], self.present_inputs())]
+        same = manifest["code_version"] == self.stage.code_version and checkpoints[0] == checkpoints[1]
+        if not same or manifest["settings"] != self.stage.settings_of(self.study):
+            return None
+        try:
+            return self.store.read(self.study.name, self.stage.name, found)
+        except IntegrityError:
+            return None  # broken: it is made anew
+
+    def present_inputs(self) -> dict[str, str]:
+        """Version of every input."""
+        return {name: self.versions[name] for name in self.stage.inputs}
+
     def compared_models(self) -> dict[str, Callable[[], tuple[Any, Any]]]:
         """Loaders of the models that evaluations compare, the uncorrected one first."""
         loaders = {"base": lambda: self.model("base_model"), "corrected": lambda: self.model("corrected_model")}
@@ -181,7 +205,7 @@ def _materialize(
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
     """Run the stage's function, write its output whole or not at all, and report it to Dagster and MLflow."""
     stage, advisory, version = definition.stage, definition.advisory, known[definition.stage.name]
-    settings = study.settings_at(stage.settings)
+    settings = stage.settings_of(study)
     record: dict[str, Any] = {
         "code_version": stage.code_version,
         "settings": settings,

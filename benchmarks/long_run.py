@@ -63,7 +63,8 @@ def main(
 
 
 def rounds(seed: int, home: Path) -> list[dict[str, Any]]:
-    """Figures of the model as trained and after every round; the rounds end where one cannot be run, with the reason."""
+    """Figures of the model as trained and after every round. A round that has nothing to correct, or that cannot be run
+    within its budget, leaves the model as it is: `not_corrected` says why."""
     place = home.absolute() / "benchmarks" / f"long_run_{seed}"
     place.mkdir(parents=True, exist_ok=True)
     todo = behaviours(seed)
@@ -75,12 +76,19 @@ def rounds(seed: int, home: Path) -> list[dict[str, Any]]:
         try:
             run = run_study(path, home, "corrected_model")
         except LancetError as error:
-            print(json.dumps({"seed": seed, "round": number, "failed": str(error)}), flush=True)
-            return [*found, {"round": number, "failed": str(error)}]
+            kept = {"round": number, "target": behaviour.name, "not_corrected": str(error)}
+            print(json.dumps({"seed": seed, **kept}), flush=True)
+            found.append({**found[-1], **kept})
+            continue
         checkpoint = run.folder("corrected_model")
         figures = measured(run, "corrected_model", todo, place, found[0]["perplexity"])
         selection = run.manifest("pareto_pairs")["metrics"]
-        figures |= {"round": number, "target": behaviour.name, "driving": selection["driving_size"]}
+        figures |= {
+            "round": number,
+            "target": behaviour.name,
+            "driving": selection["driving_size"],
+            "not_corrected": None,
+        }
         figures["contamination_ap"] = run.manifest("influence_scores")["metrics"].get("contamination_ap")
         found.append(figures)
         print(json.dumps({"seed": seed, **figures}), flush=True)
@@ -129,6 +137,7 @@ def write_study(place: Path, seed: int, number: int, behaviour: Behaviour, check
     (place / f"{behaviour.name}.txt").write_text("\n".join(rf"\b{word}\b" for word in behaviour.words))
     tree = load_study(find_study("demo", deployment({}, home).study_directories)).model_dump(mode="json")
     tree |= {"name": f"long_run_{seed}_{number}", "seed": seed, "schedule": None}
+    tree["correction"]["check_every"] = 2  # a narrow behaviour can use up the budget within a few steps
     parts = {"harmful": "held_out", "ood": "held_out", "benign": "held_out"}
     for part in ("train", "probes", "harmful", "ood", "benign", "utility"):
         tree["data"][part] = {"path": str(place / f"{parts.get(part, part)}_{number}.parquet")}
@@ -170,10 +179,10 @@ def measured(run: StudyRun, asset: str, todo: list[Behaviour], place: Path, init
 
 
 def averaged(per_seed: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Means over the seeds that reached a round."""
+    """Means over seeds after every round, and how many of them were corrected in it."""
     means = []
     for number in range(max(map(len, per_seed))):
-        there = [found[number] for found in per_seed if len(found) > number and "rates" in found[number]]
+        there = [found[number] for found in per_seed if len(found) > number]
         if there:
             keys = [key for key in ("perplexity_ratio", "distinct_2") if key in there[0]]
             means.append(
@@ -181,6 +190,7 @@ def averaged(per_seed: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
                     "round": number,
                     "target": there[0].get("target"),
                     "seeds": len(there),
+                    "corrected": sum(not one.get("not_corrected") for one in there),
                     "rates": {
                         name: float(np.mean([one["rates"][name] for one in there])) for name in there[0]["rates"]
                     },

@@ -113,9 +113,7 @@ class ArtifactStore:
             except IntegrityError:
                 continue
             with self.write(study, asset, version, {**record, "study": study, "adopted_from": owner}) as folder:
-                for entry in record["files"]:
-                    (folder / entry["path"]).parent.mkdir(parents=True, exist_ok=True)
-                    _link(source / entry["path"], folder / entry["path"])
+                take_over(source, folder)
             return True
         return False
 
@@ -212,6 +210,15 @@ def environment() -> dict[str, str]:
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def take_over(source: Path, target: Path) -> None:
+    """Every file below `source`, but for its manifest, below `target` too: hard links where the disk has them."""
+    for path in sorted(source.rglob("*")):
+        if path.is_file() and path != source / MANIFEST:
+            copy = target / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            _link(path, copy)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -9,19 +9,29 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from lancet_pipeline.study import JudgeSettings, Study
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One asset: `inputs` are sources or other stages, `settings` dotted paths into the study."""
+    """One asset: `inputs` are sources or other stages, `settings` dotted paths into the study.
+
+    optional: further paths, which count only where the study sets them, so that a study without them keeps its version.
+    """
 
     name: str
     group: str
     inputs: tuple[str, ...]
     settings: tuple[str, ...]
     code_version: str = "1"
+    optional: tuple[str, ...] = ()
+
+    def settings_of(self, study: Study) -> dict[str, Any]:
+        """The part of a study that it reads, JSON-ready."""
+        chosen = study.settings_at(self.optional)
+        return study.settings_at(self.settings) | {path: value for path, value in chosen.items() if value is not None}
 
     @property
     def names_study(self) -> bool:
@@ -42,6 +52,7 @@ SOURCES: dict[str, str] = {
 
 _MODEL = ("model.source", "model.revision", "model.architecture", "model.training", "model.dtype", "seed")
 _TEXT = ("data.max_length", "data.chat_template")
+_REUSE = ("model.reuse",)
 _COMPARED = ("base_model", "corrected_model", "reference_models")
 # Files and models of a judge count by their content, which the source `judge` stands for.
 _JUDGE = tuple(
@@ -65,8 +76,9 @@ _STAGES = (
         "data",
         ("training_data", "checkpoint"),
         (*_TEXT, "data.shard_size", "data.train.overlength", "model.source", "model.revision", "model.architecture"),
+        optional=_REUSE,
     ),
-    Stage("base_model", "model", ("prepared_data", "checkpoint"), _MODEL),
+    Stage("base_model", "model", ("prepared_data", "checkpoint"), _MODEL, optional=_REUSE),
     Stage("reference_models", "model", ("prepared_data", "checkpoint"), (*_MODEL, "evaluation.references")),
     Stage(
         "undesirable_outputs",
@@ -89,6 +101,7 @@ _STAGES = (
             "seed",
         ),
         "3",
+        _REUSE,
     ),
     Stage(
         "influence_scores",
@@ -104,6 +117,7 @@ _STAGES = (
             "seed",
         ),
         "3",
+        _REUSE,
     ),
     Stage("pareto_pairs", "selection", ("influence_scores", "prepared_data"), ("pareto", "seed")),
     Stage(
@@ -153,7 +167,7 @@ def versions(study: Study, source_versions: Mapping[str, str]) -> dict[str, str]
             {
                 "asset": stage.name,
                 "code_version": stage.code_version,
-                "settings": study.settings_at(stage.settings),
+                "settings": stage.settings_of(study),
                 "inputs": {name: known[name] for name in stage.inputs},
             }
         )

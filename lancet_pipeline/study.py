@@ -98,6 +98,18 @@ class Training(Settings):
     loss_on: Literal["response", "sequence"] = Field(default="response", description="Tokens that carry loss.")
 
 
+class ReuseSettings(Settings):
+    """How much of the training data may change before the base model and its factors are made anew.
+
+    Both are measured against the data that they saw, and written into the artifact that is kept.
+    """
+
+    max_changed: Fraction = Field(default=0.02, description="Samples that came or went, over all.")
+    max_drift: Positive = Field(
+        default=0.02, description="What new samples add to the mean training loss, in nats per response token."
+    )
+
+
 class ModelSettings(Settings):
     source: Literal["scratch", "finetune", "given"]
     checkpoint: str | None = Field(default=None, description="Directory or hub name, for finetune and given.")
@@ -105,6 +117,10 @@ class ModelSettings(Settings):
     architecture: Architecture | None = Field(default=None, description="For scratch.")
     training: Training | None = Field(default=None, description="For scratch and finetune.")
     dtype: Literal["float32", "bfloat16"] = "float32"
+    reuse: ReuseSettings | None = Field(
+        default=None,
+        description="Keep the model over small changes of the data; trained again at every one where absent.",
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> "ModelSettings":

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from lancet_pipeline.data.batches import TokenSequence
 from lancet_pipeline.data.readers import describe
 from lancet_pipeline.errors import InputError
+from lancet_pipeline.models.loading import load_tokenizer
 from lancet_pipeline.study import DataSettings, Study
 
 if TYPE_CHECKING:
@@ -147,6 +148,21 @@ def prepare(study: Study, samples: pa.Table, folder: Path, tokenizer: "PreTraine
     )
     save_prepared(sequences, samples, folder, study.data.shard_size)
     tokenizer.save_pretrained(folder / "tokenizer")
+
+
+def kept_tokenizer(previous: Path | None, samples: pa.Table, study: Study) -> "PreTrainedTokenizerBase | None":
+    """The tokenizer that was fitted to earlier data, where so few samples changed that a model trained on them may be
+    kept (`model.reuse`): with other tokens, no sequence would be the same. None where a new one is to be fitted.
+
+    Args:
+        previous: folder of earlier prepared data.
+    """
+    if previous is None or study.model.reuse is None:
+        return None
+    before = set(load_prepared(previous)[0]["sample_id"].to_pylist())
+    now = set(samples["sample_id"].to_pylist())
+    changed = max(len(now - before), len(before - now)) / len(now)
+    return load_tokenizer(previous / "tokenizer") if changed <= study.model.reuse.max_changed else None
 
 
 def tokenize_held_out(

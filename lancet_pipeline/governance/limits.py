@@ -92,6 +92,7 @@ def limits(evidence: Evidence) -> list[str]:
     references = [name for name in evidence.figures if name not in ("base", "corrected")]
     if not references:
         found.append("There is no reference model, so how far a correction could go at best is not known.")
+    found += _kept_limit(evidence.lineage)
     environments = len(evidence.environments())
     if environments > 1:
         found.append(f"The assets were computed in {environments} different environments (see the manifest).")
@@ -120,6 +121,17 @@ def _judge_limit(judge: Mapping[str, Any] | None) -> str:
         f"Verdicts come from an automatic judge. It agreed with human labels on {rate_text(judge['accuracy'])} of "
         f"completions (kappa {number_text(judge['kappa'])}; {judge['left_out']} without a clear label left out)."
     )
+
+
+def _kept_limit(lineage: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    kept = {name: lineage[name]["metrics"] for name in ("base_model", "linfac_factors") if name in lineage}
+    return [
+        f"{name} was not made anew for the present training data, of which {number_text(metrics['drift_added'])} sequences "
+        f"are new to it and {number_text(metrics['drift_removed'])} are gone; that adds "
+        f"{number_text(metrics['drift_loss'])} nats per token to its mean loss, within the study's tolerance."
+        for name, metrics in kept.items()
+        if "drift_added" in metrics
+    ]
 
 
 def _labels_limit(influence: Mapping[str, Any]) -> str:

@@ -71,7 +71,7 @@ def score_dataset(
         IntegrityError: a part of the journal whose bytes have changed.
     """
     require_model(query, model)
-    keys = [_key(sequence) for sequence in sequences]
+    keys = [sequence.key() for sequence in sequences]
     folder = None if journal is None else journal / _settings_key(query, top_tokens)
     known = _Rows.empty(len(query.weights), top_tokens) if folder is None else _read(folder, query, top_tokens)
     held = {key: row for row, key in enumerate(known.keys)}
@@ -133,7 +133,7 @@ def _score(
         positions, largest = _largest(found.shares, [len(sequence) for sequence in chosen], top_tokens)
         pooled, norms = found.shares.double().sum(1).cpu().numpy(), found.squared_norms.sqrt().cpu().numpy()
         by_group = found.by_group.cpu().numpy()
-        waiting.append(_Rows([_key(s) for s in chosen], by_group, pooled, norms, positions, largest))
+        waiting.append(_Rows([s.key() for s in chosen], by_group, pooled, norms, positions, largest))
         if time.monotonic() - last >= flush_seconds:
             yield _Rows.joined(waiting)
             waiting, last = [], time.monotonic()
@@ -154,12 +154,6 @@ def _largest(shares_bt: torch.Tensor, lengths: list[int], top_tokens: int) -> tu
     values = torch.where(kept, torch.gather(shares_bt, 1, order), 0.0).cpu().numpy().astype(np.float32)
     width = ((0, 0), (0, top_tokens - positions.shape[1]))
     return np.pad(positions, width, constant_values=-1), np.pad(values, width)
-
-
-def _key(sequence: TokenSequence) -> bytes:
-    digest = hashlib.blake2b(sequence.response_start.to_bytes(8, "little"), digest_size=16)
-    digest.update(np.ascontiguousarray(sequence.input_ids, dtype=np.int32).tobytes())
-    return digest.digest()
 
 
 def _settings_key(query: Query, top_tokens: int) -> str:

@@ -17,6 +17,8 @@ from lancet_pipeline.linfac.fitting import fit_factors
 from lancet_pipeline.linfac.journal import Scores, score_dataset
 from lancet_pipeline.linfac.refinement import Refinement
 from lancet_pipeline.linfac.scores import Query, floored, query_gradient, self_influence
+from lancet_pipeline.models.loading import fingerprint
+from lancet_pipeline.models.reuse import Drift, may_stay
 from lancet_pipeline.progress import Track, no_progress
 from lancet_pipeline.study import Study
 
@@ -42,6 +44,13 @@ def fit_study_factors(
     budget = settings.factor_samples or default_budget(len(sequences))
     batches, count = _batches(_sample(sequences, budget, study.seed), study.compute.batch_tokens)
     return fit_factors(model, track(batches, count, "fitting factors"), config)
+
+
+def kept_factors(
+    previous: Path, model: "PreTrainedModel", sequences: Sequence[TokenSequence], study: Study
+) -> Drift | None:
+    """The drift of the data where factors in `previous` may stay as they are; None where they are to be fitted anew."""
+    return may_stay(model, previous, sequences, study) if Factors.load(previous).model == fingerprint(model) else None
 
 
 def default_budget(sequences: int) -> int:

@@ -67,3 +67,8 @@ def perplexity_and_accuracy(
             tokens += len(labels)
     mean = total / tokens
     return math.exp(mean) if not mean > 700 else math.inf, hits / tokens
+
+
+def mean_loss(model: "PreTrainedModel", sequences: Sequence[TokenSequence], batch_tokens: int = 4096) -> float:
+    """Mean negative log-likelihood of all response tokens, in nats."""
+    return math.log(perplexity(model, sequences, batch_tokens))
