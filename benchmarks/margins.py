@@ -27,6 +27,7 @@ from lancet_pipeline.correction import correct
 from lancet_pipeline.correction.study import labelled_pairs, selected
 from lancet_pipeline.data.tokenization import tokenize_held_out
 from lancet_pipeline.deployment import deployment
+from lancet_pipeline.errors import LancetError
 from lancet_pipeline.evaluation.margin import likelihood_margin, negative_log_likelihoods
 from lancet_pipeline.inputs import read_source
 from lancet_pipeline.models.likelihood import perplexity
@@ -50,7 +51,11 @@ def main(
     values: dict[str, np.ndarray] = {}
     result: dict[str, Any] = {"data": data, "samples": samples, "threads": torch.get_num_threads(), "models": {}}
     for name in ("base", "corrected", "retrain_clean", "dpo"):
-        model, tokenizer = of_name(run, name)
+        try:
+            model, tokenizer = of_name(run, name)
+        except LancetError as error:  # a correction that broke its budget at the first look
+            result["models"][name] = {"failed": str(error)}
+            continue
         tokens = run.study.compute.batch_tokens
         answered = tokenize_held_out(tokenizer, rows, run.study.data)
         values[name] = negative_log_likelihoods(model, answered, tokens)
