@@ -119,10 +119,10 @@ def save_prepared(sequences: Sequence[TokenSequence], samples: pa.Table, folder:
 def load_prepared(folder: Path) -> tuple[pa.Table, list[TokenSequence]]:
     """Samples and their token sequences, in the same order, as `save_prepared` wrote them."""
     table = pa.concat_tables(pq.read_table(path) for path in sorted(folder.glob("shard-*.parquet")))
-    sequences = [
-        TokenSequence(row["sample_id"], np.asarray(row["input_ids"], dtype=np.int32), row["response_start"])
-        for row in table.select(["sample_id", "input_ids", "response_start"]).to_pylist()
-    ]
+    tokens = pa.chunked_array(table["input_ids"]).combine_chunks()
+    values, ends = tokens.values.to_numpy(), tokens.offsets.to_numpy()
+    rows = zip(table["sample_id"].to_pylist(), ends[:-1], ends[1:], table["response_start"].to_pylist(), strict=True)
+    sequences = [TokenSequence(name, values[start:end], response) for name, start, end, response in rows]
     return table.drop_columns(["input_ids", "response_start"]), sequences
 
 

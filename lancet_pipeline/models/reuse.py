@@ -76,7 +76,17 @@ def measure_drift(model: "PreTrainedModel", seen: Path, sequences: Sequence[Toke
     Args:
         seen: a folder that `record_seen` wrote into.
     """
-    added, removed, changed = changed_share(seen, sequences)
+    return _drift(model, sequences, *changed_share(seen, sequences), study)
+
+
+def _drift(
+    model: "PreTrainedModel",
+    sequences: Sequence[TokenSequence],
+    added: list[TokenSequence],
+    removed: int,
+    changed: float,
+    study: Study,
+) -> Drift:
     if not added or len(added) == len(sequences):
         return Drift(len(added), removed, changed, 0.0 if not added else math.inf)
     new = {id(sequence) for sequence in added}
@@ -98,7 +108,10 @@ def may_stay(
         previous: folder of the model, or of factors of `model`; None is returned where it does not say what they saw.
     """
     limits = study.model.reuse
-    if limits is None or not (previous / SEEN).is_file() or changed_share(previous, sequences)[2] > limits.max_changed:
+    if limits is None or not (previous / SEEN).is_file():
         return None
-    drift = measure_drift(model, previous, sequences, study)
+    added, removed, changed = changed_share(previous, sequences)
+    if changed > limits.max_changed:
+        return None
+    drift = _drift(model, sequences, added, removed, changed, study)
     return drift if drift.within(limits) else None
