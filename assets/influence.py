@@ -75,7 +75,7 @@ def influence_scores(run: StageRun) -> Outcome:
     seconds = time.monotonic() - started
     write_scores(influence_table(found, samples, sequences, tokenizer), run.out)
     scored = read_scores(run.out)
-    valid, details = meets(scored.to_pandas(), score_expectations(len(sequences)), "influence_scores")
+    valid, details = meets(scored.to_pandas(), score_expectations(len(sequences)), "influence_scores", run.out)
     quality, precision_recall = retrieval(samples, scored)
     return Outcome(
         metrics={
