@@ -138,7 +138,7 @@ def verify(
     issuer: Annotated[str, typer.Option(help="Sigstore: who vouches for the identity.")] = "",
 ) -> None:
     """Check an audit bundle offline: every file against its hash, then the signature. Exit code 1 names the culprit."""
-    from lancet_pipeline.governance.signing import Trust
+    from lancet_pipeline.governance.signature import Trust
     from lancet_pipeline.governance.verification import inspect_bundle
 
     found = inspect_bundle(bundle, Trust(key, tuple(chain or ()), identity, issuer))
@@ -195,7 +195,7 @@ def diff(
 @keys_app.command("create")
 def keys_create(home: Home = None) -> None:
     """Make the key pair that signs audit bundles."""
-    from lancet_pipeline.governance.signing import create_keys, fingerprint, load_public_key
+    from lancet_pipeline.governance.keys import create_keys, fingerprint, load_public_key
 
     private = _private_key(home)
     public = create_keys(private)
@@ -206,7 +206,8 @@ def keys_create(home: Home = None) -> None:
 @keys_app.command("show")
 def keys_show(home: Home = None) -> None:
     """The public key that verifies this deployment's bundles, and its fingerprint (SHA-256 of its DER)."""
-    from lancet_pipeline.governance.signing import enclosed_key, fingerprint, parse_public_key
+    from lancet_pipeline.governance.keys import fingerprint, parse_public_key
+    from lancet_pipeline.governance.signing import enclosed_key
 
     where = _deployment(home)
     signing = where.signing

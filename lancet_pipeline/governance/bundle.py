@@ -206,4 +206,4 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-__all__ = ["verify_bundle", "write_bundle"]
+__all__ = ["DIGEST", "FORMAT", "MANIFEST", "verify_bundle", "write_bundle"]

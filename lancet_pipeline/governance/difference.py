@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from lancet_pipeline.governance.signing import Trust
+from lancet_pipeline.governance.signature import Trust
 from lancet_pipeline.governance.verification import inspect_bundle
 from lancet_pipeline.governance.wording import NUMBERS, RATES
 from lancet_pipeline.graph import SOURCES, STAGES

@@ -10,7 +10,9 @@ from typing import Any
 
 from lancet_pipeline.artifacts import sha256, verify_files
 from lancet_pipeline.errors import InputError, IntegrityError
-from lancet_pipeline.governance.signing import PUBLIC_KEY, SIGNATURE, Trust, check_signature, signed_digest
+from lancet_pipeline.governance.keys import load_public_key
+from lancet_pipeline.governance.signature import Trust, check_signature, signed_digest
+from lancet_pipeline.governance.signing import SIGNATURE
 
 FORMAT = 2
 MANIFEST, DIGEST = "manifest.json", "manifest.sha256"
@@ -44,6 +46,8 @@ def inspect_bundle(folder: Path, trust: Trust = Trust()) -> Verified:  # noqa: B
         InputError: `folder` is no bundle, or one of a format that this version does not read; `trust` cannot be used.
     """
     _refuse_other_things(folder)
+    if trust.key is not None:
+        load_public_key(trust.key)  # a key that is none is the caller's mistake, whatever the bundle
     try:
         manifest = _trusted_manifest(folder)
         _refuse_special_files(folder)
@@ -51,6 +55,7 @@ def inspect_bundle(folder: Path, trust: Trust = Trust()) -> Verified:  # noqa: B
         for name in sorted(ALWAYS - listed.keys()):
             raise IntegrityError(f"{MANIFEST}: does not list {name}, which every bundle has; get the bundle again")
         _check_files(folder, manifest["files"])
+        _refuse_empty_directories(folder)
         digests = {**listed, MANIFEST: sha256(folder / MANIFEST), DIGEST: sha256(folder / DIGEST)}
         signer = str(manifest.get("signer"))
         return Verified(manifest, signer, check_signature(folder, signer, digests, trust))
@@ -114,16 +119,20 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _refuse_special_files(folder: Path) -> None:
-    """A link, pipe, socket or empty directory has no bytes that a hash could stand for."""
+    """A link, pipe or socket has no bytes that a hash could stand for."""
     for path in sorted(folder.rglob("*")):
         mode = path.lstat().st_mode
-        name = path.relative_to(folder).as_posix()
-        if stat.S_ISDIR(mode):
-            if not any(path.iterdir()):
-                raise IntegrityError(f"{name}: an empty directory, which no bundle has; remove it")
-        elif not stat.S_ISREG(mode):
+        if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
             kind = "a symbolic link" if stat.S_ISLNK(mode) else "no plain file"
+            name = path.relative_to(folder).as_posix()
             raise IntegrityError(f"{name}: is {kind}; a bundle holds plain files only, get it again")
+
+
+def _refuse_empty_directories(folder: Path) -> None:
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir() and not any(path.iterdir()):
+            name = path.relative_to(folder).as_posix()
+            raise IntegrityError(f"{name}: an empty directory, which no bundle has; remove it")
 
 
 def _check_files(folder: Path, files: list[dict[str, Any]]) -> None:
@@ -133,6 +142,3 @@ def _check_files(folder: Path, files: list[dict[str, Any]]) -> None:
         # The artifact store's remedies (run again) are not those of somebody who was handed a bundle.
         told = str(error).removeprefix(f"{folder}{os.sep}").partition(";")[0]
         raise IntegrityError(f"{told}; get the bundle again") from None
-
-
-__all__ = ["DIGEST", "FORMAT", "MANIFEST", "PUBLIC_KEY", "SIGNATURE", "Verified", "inspect_bundle", "verify_bundle"]
