@@ -24,6 +24,8 @@ def print_difference(found: Mapping[str, Any], console: Console | None = None) -
         )
     if found["before"]["study"] != found["after"]["study"]:
         console.print("[yellow]two different studies: versions differ by their settings as well as their data[/]")
+    if found["before"]["fingerprint"] != found["after"]["fingerprint"]:
+        console.print("[yellow]signed with two different keys: see that you know both[/]")
     _versions(found, console)
     _samples(found["samples"], console)
     _figures(found["figures"], console)

@@ -5,6 +5,7 @@ file), so that its own command checks it, too.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from lancet_pipeline.errors import InputError
 from lancet_pipeline.governance.keys import as_pem, create_keys, load_public_key, public_file, public_pem
 
 SIGNATURE, PUBLIC_KEY = "model.sig", "public_key.pem"
-SIGNERS = ("key", "certificate", "pkcs11", "sigstore")
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Signing:
     """Who signs. Secrets stay out of the repr.
 
     Attributes:
-        signer: one of SIGNERS.
+        signer: key, certificate, pkcs11 or sigstore.
         private_key: PEM file, for `key` and `certificate`.
         create: make the key at `private_key` where there is none.
         public_key: PEM file of the public key whose private half a PKCS #11 token holds.
@@ -68,12 +68,28 @@ def signing_key(signing: Signing) -> Path:
 
 
 def enclosed_key(signing: Signing) -> bytes | None:
-    """The public key that goes into a bundle, as PEM; None where the signer has a new one each time."""
+    """The public key that goes into a bundle, as PEM; None where the signer has a new one each time.
+
+    Raises:
+        InputError: the signer is not known, lacks a setting, or its key cannot be used.
+    """
+    needed = {
+        "key": {},
+        "certificate": {
+            "LANCET_SIGNING_CERTIFICATE": signing.certificate,
+            "LANCET_SIGNING_CHAIN": signing.chain,
+        },
+        "pkcs11": {"LANCET_PKCS11_URI": signing.pkcs11_uri, "LANCET_SIGNING_PUBLIC_KEY": signing.public_key},
+        "sigstore": {},
+    }
+    if signing.signer not in needed:
+        raise InputError(f"LANCET_SIGNER = {signing.signer}: no such signer; signers: {', '.join(needed)}")
+    for name, value in needed[signing.signer].items():
+        if not value:
+            raise InputError(f"signer '{signing.signer}' needs {name}; set it")
     if signing.signer == "sigstore":
         return None
-    if signing.signer == "pkcs11":
-        if signing.public_key is None:
-            raise InputError("signer 'pkcs11' needs the public key, too; set LANCET_SIGNING_PUBLIC_KEY to its file")
+    if signing.public_key is not None and signing.signer == "pkcs11":
         return as_pem(load_public_key(signing.public_key))
     return public_pem(signing_key(signing))
 
@@ -86,38 +102,37 @@ def sign_folder(folder: Path, signing: Signing) -> None:
     """
     import model_signing
 
+    enclosed_key(signing)
     config = model_signing.signing.Config()
-    if signing.signer == "key":
-        config.use_elliptic_key_signer(private_key=signing_key(signing))
-    elif signing.signer == "certificate":
-        if signing.certificate is None or not signing.chain:
-            raise InputError(
-                "signer 'certificate' needs one and those above it; set LANCET_SIGNING_CERTIFICATE to its file and "
-                "LANCET_SIGNING_CHAIN to theirs"
-            )
-        attempt(
-            config.use_certificate_signer,
-            private_key=signing_key(signing),
-            signing_certificate=signing.certificate,
-            certificate_chain=signing.chain,
-        )
-    elif signing.signer == "pkcs11":
-        if not signing.pkcs11_uri:
-            raise InputError("signer 'pkcs11' needs the key's URI; set LANCET_PKCS11_URI")
-        attempt(config.use_pkcs11_signer, pkcs11_uri=signing.pkcs11_uri, module_paths=signing.pkcs11_modules)
-    elif signing.signer == "sigstore":
-        token = signing.sigstore_token or None
-        attempt(
-            config.use_sigstore_signer,
-            identity_token=token,
-            use_ambient_credentials=token is None,
-            trust_config=signing.sigstore_trust,
-        )
-    else:
-        raise InputError(f"LANCET_SIGNER = {signing.signer}: no such signer; signers: {', '.join(SIGNERS)}")
     config.set_hashing_config(
         model_signing.hashing.Config().set_ignored_paths(paths=[SIGNATURE], ignore_git_paths=False)
     )
+    token = signing.sigstore_token or None
+    signers: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+        "key": (config.use_elliptic_key_signer, {"private_key": signing.private_key}),
+        "certificate": (
+            config.use_certificate_signer,
+            {
+                "private_key": signing.private_key,
+                "signing_certificate": signing.certificate,
+                "certificate_chain": signing.chain,
+            },
+        ),
+        "pkcs11": (
+            config.use_pkcs11_signer,
+            {"pkcs11_uri": signing.pkcs11_uri, "module_paths": signing.pkcs11_modules},
+        ),
+        "sigstore": (
+            config.use_sigstore_signer,
+            {
+                "identity_token": token,
+                "use_ambient_credentials": token is None,
+                "trust_config": signing.sigstore_trust,
+            },
+        ),
+    }
+    use, settings = signers[signing.signer]
+    attempt(use, **settings)
     attempt(config.sign, folder, folder / SIGNATURE)
     # One way to write it down, so that a changed byte is seen even where it does not change the meaning.
     document = json.loads((folder / SIGNATURE).read_bytes())
@@ -129,7 +144,7 @@ def canonical(document: Any) -> bytes:
     return json.dumps(document, separators=(",", ":"), sort_keys=True).encode() + b"\n"
 
 
-def attempt(function: Any, *arguments: Any, **named: Any) -> None:
+def attempt(function: Callable[..., Any], *arguments: Any, **named: Any) -> None:
     """What a signer of model signing raises, as an error that names the setting's side."""
     try:
         function(*arguments, **named)

@@ -295,7 +295,7 @@ def test_unknown_signer_and_missing_settings_are_named(evidence: Evidence, signi
     for signer, told in (
         ("seal", "no such signer"),
         ("certificate", "LANCET_SIGNING_CERTIFICATE"),
-        ("pkcs11", "LANCET_SIGNING_PUBLIC_KEY"),
+        ("pkcs11", "LANCET_PKCS11_URI"),
     ):
         with pytest.raises(InputError, match=told):
             write_bundle(evidence, tmp_path / "out", replace(signing, signer=signer))
