@@ -10,10 +10,10 @@ from lancet_pipeline.governance.keys import create_keys, fingerprint, load_publi
 from lancet_pipeline.governance.signing import Signing
 
 
-def lancet(*arguments: object) -> subprocess.CompletedProcess:
+def lancet(*arguments: object, **settings: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "lancet_pipeline.cli", *map(str, arguments)]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("LANCET_")}
-    return subprocess.run(command, capture_output=True, text=True, env=clean, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=clean | settings, check=False)
 
 
 def test_verify_without_a_key_says_what_that_is_worth(pristine: Path, signing: Signing) -> None:
@@ -60,3 +60,11 @@ def test_bundle_of_a_study_that_was_not_run_is_an_input_error(tmp_path: Path) ->
     assert done.returncode == 2
     assert "lancet run demo" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_run_whose_signing_key_is_missing_stops_before_anything_is_computed(tiny_study: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    done = lancet("run", tiny_study, "--home", home, LANCET_SIGNING_KEY=str(tmp_path / "gone.pem"))
+    assert done.returncode == 2
+    assert "gone.pem: no such file" in done.stderr
+    assert not (home / "artifacts").exists()
