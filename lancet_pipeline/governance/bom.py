@@ -1,5 +1,8 @@
 """The bill of materials of a corrected model: CycloneDX 1.6, as JSON."""
 
+# pyright: reportCallIssue=false, reportAttributeAccessIssue=false, reportArgumentType=false
+# The decorator of the library's classes hides what they are from type checkers.
+
 import json
 import math
 import uuid

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,7 @@ def _refuse_empty_directories(folder: Path) -> None:
             raise IntegrityError(f"{name}: an empty directory, which no bundle has; remove it")
 
 
-def _check_files(folder: Path, files: list[dict[str, Any]]) -> None:
+def _check_files(folder: Path, files: list[Mapping[str, Any]]) -> None:
     try:
         verify_files(folder, files, {MANIFEST, DIGEST, SIGNATURE})
     except IntegrityError as error:
