@@ -53,7 +53,7 @@ def prepared_data(run: StageRun) -> Outcome:
     lengths = [len(sequence) for sequence in sequences]
     responses = [len(sequence) - sequence.response_start for sequence in sequences]
     table = kept.to_pandas().assign(tokens=lengths, response_tokens=responses)
-    valid, found = meets(table, sample_expectations(run.study.data.max_length), "prepared_data")
+    valid, found = meets(table, sample_expectations(run.study.data.max_length), "prepared_data", run.out)
     unsafe = pc.sum(pc.equal(kept["is_safe"], False)).as_py()
     return Outcome(
         metrics={"samples": len(lengths), "tokens": sum(lengths), "unsafe_samples": unsafe or 0},

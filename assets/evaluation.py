@@ -71,7 +71,7 @@ def _harm_outcome(run: StageRun, source: str, title: str, *, paraphrases: bool =
 def _outcome(run: StageRun, report: reports.Report, rows: int, figure: str, title: str, gates: list[Gate]) -> Outcome:
     """`rows`: the answers that each model must have given."""
     report.save(run.out)
-    valid, found = meets(report.frame(), generation_expectations(rows * len(report.figures)), run.stage.name)
+    valid, found = meets(report.frame(), generation_expectations(rows * len(report.figures)), run.stage.name, run.out)
     return Outcome(
         metrics=report.metrics(),
         plots={"rates": plots.rates({name: f[figure] for name, f in report.figures.items()}, title)},

@@ -7,20 +7,17 @@ from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
 from lancet_pipeline.data.readers import read_rows
 from lancet_pipeline.evaluation.gates import all_gates
 from lancet_pipeline.evaluation.validation import validate_judge
-from lancet_pipeline.governance.bundle import verify_bundle, write_bundle
+from lancet_pipeline.governance.bundle import write_bundle
 from lancet_pipeline.governance.collection import collect_evidence
 
 
 @stage_asset(kinds={"html", "json"})
 def audit_bundle(run: StageRun) -> Outcome:
-    """What a governance review needs, readable offline: manifest, report, model card, samples, pairs, every answer."""
+    """What a governance review needs, signed and readable offline: manifest, report, model card, samples, answers."""
     labelled = run.study.evaluation.judge.validation
     judge = validate_judge(run.judge, read_rows(labelled)) if labelled else None
     evidence = collect_evidence(run.store, run.study, run.versions, judge)
-    folder = run.out / "bundle"
-    folder.mkdir()
-    write_bundle(evidence, folder)
-    manifest = verify_bundle(folder)  # raises, so that a bundle that does not verify is never written
+    manifest = write_bundle(evidence, run.out / "bundle", run.signing)
     agreement = {"judge_accuracy": judge["accuracy"]["value"]} if judge else {}
     return Outcome(
         metrics={

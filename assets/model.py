@@ -88,7 +88,7 @@ def undesirable_outputs(run: StageRun) -> Outcome:
     )
     write_rows(answers, run.out / "answers.parquet")
     write_rows(queries, run.out / "queries.parquet")
-    valid, found = meets(_frame(answers), generation_expectations(len(probes)), "undesirable_outputs")
+    valid, found = meets(_frame(answers), generation_expectations(len(probes)), "undesirable_outputs", run.out)
     return Outcome(
         metrics={"probes": len(probes), "harmful": sum(row["harmful"] for row in answers), "queries": len(queries)},
         tables={"queries": [{k: row[k] for k in ("prompt", "response", "verdict")} for row in queries]},

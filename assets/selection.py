@@ -22,7 +22,7 @@ def pareto_pairs(run: StageRun) -> Outcome:
     samples, _ = load_prepared(run.input("prepared_data"))
     choice = choose(samples, read_scores(run.input("influence_scores")), run.study)
     write_choice(choice, run.out)
-    valid, found = meets(choice.pairs.to_pandas(), pair_expectations(), "pareto_pairs")
+    valid, found = meets(choice.pairs.to_pandas(), pair_expectations(), "pareto_pairs", run.out)
     sides = {"driving": choice.figures["positive"], "countering": choice.figures["negative"]}
     return Outcome(
         metrics={f"{side}_{key}": float(v) for side, figures in sides.items() for key, v in figures.items()}

@@ -17,6 +17,7 @@ from lancet_pipeline.artifacts import ArtifactStore, environment, now, study_loc
 from lancet_pipeline.automation import EAGER_FOR_STUDIES
 from lancet_pipeline.errors import IntegrityError
 from lancet_pipeline.evaluation.judges import Judge
+from lancet_pipeline.governance.signing import Signing
 from lancet_pipeline.graph import STAGES, Stage, versions
 from lancet_pipeline.inputs import read_source, source_versions
 from lancet_pipeline.models.loading import load_model, load_tokenizer
@@ -61,6 +62,7 @@ class StageRun:
     judge: Judge
     models: ModelSource
     tracking: Tracking
+    signing: Signing
     run_id: str
     track: Track
 
@@ -162,6 +164,7 @@ def stage_asset(
             compute: Compute,
             judge: JudgeSource,
             tracking: Tracking,
+            signing: dg.ResourceParam[Signing],
         ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
             study = catalog.load(context.partition_key)
             artifacts = store.open()
@@ -179,6 +182,7 @@ def stage_asset(
                     judge=judge.make(study, device, models.paths()),
                     models=models,
                     tracking=tracking,
+                    signing=signing,
                     run_id=context.run_id,
                     track=logged_progress(context),
                 )

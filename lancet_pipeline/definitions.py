@@ -47,6 +47,7 @@ def build_definitions(where: Deployment, study_files: Mapping[str, str] | None =
             "models": ModelSource(directories=list(map(str, where.model_directories))),
             "compute": Compute(),
             "judge": JudgeSource(),
+            "signing": where.signing,
             "tracking": Tracking(home=home, uri=where.tracking_uri),
         },
         # One machine, one model in memory at a time: steps of a run share the process.

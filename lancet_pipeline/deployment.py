@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lancet_pipeline.experiment import PACKAGED_EXPERIMENTS
+from lancet_pipeline.governance.signing import Signing
 from lancet_pipeline.study import PACKAGED_STUDIES
 
 
@@ -13,18 +14,19 @@ from lancet_pipeline.study import PACKAGED_STUDIES
 class Deployment:
     """home: artifacts, and MLflow's and Dagster's storage where no server is named. study_directories: studies by
     name, first match wins. experiment_directories: experiments, likewise. model_directories: checkpoints by their last name part, before the hub is asked.
-    tracking_uri: an MLflow server; empty for a SQLite file below home."""
+    tracking_uri: an MLflow server; empty for a SQLite file below home. signing: who signs audit bundles."""
 
     home: Path
     study_directories: tuple[Path, ...]
     model_directories: tuple[Path, ...]
     tracking_uri: str = ""
     experiment_directories: tuple[Path, ...] = (PACKAGED_EXPERIMENTS,)
+    signing: Signing = field(default_factory=Signing)
 
 
 def deployment(environ: Mapping[str, str], home: Path | None = None) -> Deployment:
-    """The deployment that LANCET_HOME, LANCET_STUDIES, LANCET_EXPERIMENTS, LANCET_MODELS and MLFLOW_TRACKING_URI
-    describe.
+    """The deployment that LANCET_HOME, LANCET_STUDIES, LANCET_EXPERIMENTS, LANCET_MODELS, MLFLOW_TRACKING_URI
+    and those of `_signing` describe.
 
     Args:
         home: goes before LANCET_HOME.
@@ -36,6 +38,28 @@ def deployment(environ: Mapping[str, str], home: Path | None = None) -> Deployme
         tuple(dict.fromkeys([*_paths(environ, "LANCET_MODELS"), root / "models", Path(".lancet/models").absolute()])),
         environ.get("MLFLOW_TRACKING_URI", ""),
         _search_path(environ, "LANCET_EXPERIMENTS", "experiments", PACKAGED_EXPERIMENTS),
+        _signing(environ, root),
+    )
+
+
+def _signing(environ: Mapping[str, str], root: Path) -> Signing:
+    """LANCET_SIGNER and what each signer needs; the key is made below home where no other is named."""
+
+    def path(name: str) -> Path | None:
+        return next(iter(_paths(environ, name)), None)
+
+    named = path("LANCET_SIGNING_KEY")
+    return Signing(
+        environ.get("LANCET_SIGNER", "key"),
+        named or root / "keys" / "signing_key.pem",
+        create=named is None,
+        public_key=path("LANCET_SIGNING_PUBLIC_KEY"),
+        certificate=path("LANCET_SIGNING_CERTIFICATE"),
+        chain=tuple(_paths(environ, "LANCET_SIGNING_CHAIN")),
+        pkcs11_uri=environ.get("LANCET_PKCS11_URI", ""),
+        pkcs11_modules=tuple(str(part) for part in _paths(environ, "LANCET_PKCS11_MODULES")),
+        sigstore_token=environ.get("LANCET_SIGSTORE_TOKEN", ""),
+        sigstore_trust=path("LANCET_SIGSTORE_TRUST"),
     )
 
 

@@ -147,6 +147,7 @@ _STAGES = (
         "governance",
         ("prepared_data", "undesirable_outputs", "influence_scores", "pareto_pairs", "corrected_model", *REPORTS),
         ("governance", "description", "evaluation", "linfac", "pareto", "correction", "queries", "model", "seed"),
+        "2",
     ),
     Stage(
         "registered_model",

@@ -11,6 +11,7 @@ from lancet_pipeline.artifacts import ArtifactStore, study_lock
 from lancet_pipeline.deployment import Deployment
 from lancet_pipeline.errors import InputError, LancetError
 from lancet_pipeline.experiment import Experiment, forget_failure, record_failure
+from lancet_pipeline.governance.signing import enclosed_key
 from lancet_pipeline.graph import REPORTS, SOURCES, STAGES, upstream, versions
 from lancet_pipeline.inputs import find_checkpoint, source_versions
 from lancet_pipeline.study import Study, find_study, load_study
@@ -54,12 +55,14 @@ def plan_study(
     """Compare the versions `known` of the assets `wanted` with what is in the store.
 
     Raises:
-        InputError: the disk is too small for what is out of date.
+        InputError: the disk is too small for what is out of date, or the signer of bundles cannot be used.
     """
     store = ArtifactStore(where.home)
     stale = [asset for asset in wanted if not store.has(study.name, asset, known[asset])]
     if stale:
         _check_disk(study, where)
+    if "audit_bundle" in stale:
+        enclosed_key(where.signing)  # a signer that cannot be used is found before anything is computed
     return Plan(study, path, where, dict(known), stale, job)
 
 

@@ -1,14 +1,23 @@
 """Great Expectations suites for the tables of a study."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
 
+RESULTS = "expectations.json"
 
-def meets(table: "pd.DataFrame", expectations: Sequence[Any], name: str) -> tuple[bool, dict[str, str]]:
+
+def meets(
+    table: "pd.DataFrame", expectations: Sequence[Any], name: str, out: Path | None = None
+) -> tuple[bool, dict[str, str]]:
     """Validate `table` against expectations (objects of `great_expectations.expectations`).
+
+    Args:
+        out: directory that takes the whole result as RESULTS, without the run's time and identifiers.
 
     Returns:
         Whether all hold, and one line for each expectation: what it says and, where broken, what was found.
@@ -25,6 +34,9 @@ def meets(table: "pd.DataFrame", expectations: Sequence[Any], name: str) -> tupl
     )
     suite = gx.ExpectationSuite(name=name, expectations=list(expectations))
     validation = batch.validate(suite)
+    if out is not None:
+        record = _record(validation.to_json_dict(), name, len(table))
+        (out / RESULTS).write_text(json.dumps(record, indent=2, sort_keys=True, default=str), encoding="utf-8")
     lines = {}
     for number, result in enumerate(validation.results, start=1):
         configuration = result.expectation_config
@@ -85,6 +97,28 @@ def generation_expectations(rows: int) -> list[Any]:
             for column in ("response", "verdict", "harmful", "refusing")
         ],
     ]
+
+
+def _record(validation: Any, name: str, rows: int) -> dict[str, Any]:
+    """The part of a validation that the same table always gives."""
+    results = []
+    for result in validation["results"]:
+        configuration = result["expectation_config"]
+        arguments = {key: value for key, value in configuration["kwargs"].items() if key != "batch_id"}
+        results.append(
+            {
+                "type": configuration["type"],
+                "arguments": arguments,
+                "success": result["success"],
+                "found": result.get("result") or {},
+                **({"exception": result["exception_info"]} if _raised(result.get("exception_info")) else {}),
+            }
+        )
+    return {"name": name, "success": validation["success"], "rows": rows, "results": results}
+
+
+def _raised(info: Any) -> bool:
+    return "raised_exception': True" in str(info)
 
 
 def _found(result: Any) -> str:

@@ -2,19 +2,23 @@
 
     manifest.json        format, study, versions, seeds, settings, environment, SHA-256 and size of every other file
     manifest.sha256      SHA-256 of manifest.json
-    study.json lineage.json figures.json correction_curve.json
-    samples.parquet queries.parquet pairs.parquet generations.parquet
-    model_card.md report.html plots/*.png
+    model.sig            the signature over all files but itself (OpenSSF model signing)
+    public_key.pem       the signer's public key
+    study.json lineage.json figures.json correction_curve.json decisions.json
+    samples.parquet queries.parquet pairs.parquet generations.parquet traces.parquet
+    model_card.md report.html bom.cdx.json plots/*.png
+    data_checks/*.json data_docs/index.html
 
-The digest shows accidents and careless edits. Who can rewrite the whole directory can also rewrite the digest, so a
-reviewer compares it with one kept elsewhere (the artifact store and the registry keep it).
+The enclosed key shows that the bundle is whole, not who wrote it: a reviewer compares its fingerprint with one known
+from elsewhere, or gives the key to `lancet verify`.
 """
 
 import json
 import math
 import os
 import re
-import stat
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,16 +26,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lancet_pipeline.artifacts import hash_files, sha256, verify_files
-from lancet_pipeline.errors import InputError, IntegrityError
+from lancet_pipeline.artifacts import hash_files, sha256
+from lancet_pipeline.errors import InputError
+from lancet_pipeline.governance.bom import bill_of_materials
+from lancet_pipeline.governance.data_docs import render_data_docs
 from lancet_pipeline.governance.evidence import Evidence
 from lancet_pipeline.governance.model_card import model_card
 from lancet_pipeline.governance.report import render_report
-
-FORMAT = 1
-MANIFEST, DIGEST = "manifest.json", "manifest.sha256"
+from lancet_pipeline.governance.signing import PUBLIC_KEY, Signing, enclosed_key, sign_folder
+from lancet_pipeline.governance.verification import DIGEST, FORMAT, MANIFEST, inspect_bundle, verify_bundle
 
 _TOKEN = pa.struct([("position", pa.int32()), ("token", pa.string()), ("share", pa.float64())])
+_INFLUENTIAL = pa.struct(
+    [("sample_id", pa.string()), ("role", pa.string()), ("score", pa.float64()), ("tokens", pa.list_(_TOKEN))]
+)
 _TEXTS = [(name, pa.string()) for name in ("sample_id", "prompt", "response", "verdict")]
 _TABLES: dict[str, pa.Schema] = {
     "samples": pa.schema(
@@ -58,35 +66,83 @@ _TABLES: dict[str, pa.Schema] = {
             *[(name, pa.bool_()) for name in ("harmful", "refusing")],
         ]
     ),
-}
-_ALWAYS = {
-    *("study.json", "lineage.json", "figures.json", "correction_curve.json", "model_card.md", "report.html"),
-    *(f"{name}.parquet" for name in _TABLES),
+    "traces": pa.schema(
+        [
+            ("report", pa.string()),
+            *_TEXTS,
+            *[(name, pa.string()) for name in ("corrected_response", "corrected_verdict")],
+            ("samples", pa.list_(_INFLUENTIAL)),
+        ]
+    ),
 }
 
 
-def write_bundle(evidence: Evidence, folder: Path) -> None:
-    """Write the bundle into `folder`. The same evidence gives the same bytes.
+def write_bundle(evidence: Evidence, folder: Path, signing: Signing) -> dict[str, Any]:
+    """Write, sign and verify the bundle, whole or not at all. The same evidence and key give the same bytes of
+    everything but the signature.
 
     Numbers that are not finite become null in the JSON files.
 
-    Raises:
-        InputError: `folder` is missing or not empty, or a plot's name cannot be a file name.
-    """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such directory; create it before writing a bundle")
-    occupied = min((path.name for path in folder.iterdir()), default=None)
-    if occupied is not None:
-        raise InputError(f"{folder}: holds {occupied} already; give an empty directory")
-    for name in evidence.plots:
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-            raise InputError(f"plot '{name}': a plot's name may hold letters, digits, '_', '-' and '.' only; rename it")
+    Args:
+        folder: does not exist yet, or is empty.
 
+    Returns:
+        The manifest.
+
+    Raises:
+        InputError: `folder` holds something, cannot be written, or the disk is full; the signer cannot be used; a
+            plot's or asset's name cannot be a file name.
+    """
+    _refuse_occupied(folder)
+    for name in (*evidence.plots, *evidence.data_checks):
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+            raise InputError(f"'{name}': the name of a plot or asset may hold letters, digits, '_', '-' and '.' only")
+    public_key = enclosed_key(signing)  # a signer that cannot be used is found before anything is written
+    staging = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        # The signature names the directory, so the files lie below one of that name from the start.
+        work = staging / folder.name
+        work.mkdir()
+        _write_files(evidence, work)
+        if public_key is not None:
+            (work / PUBLIC_KEY).write_bytes(public_key)
+        _write_json(work / MANIFEST, _manifest(evidence, signing) | {"files": hash_files(work)})
+        _write_text(work / DIGEST, sha256(work / MANIFEST) + "\n")
+        sign_folder(work, signing)
+        manifest = _own_check(work, signing)
+        for path in (*work.rglob("*"), work):
+            _sync(path)
+        work.rename(folder)
+        _sync(folder.parent)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: the bundle cannot be written ({error.strerror or error}); nothing was left there; free some "
+            "space, or choose another directory"
+        ) from error
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+    return manifest
+
+
+def _refuse_occupied(folder: Path) -> None:
+    if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
+        raise InputError(f"{folder}: is no directory; give one that is empty or not there yet")
+    occupied = min((path.name for path in folder.iterdir()), default=None) if folder.is_dir() else None
+    if occupied is not None:
+        raise InputError(f"{folder}: holds {occupied} already; give a directory that is empty or not there yet")
+
+
+def _write_files(evidence: Evidence, folder: Path) -> None:
     _write_json(folder / "study.json", evidence.study)
     _write_json(folder / "lineage.json", evidence.lineage)
     parts = ("figures", "gates", "selection", "influence", "judge")
     _write_json(folder / "figures.json", {part: getattr(evidence, part) for part in parts})
     _write_json(folder / "correction_curve.json", evidence.correction_curve)
+    _write_json(folder / "decisions.json", evidence.decisions)
+    _write_json(folder / "bom.cdx.json", bill_of_materials(evidence))
     for name, schema in _TABLES.items():
         rows: Sequence[Mapping[str, Any]] = getattr(evidence, name)
         pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), folder / f"{name}.parquet")
@@ -96,42 +152,20 @@ def write_bundle(evidence: Evidence, folder: Path) -> None:
         (folder / "plots").mkdir()
     for name, png in evidence.plots.items():
         (folder / "plots" / f"{name}.png").write_bytes(png)
-    _write_json(folder / MANIFEST, _manifest(evidence) | {"files": hash_files(folder)})
-    _write_text(folder / DIGEST, sha256(folder / MANIFEST) + "\n")
+    if evidence.data_checks:
+        (folder / "data_checks").mkdir()
+        (folder / "data_docs").mkdir()
+        _write_text(folder / "data_docs" / "index.html", render_data_docs(evidence))
+    for asset, result in evidence.data_checks.items():
+        _write_json(folder / "data_checks" / f"{asset}.json", result)
 
 
-def verify_bundle(folder: Path) -> dict[str, Any]:
-    """The manifest of a bundle, once every file in it is what the manifest says.
-
-    Raises:
-        IntegrityError: names the first thing that does not fit, relative to the bundle.
-        InputError: `folder` is no bundle, or one of a format that this version does not know.
-    """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such directory; give the directory of an audit bundle")
-    if not os.path.lexists(folder / DIGEST):
-        # An artifact that holds a bundle has a manifest of its own, so the digest is what tells the two apart.
-        inner = next((path.parent for path in sorted(folder.glob(f"*/{DIGEST}"))), None)
-        if inner or not os.path.lexists(folder / MANIFEST):
-            hint = f"did you mean {inner}?" if inner else "give the directory that `lancet run` wrote as audit_bundle"
-            raise InputError(f"{folder}: no audit bundle: it has no {DIGEST}; {hint}")
-    manifest = _trusted_manifest(folder)
-    _refuse_special_files(folder)
-    listed = {entry["path"] for entry in manifest["files"]}
-    for name in sorted(_ALWAYS - listed):
-        raise _unfit(folder, f"{MANIFEST}: does not list {name}, which every bundle has; get the bundle again")
-    try:
-        verify_files(folder, manifest["files"], {MANIFEST, DIGEST})
-    except IntegrityError as error:
-        raise _unfit(folder, str(error).removeprefix(f"{folder}{os.sep}")) from None
-    return manifest
-
-
-def _manifest(evidence: Evidence) -> dict[str, Any]:
+def _manifest(evidence: Evidence, signing: Signing) -> dict[str, Any]:
     study = evidence.study
     settings = ("description", "model", "queries", "linfac", "pareto", "correction", "evaluation", "governance")
     return {
         "format": FORMAT,
+        "signer": signing.signer,
         "study": study["name"],
         "versions": evidence.versions,
         "seeds": {"study": study.get("seed")},
@@ -141,54 +175,11 @@ def _manifest(evidence: Evidence) -> dict[str, Any]:
     }
 
 
-def _trusted_manifest(folder: Path) -> dict[str, Any]:
-    for name in (MANIFEST, DIGEST):
-        path = folder / name
-        if path.is_symlink() or (path.exists() and not path.is_file()):
-            raise _unfit(folder, f"{name}: is no plain file; get the bundle again")
-        if not path.exists():
-            raise _unfit(folder, f"{name}: missing; get the bundle again")
-    promised = (folder / DIGEST).read_bytes().strip()
-    if not re.fullmatch(rb"[0-9a-f]{64}", promised):
-        raise _unfit(folder, f"{DIGEST}: does not hold a SHA-256 digest; get the bundle again")
-    if sha256(folder / MANIFEST) != promised.decode():
-        raise _unfit(folder, f"{MANIFEST}: its bytes do not have the digest in {DIGEST}; get the bundle again")
-    try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-    except ValueError:
-        raise _unfit(folder, f"{MANIFEST}: is no JSON; get the bundle again") from None
-    if not isinstance(manifest, dict) or "format" not in manifest:
-        raise _unfit(folder, f"{MANIFEST}: names no bundle format; get the bundle again")
-    if manifest["format"] != FORMAT:
-        raise InputError(
-            f"{folder}: bundle format {manifest['format']}, where this version of LANCET reads {FORMAT}; "
-            "use a version that matches"
-        )
-    files = manifest.get("files")
-    if not isinstance(files, list) or not all(_is_entry(entry) for entry in files):
-        raise _unfit(folder, f"{MANIFEST}: its list of files is broken; get the bundle again")
-    return manifest
-
-
-def _is_entry(entry: Any) -> bool:
-    return isinstance(entry, dict) and isinstance(entry.get("path"), str) and isinstance(entry.get("sha256"), str)
-
-
-def _refuse_special_files(folder: Path) -> None:
-    """A link, pipe, socket or empty directory has no bytes that a hash could stand for."""
-    for path in sorted(folder.rglob("*")):
-        mode = path.lstat().st_mode
-        name = path.relative_to(folder).as_posix()
-        if stat.S_ISDIR(mode):
-            if not any(path.iterdir()):
-                raise _unfit(folder, f"{name}: an empty directory, which no bundle has; remove it")
-        elif not stat.S_ISREG(mode):
-            kind = "a symbolic link" if stat.S_ISLNK(mode) else "no plain file"
-            raise _unfit(folder, f"{name}: is {kind}; a bundle holds plain files only, get it again")
-
-
-def _unfit(folder: Path, what: str) -> IntegrityError:
-    return IntegrityError(f"{folder}: {what}")
+def _own_check(folder: Path, signing: Signing) -> dict[str, Any]:
+    """What was written, verified: with the key at hand. Others' certificates and identities are the reader's to check."""
+    if signing.signer in ("key", "pkcs11"):
+        return inspect_bundle(folder).manifest
+    return json.loads((folder / MANIFEST).read_bytes())
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -205,3 +196,14 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+__all__ = ["DIGEST", "FORMAT", "MANIFEST", "verify_bundle", "write_bundle"]

@@ -9,7 +9,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from lancet_pipeline.artifacts import ArtifactStore
+from lancet_pipeline.data.expectations import RESULTS
 from lancet_pipeline.data.tokenization import load_prepared
+from lancet_pipeline.errors import InputError
 from lancet_pipeline.evaluation.gates import all_gates
 from lancet_pipeline.governance.evidence import Evidence
 from lancet_pipeline.study import Study
@@ -54,7 +56,31 @@ def collect_evidence(
             for path in sorted((folder(asset) / "plots").glob("*.png"))
         },
         judge=judge,
+        decisions=[],  # TO CONNECT: read_decisions(store.root, study.name)
+        data_checks={
+            asset: json.loads((folder(asset) / RESULTS).read_text())
+            for asset in lineage
+            if (folder(asset) / RESULTS).is_file()
+        },
     )
+
+
+def collect_last_run(store: ArtifactStore, study: str) -> Evidence:
+    """The evidence of the last run that made an audit bundle, with the settings that it had and the decisions up to now.
+
+    Raises:
+        InputError: no run of the study came so far.
+    """
+    version = store.current(study, "audit_bundle")
+    if version is None or not store.has(study, "audit_bundle", version):
+        raise InputError(
+            f"study '{study}': no run came as far as audit_bundle in {store.root}; run `lancet run {study}`"
+        )
+    bundle = store.read(study, "audit_bundle", version) / "bundle"
+    settings = Study.model_validate_json((bundle / "study.json").read_text())
+    versions = json.loads((bundle / "manifest.json").read_text())["versions"]
+    judge = json.loads((bundle / "figures.json").read_text())["judge"]
+    return collect_evidence(store, settings, versions, judge)
 
 
 def _selected_samples(prepared: Path, scores: Path, pairs: Path) -> list[dict[str, Any]]:

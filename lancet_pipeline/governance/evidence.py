@@ -38,6 +38,8 @@ class Evidence:
             most influence on this output alone, [{sample_id, role, score, tokens [{position, token, share}]}].
         decisions: what people and the pipeline decided on models of this study, oldest first: sequence, time, study,
             action, actor, reason, model, version, bundle, gates, expires, previous, hash (`governance.decisions`).
+        data_checks: by asset, the validation of its table by a Great Expectations suite: name, success, rows, results
+            [{type, arguments, success, found}] (`data.expectations.meets`); older artifacts have none.
     """
 
     study: dict[str, Any]
@@ -56,6 +58,7 @@ class Evidence:
     judge: dict[str, Any] | None
     traces: list[dict[str, Any]] = field(default_factory=list)
     decisions: list[dict[str, Any]] = field(default_factory=list)
+    data_checks: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def gates_hold(self) -> bool:

@@ -104,7 +104,8 @@ def limits(evidence: Evidence) -> list[str]:
         "at a sample, not proof against it.",
         "Out of distribution means the prompts of one set. Other languages, attacks and conversations of several "
         "turns were not tried.",
-        "The digest of the manifest is no signature: compare it with a copy that was kept elsewhere.",
+        "The signature shows that nothing in the bundle changed since it was signed, and with which key. It does not "
+        "show that what was signed is true: compare the key's fingerprint with one that is known from elsewhere.",
     ]
 
 

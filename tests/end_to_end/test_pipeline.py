@@ -118,6 +118,18 @@ def test_bundle_verifies_and_a_changed_byte_is_named(copied):
     assert "report.html" in failed.stderr
 
 
+def test_bundle_of_the_last_run_is_written_afresh_and_holds_the_same_evidence(finished, tmp_path):
+    study, home = finished
+    kept = next((home / "artifacts" / "tiny" / "audit_bundle").glob("*/bundle"))
+    lancet("bundle", study, "--home", home, "--out", tmp_path / "out")
+    lancet("verify", tmp_path / "out", "--key", home / "keys" / "signing_key.pub")
+    for name in ("figures.json", "lineage.json", "samples.parquet", "data_checks/prepared_data.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (kept / name).read_bytes()
+    again = lancet("bundle", study, "--home", home, "--out", tmp_path / "out", check=False)
+    assert again.returncode == 2
+    assert "already" in again.stderr
+
+
 def test_trace_names_signed_samples_and_tokens(finished):
     study, home = finished
     trace = json.loads(

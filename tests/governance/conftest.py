@@ -3,8 +3,10 @@
 import copy
 import hashlib
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,9 @@ import pytest
 from lancet_pipeline import plots
 from lancet_pipeline.evaluation.gates import all_gates
 from lancet_pipeline.evaluation.statistics import rate
+from lancet_pipeline.governance.bundle import write_bundle
 from lancet_pipeline.governance.evidence import Evidence
+from lancet_pipeline.governance.signing import Signing
 from lancet_pipeline.graph import SOURCES, STAGES, versions
 from lancet_pipeline.study import PACKAGED_STUDIES, Study, load_study
 
@@ -46,6 +50,25 @@ def make_evidence() -> Callable[[], Evidence]:
     """A new, equal Evidence at each call."""
     built = build_evidence(_plots())
     return lambda: copy.deepcopy(built)
+
+
+@pytest.fixture(scope="session")
+def signing(tmp_path_factory: pytest.TempPathFactory) -> Signing:
+    return Signing(private_key=tmp_path_factory.mktemp("keys") / "signing_key.pem", create=True)
+
+
+@pytest.fixture(scope="session")
+def pristine(make_evidence: Callable[[], Evidence], signing: Signing, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A signed bundle; only to be read."""
+    folder = tmp_path_factory.mktemp("pristine") / "bundle"
+    write_bundle(make_evidence(), folder, signing)
+    return folder
+
+
+@pytest.fixture
+def bundle(pristine: Path, tmp_path: Path) -> Path:
+    """A copy of the signed bundle, to be tampered with."""
+    return Path(shutil.copytree(pristine, tmp_path / "bundle"))
 
 
 @pytest.fixture
@@ -87,6 +110,23 @@ def build_evidence(drawn: dict[str, bytes]) -> Evidence:
         generations=generations,
         correction_curve=_curve(),
         plots=drawn,
+        traces=_traces(generations, samples),
+        decisions=[_decision("registered", "pipeline")],
+        data_checks={
+            "prepared_data": {
+                "name": "prepared_data",
+                "success": True,
+                "rows": 2400,
+                "results": [
+                    {
+                        "type": "expect_column_values_to_be_unique",
+                        "arguments": {"column": "sample_id"},
+                        "success": True,
+                        "found": {"element_count": 2400, "unexpected_count": 0, "partial_unexpected_list": [HOSTILE]},
+                    }
+                ],
+            }
+        },
         judge={
             "accuracy": rate([True] * 412 + [False] * 38),
             "kappa": 0.83,
@@ -97,6 +137,41 @@ def build_evidence(drawn: dict[str, bytes]) -> Evidence:
             "left_out": 31,
         },
     )
+
+
+def _traces(generations: list[dict[str, Any]], samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    corrected = {row["sample_id"]: row for row in generations if row["model"] == "corrected"}
+    return [
+        {
+            **{key: row[key] for key in ("report", "sample_id", "prompt", "response", "verdict")},
+            "corrected_response": corrected[row["sample_id"]]["response"],
+            "corrected_verdict": corrected[row["sample_id"]]["verdict"],
+            "samples": [
+                {**{key: sample[key] for key in ("sample_id", "role", "score")}, "tokens": sample["tokens"]}
+                for sample in samples[1:4]
+            ],
+        }
+        for row in generations
+        if row["model"] == "base" and row["harmful"]
+    ][:20]
+
+
+def _decision(action: str, actor: str) -> dict[str, Any]:
+    return {
+        "sequence": 0,
+        "time": "2026-03-02T11:00:00+00:00",
+        "study": "demo",
+        "action": action,
+        "actor": actor,
+        "reason": "every gate holds",
+        "model": digest("model"),
+        "version": "1",
+        "bundle": digest("bundle"),
+        "gates": {"harm_falls": True},
+        "expires": None,
+        "previous": "0" * 64,
+        "hash": digest(action),
+    }
 
 
 def _side(size: int, share: float, index: float) -> dict[str, Any]:

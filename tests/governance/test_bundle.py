@@ -2,7 +2,7 @@ import hashlib
 import json
 import math
 import os
-import shutil
+import resource
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,21 +10,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from lancet_pipeline.data.expectations import meets, score_expectations
 from lancet_pipeline.errors import InputError, IntegrityError
 from lancet_pipeline.governance.bundle import verify_bundle, write_bundle
 from lancet_pipeline.governance.evidence import Evidence
-
-
-@pytest.fixture(scope="module")
-def pristine(make_evidence: Callable[[], Evidence], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pristine")
-    write_bundle(make_evidence(), folder)
-    return folder
-
-
-@pytest.fixture
-def bundle(pristine: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(pristine, tmp_path / "bundle"))
+from lancet_pipeline.governance.signing import Signing
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -36,7 +26,9 @@ def edit_manifest(folder: Path, change: Callable[[dict], None], *, reseal: bool)
     change(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     if reseal:
-        (folder / "manifest.sha256").write_text(hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest())
+        (folder / "manifest.sha256").write_text(
+            hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest() + "\n"
+        )
 
 
 def test_written_bundle_verifies_and_lists_every_other_file(pristine: Path, evidence: Evidence) -> None:
@@ -44,6 +36,7 @@ def test_written_bundle_verifies_and_lists_every_other_file(pristine: Path, evid
     assert {entry["path"] for entry in manifest["files"]} == contents(pristine).keys() - {
         "manifest.json",
         "manifest.sha256",
+        "model.sig",
     }
     assert manifest["study"] == "demo"
     assert manifest["versions"] == evidence.versions
@@ -64,9 +57,13 @@ def test_tables_hold_every_row(pristine: Path, evidence: Evidence) -> None:
     assert samples[1]["tokens"] == evidence.samples[1]["tokens"]
 
 
-def test_same_evidence_gives_same_bytes(pristine: Path, make_evidence: Callable[[], Evidence], tmp_path: Path) -> None:
-    write_bundle(make_evidence(), tmp_path)
-    assert contents(tmp_path) == contents(pristine)
+def test_same_evidence_and_key_give_same_bytes_but_for_the_signature(
+    pristine: Path, make_evidence: Callable[[], Evidence], signing: Signing, tmp_path: Path
+) -> None:
+    write_bundle(make_evidence(), tmp_path / "again", signing)
+    again, first = contents(tmp_path / "again"), contents(pristine)
+    assert again.pop("model.sig") != first.pop("model.sig")
+    assert again == first
 
 
 def test_plot_bytes_are_kept(pristine: Path, evidence: Evidence) -> None:
@@ -74,19 +71,21 @@ def test_plot_bytes_are_kept(pristine: Path, evidence: Evidence) -> None:
         assert (pristine / "plots" / f"{name}.png").read_bytes() == png
 
 
-def test_figures_that_are_not_finite_become_null(evidence: Evidence, tmp_path: Path) -> None:
+def test_figures_that_are_not_finite_become_null(evidence: Evidence, signing: Signing, tmp_path: Path) -> None:
     evidence.selection["positive"] |= {"tail_index": math.inf, "tail_low": math.nan}
-    write_bundle(evidence, tmp_path)
+    write_bundle(evidence, tmp_path, signing)
     side = json.loads((tmp_path / "figures.json").read_text())["selection"]["positive"]
     assert side["tail_index"] is None
     assert side["tail_low"] is None
 
 
-def test_evidence_without_queries_pairs_or_plots_makes_a_bundle(evidence: Evidence, tmp_path: Path) -> None:
+def test_evidence_without_queries_pairs_or_plots_makes_a_bundle(
+    evidence: Evidence, signing: Signing, tmp_path: Path
+) -> None:
     bare = replace(
         evidence, queries=[], pairs=[], samples=[], generations=[], correction_curve=[], plots={}, judge=None
     )
-    write_bundle(bare, tmp_path)
+    write_bundle(bare, tmp_path, signing)
     verify_bundle(tmp_path)
 
 
@@ -131,7 +130,7 @@ TAMPERING: dict[str, tuple[str, Callable[[Path], object]]] = {
     "deleted manifest": ("manifest.json", lambda f: (f / "manifest.json").unlink()),
     "deleted digest": ("manifest.sha256", lambda f: (f / "manifest.sha256").unlink()),
     "digest that is none": ("manifest.sha256", lambda f: (f / "manifest.sha256").write_text("0" * 63)),
-    "other digest": ("manifest.json", lambda f: (f / "manifest.sha256").write_text("0" * 64)),
+    "other digest": ("manifest.sha256", lambda f: (f / "manifest.sha256").write_text("0" * 64 + "\n")),
     "edited manifest": ("manifest.json", lambda f: edit_manifest(f, lambda m: m["versions"].clear(), reseal=False)),
     "resealed without a file": ("report.html", lambda f: edit_manifest(f, drop_listed, reseal=True)),
     "resealed with broken list": (
@@ -155,6 +154,8 @@ def test_tampering_is_caught_and_names_the_culprit(bundle: Path, case: str) -> N
 def test_folder_that_is_no_bundle_is_an_input_error(tmp_path: Path, bundle: Path) -> None:
     with pytest.raises(InputError, match="no such directory"):
         verify_bundle(tmp_path / "missing")
+    with pytest.raises(InputError, match="is a file"):
+        verify_bundle(bundle / "report.html")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no audit bundle"):
         verify_bundle(tmp_path / "empty")
@@ -167,16 +168,78 @@ def test_bundle_of_another_format_is_an_input_error(bundle: Path) -> None:
     edit_manifest(bundle, lambda m: m.update(format=99), reseal=True)
     with pytest.raises(InputError, match="format 99"):
         verify_bundle(bundle)
+    edit_manifest(bundle, lambda m: m.update(format=1), reseal=True)
+    with pytest.raises(InputError, match=r"format 1, .* LANCET 0\.1 reads it"):
+        verify_bundle(bundle)
 
 
-def test_writing_into_an_occupied_folder_is_refused(evidence: Evidence, tmp_path: Path) -> None:
+def test_writing_into_an_occupied_folder_is_refused(evidence: Evidence, signing: Signing, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(InputError, match=r"mine\.txt"):
-        write_bundle(evidence, tmp_path)
+        write_bundle(evidence, tmp_path, signing)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_plot_name_cannot_leave_the_bundle(evidence: Evidence, tmp_path: Path) -> None:
+def test_plot_name_cannot_leave_the_bundle(evidence: Evidence, signing: Signing, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="escape"):
-        write_bundle(replace(evidence, plots={"../escape": b"png"}), tmp_path)
+        write_bundle(replace(evidence, plots={"../escape": b"png"}), tmp_path, signing)
     assert not list(tmp_path.iterdir())
+
+
+def test_full_disk_leaves_nothing_and_says_so(evidence: Evidence, signing: Signing, tmp_path: Path) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limit[1]))  # a file that cannot grow is what a full disk gives
+    try:
+        with pytest.raises(InputError, match="cannot be written"):
+            write_bundle(evidence, tmp_path / "out", signing)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert not list(tmp_path.iterdir())
+
+
+def test_place_that_cannot_be_written_is_an_input_error(evidence: Evidence, signing: Signing, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="cannot be written"):
+        write_bundle(evidence, tmp_path / "file" / "bundle", signing)
+    with pytest.raises(InputError, match="is no directory"):
+        write_bundle(evidence, tmp_path / "file", signing)
+
+
+def test_bundle_that_is_being_written_is_not_taken_for_one(bundle: Path) -> None:
+    (bundle / "manifest.json").unlink()
+    (bundle / "manifest.sha256").unlink()
+    with pytest.raises(InputError, match="while one is being written"):
+        verify_bundle(bundle)
+
+
+def test_decisions_and_traces_are_in_the_bundle(pristine: Path, evidence: Evidence) -> None:
+    assert json.loads((pristine / "decisions.json").read_text()) == evidence.decisions
+    traces = pq.read_table(pristine / "traces.parquet").to_pylist()
+    assert [row["corrected_response"] for row in traces] == [row["corrected_response"] for row in evidence.traces]
+    assert traces[0]["samples"][0]["sample_id"] == evidence.traces[0]["samples"][0]["sample_id"]
+
+
+def test_data_docs_load_nothing_and_escape_what_they_show(pristine: Path, evidence: Evidence) -> None:
+    html = (pristine / "data_docs" / "index.html").read_text()
+    assert "column values to be unique" in html
+    assert "&lt;script&gt;" in html
+    for loading in ("<script", "<link", "<img", "<iframe", "http:", "https:", "@import", "url("):
+        assert loading not in html
+    stored = json.loads((pristine / "data_checks" / "prepared_data.json").read_text())
+    assert stored == evidence.data_checks["prepared_data"]
+
+
+def test_validation_result_is_kept_without_what_changes_from_run_to_run(tmp_path: Path) -> None:
+    import pandas as pd
+
+    table = pd.DataFrame({"sample_id": ["a", "a"], "score": [1.0, 2.0]})
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        valid, _ = meets(table, score_expectations(2), "influence_scores", tmp_path / name)
+        assert not valid
+    first = (tmp_path / "one" / "expectations.json").read_bytes()
+    assert first == (tmp_path / "two" / "expectations.json").read_bytes()
+    record = json.loads(first)
+    assert (record["success"], record["rows"]) == (False, 2)
+    assert [result["success"] for result in record["results"]] == [True, False, True, True]
+    assert record["results"][1]["found"]["unexpected_count"] == 2
