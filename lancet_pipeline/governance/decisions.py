@@ -51,7 +51,9 @@ def decision_lock(home: Path, study: str) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise InputError(f"study '{study}': another decision is being made ({path}); try again when it is done") from None
+        raise InputError(
+            f"study '{study}': another decision is being made ({path}); try again when it is done"
+        ) from None
     try:
         yield
     finally:
@@ -84,7 +86,9 @@ def read_decisions(home: Path, study: str) -> list[dict[str, Any]]:
         previous = entries[-1]["hash"] if entries else FIRST
         fault = _fault(line, study, number, previous)
         if fault:
-            raise IntegrityError(f"{path}: line {number}: {fault}; restore the log from a copy (audit bundles hold one)")
+            raise IntegrityError(
+                f"{path}: line {number}: {fault}; restore the log from a copy (audit bundles hold one)"
+            )
         entries.append(json.loads(line))
     return entries
 
@@ -138,7 +142,7 @@ def timestamp(moment: datetime) -> str:
 def _fault(line: bytes, study: str, number: int, previous: str) -> str | None:
     """What is wrong with the line that stands at `number`; None where it fits."""
     try:
-        entry = json.loads(line)
+        entry = json.loads(line, parse_constant=_no_number)
     except ValueError:
         return "is no JSON: it was edited"
     if not isinstance(entry, dict) or set(entry) != set(FIELDS):
@@ -152,6 +156,10 @@ def _fault(line: bytes, study: str, number: int, previous: str) -> str | None:
     if entry["sequence"] != number or entry["previous"] != previous:
         return f"entry {entry['sequence']} does not follow what stands before it: an entry was removed, put in or moved"
     return None
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(name)
 
 
 def _canonical(entry: Mapping[str, Any]) -> bytes:
@@ -174,7 +182,9 @@ def _append(path: Path, line: bytes) -> None:
             os.fsync(descriptor)
         except OSError as error:
             os.ftruncate(descriptor, size)
-            raise InputError(f"{path}: cannot be written ({error}); free some space, and give the command again") from error
+            raise InputError(
+                f"{path}: cannot be written ({error}); free some space, and give the command again"
+            ) from error
     finally:
         os.close(descriptor)
     if size == 0:

@@ -50,12 +50,14 @@ def test_no_log_is_no_decision(tmp_path):
 def test_any_changed_byte_is_found(tmp_path_factory, log, data):
     position = data.draw(st.integers(0, len(log) - 1))
     byte = data.draw(st.integers(0, 255).filter(lambda value: value != log[position]))
-    with pytest.raises(IntegrityError, match="line [1-6]"):
+    with pytest.raises(IntegrityError, match=r"line [1-6]"):
         reading(tmp_path_factory.getbasetemp(), log[:position] + bytes([byte]) + log[position + 1 :])
 
 
 @settings(max_examples=150, deadline=None)
-@given(field=st.sampled_from(["actor", "reason", "model", "bundle", "time", "action", "study"]), text=TEXTS, data=st.data())
+@given(
+    field=st.sampled_from(["actor", "reason", "model", "bundle", "time", "action", "study"]), text=TEXTS, data=st.data()
+)
 def test_an_entry_with_another_value_is_found_and_named(tmp_path_factory, log, field, text, data):
     lines = log.splitlines()
     number = data.draw(st.integers(0, len(lines) - 1))
