@@ -15,7 +15,6 @@ from typing import Any
 from lancet_pipeline.artifacts import ArtifactStore, sha256
 from lancet_pipeline.errors import InputError, IntegrityError, LancetError
 from lancet_pipeline.evaluation.gates import Gate, all_gates
-from lancet_pipeline.governance.bundle import MANIFEST, verify_bundle
 from lancet_pipeline.governance.decisions import (
     PIPELINE,
     append_decision,
@@ -238,6 +237,8 @@ def evaluate(store: ArtifactStore, study: str, tags: Mapping[str, str]) -> Evalu
 
     Gates are computed again from the reports, with the limits that the bundle was made under.
     """
+    from lancet_pipeline.governance.bundle import MANIFEST, verify_bundle  # loads the method, which nothing else needs
+
     behind = {asset: tags.get(f"{VERSION_TAG}{asset}") for asset in BEHIND}
     roots = {asset: version for asset, version in behind.items() if version is not None}
     absent = [asset for asset in BEHIND if asset not in roots or not store.has(study, asset, roots[asset])]

@@ -100,12 +100,13 @@ def decisions(study: StudyName, home: Home = None, as_json: AsJson = False) -> N
     from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
-    table = Table(title=f"study {name}: decisions", title_justify="left")
+    table = Table(title=f"study {name}: decisions (times in UTC)", title_justify="left")
     for column in ("", "time", "action", "version", "by", "reason", "approval until"):
         table.add_column(column, overflow="fold")
     for entry in entries:
-        shown = (entry[key] for key in ("sequence", "time", "action", "version", "actor", "reason", "expires"))
-        table.add_row(*(Text("" if value is None else str(value)) for value in shown))
+        when, until = (_minute(entry[key]) for key in ("time", "expires"))
+        shown = (entry["sequence"], when, entry["action"], entry["version"], entry["actor"], entry["reason"], until)
+        table.add_row(*(Text(str(value)) for value in shown))
     console.print(table)
     if entries:
         print(f"log         {decision_file(where.home, name)}: {len(entries)} entries, the chain holds")
@@ -211,6 +212,10 @@ def _print_unreferenced(items: Sequence[Any], home: Path) -> None:
     for item in items:
         print(f"  {item.path}")
     print(f"together    {len(items)}, {_mebibytes(sum(item.bytes for item in items))}")
+
+
+def _minute(time: str | None) -> str:
+    return time[:16].replace("T", " ") if time else ""
 
 
 def _mebibytes(size: int) -> str:
