@@ -19,7 +19,7 @@ from pathlib import Path
 
 from lancet_pipeline.artifacts import MANIFEST, ArtifactStore, study_lock
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.promotion import VERSION_TAG
+from lancet_pipeline.governance.readiness import VERSION_TAG
 
 DAY = 86_400.0
 REMOVED = ".removed-"

@@ -1,7 +1,6 @@
 """MLflow: one run for each study run, every asset's settings, metrics and plots in it; and the registry of models."""
 
 import logging
-import math
 import os
 import re
 import socket
@@ -17,7 +16,8 @@ import dagster as dg
 
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.experiment import experiment_of, is_variant
-from lancet_pipeline.registration import DataSet, Registration
+from lancet_pipeline.registration import Registration
+from lancet_pipeline.resources.logged_model import card, components, data_set, model_metrics
 
 CONNECT_SECONDS = 5
 IMPATIENT = {
@@ -132,21 +132,21 @@ class Tracking(dg.ConfigurableResource):
             mlflow.set_tracking_uri(self.tracking_uri())  # the model flavours know no client
             with mlflow.start_run(run_id=run):
                 mlflow.log_inputs(
-                    [_data_set(data) for data in entry.data],
+                    [data_set(data) for data in entry.data],
                     [data.context for data in entry.data],
                     [{"lancet.version": data.version} for data in entry.data],
                 )
                 model = mlflow.transformers.log_model(
-                    _components(entry.folder),
+                    components(entry.folder),
                     name="corrected_model",
                     task="text-generation",
                     signature=signature,
-                    model_card=_card(entry.card),
+                    model_card=card(entry.card),
                     model_type="corrected",
                     tags=dict(entry.tags),
                     pip_requirements=["torch", "transformers"],
                 )
-            client.log_batch(run, metrics=_model_metrics(entry, model.model_id))
+            client.log_batch(run, metrics=model_metrics(entry, model.model_id))
             name = registry_name(entry.study)
             if not client.search_registered_models(f"name = '{name}'"):
                 client.create_registered_model(name, {"lancet.study": entry.study})
@@ -265,53 +265,6 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _registered(version: Any, aliases: Sequence[str] = ()) -> RegisteredVersion:
     return RegisteredVersion(version.name, int(version.version), version.run_id, dict(version.tags), tuple(aliases))
-
-
-def _components(folder: Path) -> dict[str, Any]:
-    """The loaded model: MLflow 3.17 takes a folder as it is only with transformers before 5."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    return {
-        "model": AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype="auto"),
-        "tokenizer": AutoTokenizer.from_pretrained(folder),
-    }
-
-
-def _data_set(data: DataSet) -> Any:
-    """MLflow's entry for a data set: where it is, and the version of its content."""
-    from mlflow.data.code_dataset_source import CodeDatasetSource
-    from mlflow.data.dataset_source_registry import resolve_dataset_source
-    from mlflow.data.huggingface_dataset_source import HuggingFaceDatasetSource
-    from mlflow.data.meta_dataset import MetaDataset
-
-    origin = data.source
-    if origin.hub:
-        source = HuggingFaceDatasetSource(
-            origin.hub, config_name=origin.subset, split=origin.part, revision=origin.revision
-        )
-    elif origin.path:
-        source = resolve_dataset_source(Path(origin.path).as_uri())
-    else:
-        source = CodeDatasetSource({"builtin": str(origin.builtin), "part": str(origin.part)})
-    return MetaDataset(source, name=data.name, digest=data.digest)
-
-
-def _model_metrics(entry: Registration, model_id: str) -> list[Any]:
-    from mlflow.entities import Metric
-
-    digests = {data.name: data.digest for data in entry.data}
-    stamp = int(time.time() * 1000)
-    return [
-        Metric(name, value, stamp, 0, model_id, data, digests[data] if data else None)
-        for name, (value, data) in entry.metrics.items()
-        if math.isfinite(value)
-    ]
-
-
-def _card(text: str | None) -> Any:
-    from huggingface_hub import ModelCard
-
-    return ModelCard(text) if text else None
 
 
 @contextmanager

@@ -58,7 +58,7 @@ def promote(
     )
     print(
         f"study {settings.name}: version {entry['version']} is champion, approved by {entry['actor']} until "
-        f"{entry['expires']}\nnext        lancet decisions {settings.name}"
+        f"{entry['expires']}\nreason      {entry['reason']}\nnext        lancet decisions {settings.name}"
     )
 
 
