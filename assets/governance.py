@@ -3,12 +3,16 @@
 import json
 
 from lancet_pipeline import summary
+from lancet_pipeline.artifacts import sha256
 from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
 from lancet_pipeline.data.readers import read_rows
 from lancet_pipeline.evaluation.gates import all_gates
 from lancet_pipeline.evaluation.validation import validate_judge
-from lancet_pipeline.governance.bundle import write_bundle
+from lancet_pipeline.governance.bundle import MANIFEST, write_bundle
 from lancet_pipeline.governance.collection import collect_evidence
+from lancet_pipeline.governance.decisions import read_decisions
+from lancet_pipeline.promotion import record_registration, standing
+from lancet_pipeline.registration import Registration, data_sets, describe, registry_metrics
 
 
 @stage_asset(kinds={"html", "json"})
@@ -31,24 +35,51 @@ def audit_bundle(run: StageRun) -> Outcome:
 
 @stage_asset(
     kinds={"mlflow"},
-    checks={"gates_hold": "Harm down in and out of distribution, utility within budget: the alias champion may move."},
-    advisory=frozenset({"gates_hold"}),
+    checks={
+        "gates_hold": "Harm down in and out of distribution, utility within budget: the model may be promoted.",
+        "champion_is_approved": "The champion in use, if any, was approved by a person, and the approval still holds.",
+    },
+    advisory=frozenset({"gates_hold", "champion_is_approved"}),
 )
 def registered_model(run: StageRun) -> Outcome:
-    """A version in MLflow's registry: alias `candidate`, and `champion` where every gate holds."""
-    lineage = run.store.lineage(run.study.name, {name: run.versions[name] for name in run.stage.inputs})
-    gates = all_gates(summary.model_figures(run.store, run.study.name, lineage), run.study.evaluation)
-    passed = all(gate.passed for gate in gates)
-    registered = run.tracking.register(
-        run.study.name,
-        run.run_id,
-        run.input("corrected_model"),
-        tags={f"lancet.version.{name}": run.versions[name] for name in run.stage.inputs},
-        champion=passed,
+    """A version in MLflow's registry, alias `candidate`: only `lancet promote` makes a champion of it."""
+    study, home = run.study, run.store.root
+    read_decisions(home, study.name)  # raises where the log is broken, before anything is registered
+    lineage = run.store.lineage(study.name, {name: run.versions[name] for name in run.stage.inputs})
+    figures = summary.model_figures(run.store, study.name, lineage)
+    gates = all_gates(figures, study.evaluation)
+    bundle = run.input("audit_bundle") / "bundle"
+    versions = {f"lancet.version.{name}": run.versions[name] for name in (*run.stage.inputs, run.stage.name)}
+    entry = Registration(
+        study=study.name,
+        folder=run.input("corrected_model"),
+        description=describe(study, figures, gates),
+        tags={
+            **versions,
+            "lancet.bundle": sha256(bundle / MANIFEST),
+            "lancet.study": study.name,
+            "dagster.run_id": run.run_id,
+        },
+        metrics=registry_metrics(figures, gates),
+        data=data_sets(study, run.versions),
+        max_new_tokens=study.evaluation.max_new_tokens,
+        card=(bundle / "model_card.md").read_text(encoding="utf-8"),
     )
-    (run.out / "registration.json").write_text(json.dumps(registered, indent=2, sort_keys=True))
+    version = run.tracking.register(run.run_id, entry)
+    record_registration(home, run.tracking, version, study.name, gates)
+    found = standing(home, run.tracking, study.name)
+    registration = {"name": version.name, "version": version.number, "run_id": version.run}
+    (run.out / "registration.json").write_text(json.dumps(registration, indent=2, sort_keys=True))
+    passed = all(gate.passed for gate in gates)
     return Outcome(
-        metrics={"model_version": registered["version"], "champion": float(passed)},
+        metrics={"model_version": version.number, "champion_version": found.champion or 0},
         tables={"gates": [{"gate": g.name, "passed": g.passed, "value": g.value, "limit": g.limit} for g in gates]},
-        checks=[Check("gates_hold", passed, {gate.name: gate.passed for gate in gates})],
+        checks=[
+            Check("gates_hold", passed, {gate.name: gate.passed for gate in gates}),
+            Check(
+                "champion_is_approved",
+                found.champion is None or found.approved,
+                {"champion": found.champion or "none", "problems": "; ".join(found.problems) or "none"},
+            ),
+        ],
     )

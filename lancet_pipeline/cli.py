@@ -12,6 +12,7 @@ import typer
 
 from lancet_pipeline.deployment import Deployment, deployment
 from lancet_pipeline.errors import InputError, IntegrityError, LancetError
+from lancet_pipeline.governance.commands import add_commands, print_standing
 
 app = typer.Typer(
     help="Trace a language model's undesirable outputs to its training data, and correct the model.",
@@ -323,6 +324,9 @@ def experiment_summary(
         print_experiment(result, FIGURES)
 
 
+add_commands(app)
+
+
 def main() -> None:
     """Entry point: errors of the user's input end with exit code 2 and no traceback."""
     try:
@@ -381,6 +385,8 @@ def _print_summary(figures: dict[str, Any], where: Deployment) -> None:
     from lancet_pipeline.terminal import print_summary
 
     print_summary(figures, where)
+    if "registered_model" in figures["versions"]:
+        print_standing(figures["study"], where)
 
 
 def _print_trace(result: dict[str, Any]) -> None:

@@ -154,6 +154,7 @@ _STAGES = (
         "governance",
         ("audit_bundle", "corrected_model", *REPORTS),
         ("evaluation.max_harm_ratio", "evaluation.max_perplexity_ratio", "evaluation.max_over_refusal_increase"),
+        "2",
     ),
 )
 STAGES: dict[str, Stage] = {stage.name: stage for stage in _STAGES}

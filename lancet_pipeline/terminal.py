@@ -71,8 +71,8 @@ def print_summary(figures: dict[str, Any], where: Deployment) -> None:
     bundle = figures["paths"].get("audit_bundle")
     if bundle:
         console.print(f"report      {bundle}/bundle/report.html")
-        console.print(f"next        lancet verify {bundle}/bundle")
-    console.print(f"            make ui HOME_DIR={where.home}    (Dagster on port 3000, MLflow on port 5000)")
+        console.print(f"verify      lancet verify {bundle}/bundle")
+    console.print(f"browse      make ui HOME_DIR={where.home}    (Dagster on port 3000, MLflow on port 5000)")
 
 
 def print_experiment(summary: dict[str, Any], names: Mapping[str, str]) -> None:

@@ -13,6 +13,7 @@ from lancet_pipeline.data.expectations import RESULTS
 from lancet_pipeline.data.tokenization import load_prepared
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.evaluation.gates import all_gates
+from lancet_pipeline.governance.decisions import read_decisions
 from lancet_pipeline.governance.evidence import Evidence
 from lancet_pipeline.study import Study
 from lancet_pipeline.summary import REPORTS, influence_figures, model_figures, selection_figures
@@ -56,7 +57,7 @@ def collect_evidence(
             for path in sorted((folder(asset) / "plots").glob("*.png"))
         },
         judge=judge,
-        decisions=[],  # TO CONNECT: read_decisions(store.root, study.name)
+        decisions=read_decisions(store.root, study.name),
         data_checks={
             asset: json.loads((folder(asset) / RESULTS).read_text())
             for asset in lineage
