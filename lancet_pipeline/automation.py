@@ -188,9 +188,15 @@ def study_schedules(catalog: StudyCatalog) -> list[dg.ScheduleDefinition]:
 
 def _schedule(name: str, cron: str) -> dg.ScheduleDefinition:
     @dg.schedule(job=correction_job, cron_schedule=cron, name=f"recorrect_{name.replace('-', '_')}")
-    def recorrect(context: dg.ScheduleEvaluationContext, catalog: StudyCatalog, store: Store, models: ModelSource):
-        study = catalog.load(name)
-        known = known_versions(study, models.paths())
+    def recorrect(
+        context: dg.ScheduleEvaluationContext, catalog: StudyCatalog, store: Store, models: ModelSource, alerts: Alerts
+    ):
+        try:
+            study = catalog.load(name)
+            known = known_versions(study, models.paths())
+        except InputError as error:
+            alerts.send("invalid_input", name, str(error))
+            return dg.SkipReason(str(error))
         stale = stale_assets(study, store.open(), known)
         if not stale:
             return dg.SkipReason(f"{name}: nothing changed")
