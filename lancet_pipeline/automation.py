@@ -30,7 +30,7 @@ from lancet_pipeline.study import Study
 
 log = logging.getLogger("lancet.automation")
 
-LOOK_SECONDS = 10
+LOOK_SECONDS = 8  # the daemon goes round every 5 s, so that a study is looked at every 10 s
 READING_SECONDS = 20
 """Seconds after which a tick reads no further study: the daemon gives a tick 60 s."""
 LOST_SECONDS = 120
