@@ -5,15 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import dagster as dg
 import pytest
-from conftest import tiny_tree, training_rows, write_jsonl, write_tiny_study
+from conftest import Webhook, tiny_tree, training_rows, write_jsonl, write_tiny_study
 
 import mlflow
 from lancet_pipeline.running import dagster_home
@@ -21,7 +19,6 @@ from lancet_pipeline.running import dagster_home
 pytestmark = pytest.mark.slow
 
 BIN = Path(sys.executable).parent
-SECRET = "a-secret-in-the-path"
 
 
 class Deployment:
@@ -31,8 +28,8 @@ class Deployment:
         self.root, self.home = root, root / "home"
         tree = tiny_tree() | {"schedule": "* * * * *"}
         self.study = write_tiny_study(root / "studies", tree)
-        self.posts: list[dict] = []
-        self.webhook = self._webhook()
+        self.webhook = Webhook()
+        self.posts = self.webhook.posts
         self.environment = {
             **os.environ,
             "HF_HUB_OFFLINE": "1",
@@ -42,7 +39,7 @@ class Deployment:
             "LANCET_STUDIES": str(self.study.parent),
             "LANCET_PAGE": "http://127.0.0.1:3000",
             "DAGSTER_HOME": str(dagster_home(self.home)),
-            "LANCET_WEBHOOK": f"http://127.0.0.1:{self.webhook.server_port}/{SECRET}",
+            "LANCET_WEBHOOK": self.webhook.url,
         }
         self.run("-m", "lancet_pipeline.cli", "run", str(self.study))
         self.instance = dg.DagsterInstance.from_config(str(self.home / "dagster"))
@@ -65,22 +62,6 @@ class Deployment:
             check=False,
         )
         assert done.returncode == 0, done.stderr
-
-    def _webhook(self) -> ThreadingHTTPServer:
-        posts = self.posts
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                posts.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                self.send_response(204)
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        return server
 
     def wait(self, what: str, found: Callable[[], object], seconds: float = 120):
         """The first truthy answer of `found`."""
@@ -133,7 +114,7 @@ class Deployment:
             self.daemon.send_signal(signal.SIGINT)
         code = self.daemon.wait(timeout=60)
         self.log.close()
-        self.webhook.shutdown()
+        self.webhook.server.shutdown()
         self.instance.dispose()
         return code
 
@@ -212,6 +193,6 @@ def test_a_touched_file_and_a_schedule_recompute_nothing(deployment: Deployment)
 
 def test_the_webhook_is_in_no_log_and_the_daemon_stops_cleanly(deployment: Deployment):
     assert deployment.stop() == 0
-    assert SECRET not in (deployment.root / "daemon.log").read_text()
+    assert Webhook.secret not in (deployment.root / "daemon.log").read_text()
     logged = b"".join(path.read_bytes() for path in (deployment.home / "dagster").rglob("*.db"))
-    assert SECRET.encode() not in logged
+    assert Webhook.secret.encode() not in logged
