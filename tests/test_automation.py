@@ -150,6 +150,7 @@ def test_invalid_data_or_settings_start_nothing_say_why_and_are_told_once(
 
 
 def test_a_schedule_runs_what_is_out_of_date_or_nothing(definitions, corrected, tmp_path):
+    (tmp_path / "dagster").mkdir()
     instance = dg.DagsterInstance.local_temp(str(tmp_path / "dagster"))
     repository = definitions.get_repository_def()
     schedule = repository.get_schedule_def("recorrect_tiny")

@@ -191,6 +191,21 @@ def test_a_touched_file_and_a_schedule_recompute_nothing(deployment: Deployment)
     assert {run.run_id for run in deployment.runs()} == known
 
 
+def test_a_backfill_over_studies_corrects_each(deployment: Deployment):
+    twin = deployment.study.parent / "twin.yaml"
+    twin.write_text(deployment.study.read_text().replace("name: tiny", "name: twin"))
+    deployment.wait("partition", lambda: "twin" in deployment.instance.get_dynamic_partitions("study"))
+    known = {run.run_id for run in deployment.runs()}
+    job = ("-m", "dagster", "job", "backfill", "-j", "correction", "-m", "lancet_pipeline.definitions")
+    deployment.run(*job, "--partitions", "tiny,twin", "--noprompt")
+    runs = [run for run in deployment.runs() if run.run_id not in known]
+    assert {run.tags["dagster/partition"] for run in runs} == {"tiny", "twin"}
+    for run in runs:
+        deployment.wait("end of a run", lambda run=run: deployment.succeeded(run.run_id))
+    client = mlflow.MlflowClient(f"sqlite:///{deployment.home / 'mlflow' / 'mlflow.db'}")
+    assert client.get_model_version_by_alias("lancet-twin", "candidate").version == "1"
+
+
 def test_the_webhook_is_in_no_log_and_the_daemon_stops_cleanly(deployment: Deployment):
     assert deployment.stop() == 0
     assert Webhook.secret not in (deployment.root / "daemon.log").read_text()
