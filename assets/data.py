@@ -10,6 +10,7 @@ from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
 from lancet_pipeline.data.expectations import meets, sample_expectations
 from lancet_pipeline.data.schema import counts
 from lancet_pipeline.data.tokenization import kept_tokenizer, load_prepared, prepare
+from lancet_pipeline.errors import InputError
 from lancet_pipeline.experiment import is_variant
 from lancet_pipeline.graph import SOURCES
 from lancet_pipeline.inputs import source_version
@@ -23,10 +24,15 @@ def _observed(name: str, description: str) -> dg.SourceAsset:
         context: dg.OpExecutionContext, catalog: StudyCatalog, models: ModelSource
     ) -> dg.DataVersionsByPartition:
         partitions = context.instance.get_dynamic_partitions(STUDY_PARTITIONS.name)
-        studies = [name for name in partitions if not is_variant(name)]
-        return dg.DataVersionsByPartition(
-            {study: source_version(catalog.load(study), name, models.paths()) for study in studies}
-        )
+        found = {}
+        for study in partitions:
+            if is_variant(study):
+                continue
+            try:
+                found[study] = source_version(catalog.load(study), name, models.paths())
+            except InputError as error:  # one study's broken file hides no other study's data
+                context.log.warning(str(error))
+        return dg.DataVersionsByPartition(found)
 
     return observe
 

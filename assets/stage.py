@@ -6,6 +6,7 @@ An asset module states what its stage computes; this module states how a stage b
 import base64
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,16 @@ import dagster as dg
 import pyarrow as pa
 
 from lancet_pipeline.artifacts import ArtifactStore, environment, now, study_lock
-from lancet_pipeline.automation import EAGER_FOR_STUDIES
-from lancet_pipeline.errors import IntegrityError
+from lancet_pipeline.data.schema import content_hash
+from lancet_pipeline.errors import IntegrityError, LancetError
 from lancet_pipeline.evaluation.judges import Judge
+from lancet_pipeline.faults import TRIES, passing_fault, seconds_to_wait
 from lancet_pipeline.governance.signing import Signing
-from lancet_pipeline.graph import STAGES, Stage, versions
-from lancet_pipeline.inputs import read_source, source_versions
+from lancet_pipeline.graph import STAGES, Stage
+from lancet_pipeline.inputs import read_source, source_version, unchanged
 from lancet_pipeline.models.loading import load_model, load_tokenizer
 from lancet_pipeline.progress import Track
-from lancet_pipeline.resources import Compute, JudgeSource, ModelSource, Store, StudyCatalog, Tracking
+from lancet_pipeline.resources import Compute, JudgeSource, ModelSource, RunPlan, Store, Tracking
 from lancet_pipeline.resources.studies import STUDY_PARTITIONS
 from lancet_pipeline.study import Study
 
@@ -72,8 +74,11 @@ class StageRun:
         return self.store.read(self.study.name, asset, self.versions[asset])
 
     def source(self, name: str) -> pa.Table:
+        """The samples of a source, the very ones that this run was planned for. Raises InputError where they changed."""
         assert name in self.stage.inputs, f"{self.stage.name} does not declare {name} as an input"
-        return read_source(self.study, name)
+        table = read_source(self.study, name)
+        unchanged(name, self.versions[name], content_hash(table))
+        return table
 
     def model(self, asset: str, part: str = "") -> tuple[Any, Any]:
         """Model and tokenizer that an input holds."""
@@ -150,7 +155,6 @@ def stage_asset(
             owners=OWNERS,
             kinds=kinds,
             description=function.__doc__,
-            automation_condition=EAGER_FOR_STUDIES,
             check_specs=[
                 dg.AssetCheckSpec(name, asset=stage.name, description=text, blocking=name not in advisory)
                 for name, text in definition.checks.items()
@@ -158,7 +162,7 @@ def stage_asset(
         )
         def compute(
             context: dg.AssetExecutionContext,
-            catalog: StudyCatalog,
+            plan: RunPlan,
             store: Store,
             models: ModelSource,
             compute: Compute,
@@ -166,33 +170,33 @@ def stage_asset(
             tracking: Tracking,
             signing: dg.ResourceParam[Signing],
         ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
-            study = catalog.load(context.partition_key)
             artifacts = store.open()
-            known = versions(study, source_versions(study, models.paths()))
+            with tried_again(context):
+                study, known = plan.of(context.partition_key)
 
-            def begin(out: Path) -> StageRun:
-                device = compute.prepare(study)
-                return StageRun(
-                    study=study,
-                    stage=stage,
-                    store=artifacts,
-                    versions=known,
-                    out=out,
-                    device=device,
-                    judge=judge.make(study, device, models.paths()),
-                    models=models,
-                    tracking=tracking,
-                    signing=signing,
-                    run_id=context.run_id,
-                    track=logged_progress(context),
-                )
+                def begin(out: Path) -> StageRun:
+                    device = compute.prepare(study)
+                    return StageRun(
+                        study=study,
+                        stage=stage,
+                        store=artifacts,
+                        versions=known,
+                        out=out,
+                        device=device,
+                        judge=judge.make(study, device, models.paths()),
+                        models=models,
+                        tracking=tracking,
+                        signing=signing,
+                        run_id=context.run_id,
+                        track=logged_progress(context),
+                    )
 
-            with study_lock(artifacts.root, study.name):
-                wanted = (study.name, stage.name, known[stage.name])
-                if artifacts.has(*wanted) or (not stage.names_study and artifacts.adopt(*wanted)):
-                    yield from _reuse(context, definition, study, artifacts, known)
-                else:
-                    yield from _materialize(context, definition, study, artifacts, known, begin)
+                with study_lock(artifacts.root, study.name):
+                    wanted = (study.name, stage.name, known[stage.name])
+                    if artifacts.has(*wanted) or (not stage.names_study and artifacts.adopt(*wanted)):
+                        yield from _reuse(context, definition, study, artifacts, known, tracking)
+                    else:
+                        yield from _materialize(context, definition, study, artifacts, known, begin)
 
         return compute
 
@@ -220,6 +224,8 @@ def _materialize(
     with artifacts.write(study.name, stage.name, version, record) as out:
         run = begin(out)
         outcome = definition.function(run)
+        for source in {"checkpoint", "judge"}.intersection(stage.inputs):  # files that the function opened by itself
+            unchanged(source, known[source], source_version(study, source, run.models.paths()))
         seconds = time.monotonic() - started
         failed = [check.name for check in outcome.checks if not check.passed and check.name not in advisory]
         for check in outcome.checks:
@@ -267,6 +273,7 @@ def _reuse(
     study: Study,
     artifacts: ArtifactStore,
     known: Mapping[str, str],
+    tracking: Tracking,
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
     """The version is there already: say so again, with the checks it passed when it was made."""
     stage, version = definition.stage, known[definition.stage.name]
@@ -274,11 +281,38 @@ def _reuse(
     artifacts.confirm(study.name, stage.name, version)
     manifest = artifacts.manifest(study.name, stage.name, version)
     context.log.info(f"{stage.name}: unchanged, version {version[:16]} reused")
+    if manifest["run_id"] == context.run_id:  # written by an earlier try of this run, which then could not be tracked
+        tracking.record(
+            study.name,
+            context.run_id,
+            stage.name,
+            version=version,
+            settings=manifest["settings"],
+            metrics={**manifest["metrics"], "seconds": manifest["seconds"]},
+            curves={},
+            plots={path.stem: path.read_bytes() for path in sorted((folder / "plots").glob("*.png"))},
+        )
     for check in manifest["checks"]:
         if check["name"] in definition.checks:
             yield dg.AssetCheckResult(passed=check["passed"], check_name=check["name"], metadata=check["metadata"])
     metadata = {**manifest["metrics"], "path": dg.MetadataValue.path(str(folder)), "reused": True}
     yield dg.MaterializeResult(data_version=dg.DataVersion(version), metadata=metadata)
+
+
+@contextmanager
+def tried_again(context: dg.AssetExecutionContext) -> Iterator[None]:
+    """Have Dagster try an asset again, after a while, where a database, a server or a network file system was away. All
+    other errors are final: they would come again."""
+    try:
+        yield
+    except Exception as error:
+        fault = passing_fault(error)
+        if fault is None:
+            raise
+        wait = seconds_to_wait(context.retry_number)
+        context.log.warning(f"{context.asset_key.to_user_string()}: {fault}", exc_info=True)
+        message = f"a database, a server or a file system is away ({fault}); see that it is there, then run again"
+        raise dg.RetryRequested(max_retries=TRIES, seconds_to_wait=wait) from LancetError(message)
 
 
 def logged_progress(context: dg.AssetExecutionContext) -> Track:

@@ -165,6 +165,15 @@ def study_lock(root: Path, study: str) -> Iterator[None]:
         lock.release()
 
 
+def is_locked(root: Path, study: str) -> bool:
+    """Whether a run on a study is going on, in any process."""
+    try:
+        with study_lock(root, study):
+            return False
+    except InputError:
+        return True
+
+
 def hash_files(folder: Path) -> list[dict[str, Any]]:
     """Relative path, size and SHA-256 of every file below `folder`, by path."""
     return [

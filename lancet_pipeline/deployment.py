@@ -14,7 +14,9 @@ from lancet_pipeline.study import PACKAGED_STUDIES
 class Deployment:
     """home: artifacts, and MLflow's and Dagster's storage where no server is named. study_directories: studies by
     name, first match wins. experiment_directories: experiments, likewise. model_directories: checkpoints by their last name part, before the hub is asked.
-    tracking_uri: an MLflow server; empty for a SQLite file below home. signing: who signs audit bundles."""
+    tracking_uri: an MLflow server; empty for a SQLite file below home. signing: who signs audit bundles.
+    alerts: whether LANCET_WEBHOOK names a webhook; its URL is a secret, which the resource `Alerts` reads where it is used.
+    page: address of Dagster's page, for links."""
 
     home: Path
     study_directories: tuple[Path, ...]
@@ -22,11 +24,13 @@ class Deployment:
     tracking_uri: str = ""
     experiment_directories: tuple[Path, ...] = (PACKAGED_EXPERIMENTS,)
     signing: Signing = field(default_factory=Signing)
+    alerts: bool = False
+    page: str = ""
 
 
 def deployment(environ: Mapping[str, str], home: Path | None = None) -> Deployment:
-    """The deployment that LANCET_HOME, LANCET_STUDIES, LANCET_EXPERIMENTS, LANCET_MODELS, MLFLOW_TRACKING_URI
-    and those of `_signing` describe.
+    """The deployment that LANCET_HOME, LANCET_STUDIES, LANCET_EXPERIMENTS, LANCET_MODELS, MLFLOW_TRACKING_URI,
+    LANCET_WEBHOOK, LANCET_PAGE and those of `_signing` describe.
 
     Args:
         home: goes before LANCET_HOME.
@@ -39,6 +43,8 @@ def deployment(environ: Mapping[str, str], home: Path | None = None) -> Deployme
         environ.get("MLFLOW_TRACKING_URI", ""),
         _search_path(environ, "LANCET_EXPERIMENTS", "experiments", PACKAGED_EXPERIMENTS),
         _signing(environ, root),
+        bool(environ.get("LANCET_WEBHOOK")),
+        environ.get("LANCET_PAGE", ""),
     )
 
 

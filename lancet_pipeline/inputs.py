@@ -57,6 +57,15 @@ def source_version(study: Study, name: str, model_directories: Sequence[Path]) -
     return content_hash(read_source(study, name))
 
 
+def unchanged(source: str, planned: str, found: str) -> None:
+    """Raises InputError where the content `found` of a source is not that which a run was planned for."""
+    if found != planned:
+        raise InputError(
+            f"{source}: changed since this run began (version {planned[:16]}, now {found[:16]}); nothing was written of it, "
+            "run again to take the new content"
+        )
+
+
 def find_checkpoint(checkpoint: str, model_directories: Sequence[Path]) -> str:
     """A local directory for `checkpoint` where there is one (its path, or its last part below `model_directories`);
     the name itself, for the hub, otherwise."""

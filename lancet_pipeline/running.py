@@ -12,7 +12,7 @@ from lancet_pipeline.deployment import Deployment
 from lancet_pipeline.errors import InputError, LancetError
 from lancet_pipeline.experiment import Experiment, forget_failure, record_failure
 from lancet_pipeline.governance.signing import enclosed_key
-from lancet_pipeline.graph import REPORTS, SOURCES, STAGES, upstream, versions
+from lancet_pipeline.graph import REPORTS, STAGES, upstream, versions
 from lancet_pipeline.inputs import find_checkpoint, source_versions
 from lancet_pipeline.study import Study, find_study, load_study
 
@@ -151,14 +151,14 @@ def _add_partitions(plans: Sequence[Plan]) -> None:
 def _execute_in_dagster(plan: Plan) -> None:
     import dagster as dg
 
+    from lancet_pipeline.automation import end_lost_runs, source_events
     from lancet_pipeline.definitions import build_definitions
 
     definitions = build_definitions(plan.where, study_files={plan.study.name: str(plan.path)})
     with dg.DagsterInstance.from_config(str(dagster_home(plan.where.home))) as instance:
         instance.add_dynamic_partitions("study", [plan.study.name])
-        for source in SOURCES:
-            tags = {"dagster/data_version": plan.versions[source]}
-            arrival = dg.AssetMaterialization(source, partition=plan.study.name, tags=tags)
+        end_lost_runs(instance, ArtifactStore(plan.where.home), time.time())
+        for arrival in source_events(plan.study.name, plan.versions):
             instance.report_runless_asset_event(arrival)
         result = definitions.resolve_job_def(plan.job).execute_in_process(
             instance=instance,
@@ -186,21 +186,25 @@ def dagster_home(home: Path) -> Path:
 def _cause(result) -> LancetError:
     """The first failed asset's own error, as a person should read it. Raises KeyboardInterrupt where the run was stopped."""
     for event in result.all_events:
-        if not event.is_step_failure:
-            continue
-        error = event.step_failure_data.error
-        while error.cause is not None:
-            error = error.cause
-        message = error.message.strip()
-        if "DagsterExecutionInterruptedError" in message:  # a person or a supervisor stopped it: no asset is to blame
-            raise KeyboardInterrupt
-        name, _, text = message.partition(": ")
-        short = name.rpartition(".")[2]
-        kind = {"InputError": InputError, "LancetError": LancetError, "IntegrityError": LancetError}.get(short)
-        if kind is not None:
-            return kind(f"{event.step_key}: {text}")
-        return LancetError(f"{event.step_key} failed: {message}\n{''.join(error.stack[-3:])}")
+        if event.is_step_failure:
+            return readable_error(event)
     return LancetError("the run failed before any asset started; see the log above")
+
+
+def readable_error(event) -> LancetError:
+    """The error of a failed step, as a person should read it. Raises KeyboardInterrupt where the run was stopped."""
+    error = event.step_failure_data.error
+    while error.cause is not None:
+        error = error.cause
+    message = error.message.strip()
+    if "DagsterExecutionInterruptedError" in message:  # a person or a supervisor stopped it: no asset is to blame
+        raise KeyboardInterrupt
+    name, _, text = message.partition(": ")
+    short = name.rpartition(".")[2]
+    kind = {"InputError": InputError, "LancetError": LancetError, "IntegrityError": LancetError}.get(short)
+    if kind is not None:
+        return kind(f"{event.step_key}: {text}")
+    return LancetError(f"{event.step_key} failed: {message}\n{''.join(error.stack[-3:])}")
 
 
 def _check_disk(study: Study, where: Deployment) -> None:

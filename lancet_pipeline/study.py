@@ -31,7 +31,9 @@ class Settings(BaseModel):
 class DataSource(Settings):
     """One table of samples. Exactly one of `path`, `hub` and `builtin` says where it comes from."""
 
-    path: str | None = Field(default=None, description="Parquet or JSON Lines file, relative to the study file.")
+    path: str | None = Field(
+        default=None, description="Parquet or JSON Lines file, or a folder of such files; relative to the study file."
+    )
     hub: str | None = Field(default=None, description="Data set on the Hugging Face hub, as owner/name.")
     builtin: EmbeddedCorpus | None = Field(default=None, description="Corpus that ships with the project.")
     part: str | None = Field(default=None, description="Split of the hub data set, or part of the built-in corpus.")
@@ -335,6 +337,11 @@ class Study(Settings):
     description: str = ""
     seed: Seed = 0
     schedule: str | None = Field(default=None, description="Cron expression of the scheduled re-correction.")
+    recorrect: Literal["on_change", "manual"] = Field(
+        default="on_change",
+        description="on_change: once the study has been corrected, a change of its data or settings corrects it again by "
+        "itself. manual: only its schedule and people start a run.",
+    )
     data: DataSettings
     model: ModelSettings
     queries: QuerySettings = QuerySettings()

@@ -1,4 +1,4 @@
-"""Dagster's and MLflow's pages on the results below a home, side by side until interrupted."""
+"""Dagster's and MLflow's pages, and Dagster's daemon, on the results below a home, side by side until interrupted."""
 
 import os
 import signal
@@ -18,12 +18,13 @@ def main(
     dagster_port: int = 3000,
     mlflow_port: int = 5000,
 ) -> None:
-    """Start both servers on the loopback interface and stop both with Ctrl-C."""
+    """Start both servers, and Dagster's daemon, on the loopback interface; Ctrl-C or SIGTERM stops them all."""
     where = deployment(os.environ, home)
     (where.home / "mlflow").mkdir(parents=True, exist_ok=True)
     environment = {
         **os.environ,
         "LANCET_HOME": str(where.home),
+        "LANCET_PAGE": where.page or f"http://127.0.0.1:{dagster_port}",
         "DAGSTER_HOME": str(dagster_home(where.home)),
         "DO_NOT_TRACK": "1",
     }
@@ -39,6 +40,7 @@ def main(
     }
     bin_folder = Path(sys.executable).parent
     servers = []
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     for label, (program, *arguments) in commands.items():
         servers.append(subprocess.Popen([str(bin_folder / program), *arguments], env=environment))
         print(label, flush=True)
@@ -50,7 +52,7 @@ def main(
         for server in servers:
             server.terminate()
         for server in servers:
-            server.wait(timeout=30)
+            server.wait(timeout=60)
 
 
 if __name__ == "__main__":

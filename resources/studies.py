@@ -32,7 +32,12 @@ class StudyCatalog(dg.ConfigurableResource):
         if is_variant(name):
             found = Path(given) if given else find_experiment(experiment_of(name), _paths(self.experiment_directories))
             return self._experiment(found).study(name)
-        return load_study(Path(given) if given else find_study(name, _paths(self.directories)))
+        return load_study(self.path(name))
+
+    def path(self, name: str) -> Path:
+        """The file of a study. Raises InputError where there is none."""
+        given = self.files.get(name)
+        return Path(given) if given else find_study(name, _paths(self.directories))
 
     def names(self) -> list[str]:
         """Studies, without variants."""

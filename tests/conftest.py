@@ -2,6 +2,9 @@
 
 import json
 import os
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -93,3 +96,34 @@ def write_tiny_study(folder: Path, tree: dict | None = None) -> Path:
 @pytest.fixture
 def tiny_study(tmp_path: Path) -> Path:
     return write_tiny_study(tmp_path / "study")
+
+
+class Webhook:
+    """A server that keeps the JSON posted to it; `answers` are its next status codes, 204 where it holds none."""
+
+    secret = "a-secret-in-the-path"
+
+    def __init__(self) -> None:
+        posts: list[dict] = []
+        answers: list[int] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                posts.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(answers.pop(0) if answers else 204)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.posts, self.answers = posts, answers
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/{self.secret}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def webhook() -> Iterator[Webhook]:
+    made = Webhook()
+    yield made
+    made.server.shutdown()

@@ -1,6 +1,8 @@
 """Samples from Parquet, JSON Lines, the Hugging Face hub or an embedded corpus, all in one schema."""
 
+import io
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,9 @@ from lancet_pipeline.data.presets import apply_preset
 from lancet_pipeline.data.schema import to_samples
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.study import DataSource
+
+_JSON_LINES = {".jsonl", ".ndjson"}
+FORMATS = {".parquet", *_JSON_LINES}
 
 
 def read_samples(source: DataSource, *, responses: bool = False) -> pa.Table:
@@ -28,18 +33,69 @@ def read_samples(source: DataSource, *, responses: bool = False) -> pa.Table:
         InputError: the source does not exist or its content does not fit; nothing has been computed then.
     """
     place = describe(source)
-    rows = read_rows(source)
-    if source.columns:
-        rows = _renamed(rows, source.columns, place)
-    if source.preset != "plain":
-        rows = apply_preset(rows, source.preset, place)
-    table = to_samples(rows, place, responses=responses, drop_blank=source.blank == "drop")
+    folder = source.path is not None and Path(source.path).is_dir()
+    parts = data_files(Path(source.path)) if folder and source.path else [None]
+    tables = {}
+    for part in parts:  # each file by itself, so that messages name it
+        one = source if part is None else source.model_copy(update={"path": str(part)})
+        tables[describe(one)] = _samples(one, place, responses)
+    table = _joined(tables, repeats_dropped=source.preset != "plain")
     if source.rows is None:
         return table
     start, stop = source.rows
     if table.num_rows <= start:
         raise InputError(f"{place}: rows [{start}, {stop}) are empty: it holds {table.num_rows} samples")
     return table.slice(start, stop - start)
+
+
+def _samples(source: DataSource, whole: str, responses: bool) -> pa.Table:
+    """The samples of one file, or of a source that is no folder; those without a source of their own get that of `whole`."""
+    place = describe(source)
+    rows = read_rows(source)
+    if source.columns:
+        rows = _renamed(rows, source.columns, place)
+    if source.preset != "plain":
+        rows = apply_preset(rows, source.preset, place)
+    if place != whole:  # a sample that moves from one file of a folder to another is the same sample
+        name = Path(whole).name
+        rows = ({**row, "source": (source.preset == "plain" and row.get("source")) or name} for row in rows)
+    return to_samples(rows, place, responses=responses, drop_blank=source.blank == "drop")
+
+
+def _joined(tables: Mapping[str, pa.Table], *, repeats_dropped: bool) -> pa.Table:
+    """One table of those of several files (file -> table), sorted by `sample_id`; a sample stands in one of them only."""
+    if len(tables) == 1:
+        return next(iter(tables.values()))
+    first: dict[str, str] = {}
+    kept = []
+    for place, table in tables.items():
+        fresh = [identity not in first for identity in table["sample_id"].to_pylist()]
+        if not all(fresh) and not repeats_dropped:
+            identity = table["sample_id"][fresh.index(False)].as_py()
+            raise InputError(
+                f"{place}: sample_id {identity} stands already in {first[identity]}; "
+                "give every sample its own id and remove repeated samples"
+            )
+        table = table.filter(pa.array(fresh))
+        first |= dict.fromkeys(table["sample_id"].to_pylist(), place)
+        kept.append(table)
+    return pa.concat_tables(kept).sort_by("sample_id").combine_chunks()
+
+
+def data_files(folder: Path) -> list[Path]:
+    """The data files of a folder that is a source, by name; hidden files, other formats and subfolders are passed over.
+
+    Raises:
+        InputError: there is none.
+    """
+    files = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix in FORMATS and not path.name.startswith((".", "_")) and path.is_file()
+    )
+    if not files:
+        raise InputError(f"{folder}: holds no .parquet or .jsonl file; put one there, or correct the path in the study")
+    return files
 
 
 def describe(source: DataSource) -> str:
@@ -58,36 +114,69 @@ def read_rows(source: DataSource) -> Iterable[Mapping[str, Any]]:
     if source.hub:
         return _hub_rows(source)
     path = Path(source.path or "")
+    if path.is_dir():
+        return (row for file in data_files(path) for row in _file_rows(file))
+    return _file_rows(path)
+
+
+def _file_rows(path: Path) -> Iterable[Mapping[str, Any]]:
     if not path.is_file():
-        raise InputError(f"{path}: no such file; correct the path in the study (it is relative to the study file)")
-    if path.suffix == ".parquet":
+        raise InputError(
+            f"{path}: no such file or folder; put it back, or correct the path in the study (it is relative to the study file)"
+        )
+    if path.suffix not in FORMATS:
+        raise InputError(f"{path}: unknown format '{path.suffix}'; use .parquet or .jsonl")
+    content = read_unchanged(path)
+    if path.suffix in _JSON_LINES:
+        return _json_lines(path, content)
+    try:
+        return pq.read_table(pa.BufferReader(content)).to_pylist()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path}: not a readable Parquet file ({error}); write it again, or wait until it is written whole"
+        ) from None
+
+
+def read_unchanged(path: Path) -> bytes:
+    """The bytes of a file, all from one state of it.
+
+    Raises:
+        InputError: it was written, replaced or removed meanwhile, or may not be read.
+    """
+    try:
+        with path.open("rb") as file:
+            before = os.fstat(file.fileno())
+            content = file.read()
+        after = path.stat()
+    except (FileNotFoundError, PermissionError) as error:
+        raise InputError(f"{path}: {error.strerror}; put it back, or let this user read it") from None
+    if len(content) != before.st_size or _state(before) != _state(after):
+        raise InputError(f"{path}: changed while it was read; wait until it is written whole, then run again")
+    return content
+
+
+def _state(of: os.stat_result) -> tuple[int, int, int]:
+    return of.st_ino, of.st_size, of.st_mtime_ns
+
+
+def _json_lines(path: Path, content: bytes) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(io.BytesIO(content), start=1):
         try:
-            return pq.read_table(path).to_pylist()
-        except (pa.ArrowException, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: not a readable Parquet file ({error}); write it again") from None
-    if path.suffix in {".jsonl", ".ndjson"}:
-        return _json_lines(path)
-    raise InputError(f"{path}: unknown format '{path.suffix}'; use .parquet or .jsonl")
-
-
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                text = line.decode()
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    f"{path}: row {number}: byte {error.start + 1} is not UTF-8; save the file as UTF-8"
-                ) from None
-            if not text.strip():
-                continue
-            try:
-                row = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}: row {number}: not JSON ({error.msg}, column {error.colno})") from None
-            if not isinstance(row, dict):
-                raise InputError(f"{path}: row {number}: must be a JSON object, found {type(row).__name__}")
-            yield row
+            text = line.decode()
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{path}: row {number}: byte {error.start + 1} is not UTF-8; save the file as UTF-8"
+            ) from None
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text)
+        except json.JSONDecodeError as error:
+            cut = "" if line.endswith(b"\n") else "; the file ends inside this row: write it whole"
+            raise InputError(f"{path}: row {number}: not JSON ({error.msg}, column {error.colno}){cut}") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{path}: row {number}: must be a JSON object, found {type(row).__name__}")
+        yield row
 
 
 def _hub_rows(source: DataSource) -> Iterable[Mapping[str, Any]]:
