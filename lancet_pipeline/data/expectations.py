@@ -87,6 +87,17 @@ def generation_expectations(rows: int) -> list[Any]:
     ]
 
 
+def trace_expectations(outputs: int) -> list[Any]:
+    """Every harmful output traced exactly once, with the corrected model's judged answer."""
+    import great_expectations.expectations as gxe
+
+    return [
+        gxe.ExpectTableRowCountToEqual(value=outputs),
+        gxe.ExpectCompoundColumnsToBeUnique(column_list=["report", "sample_id"]),
+        *[gxe.ExpectColumnValuesToNotBeNull(column=name) for name in ("corrected_response", "corrected_verdict")],
+    ]
+
+
 def _found(result: Any) -> str:
     found = result.result or {}
     parts = [f"{found[key]} {key.replace('_', ' ')}" for key in ("unexpected_count", "observed_value") if key in found]

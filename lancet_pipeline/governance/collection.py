@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from lancet_pipeline.artifacts import ArtifactStore
 from lancet_pipeline.data.tokenization import load_prepared
 from lancet_pipeline.evaluation.gates import all_gates
+from lancet_pipeline.evaluation.traced_outputs import read_traces
 from lancet_pipeline.governance.evidence import Evidence
 from lancet_pipeline.study import Study
 from lancet_pipeline.summary import REPORTS, influence_figures, model_figures, selection_figures
@@ -24,7 +25,9 @@ def collect_evidence(
     Args:
         judge: the judge's validation on human labels, where the study has some.
     """
-    lineage = store.lineage(study.name, {asset: versions[asset] for asset in ("corrected_model", *REPORTS)})
+    lineage = store.lineage(
+        study.name, {asset: versions[asset] for asset in ("corrected_model", *REPORTS, "output_traces")}
+    )
 
     def folder(asset: str) -> Path:
         return store.read(study.name, asset, versions[asset])
@@ -54,6 +57,7 @@ def collect_evidence(
             for path in sorted((folder(asset) / "plots").glob("*.png"))
         },
         judge=judge,
+        traces=read_traces(folder("output_traces")).to_pylist(),
     )
 
 
