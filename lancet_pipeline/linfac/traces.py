@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from lancet_pipeline.data.batches import TokenSequence, collate
+from lancet_pipeline.data.batches import TokenSequence, bucketed, collate
 from lancet_pipeline.linfac.factors import Factors
 from lancet_pipeline.linfac.journal import largest_shares, score_dataset
-from lancet_pipeline.linfac.scores import Query, mean_gradient, score_tokens
+from lancet_pipeline.linfac.scores import Query, mean_gradient, score_row_tokens
 from lancet_pipeline.linfac.study import preconditioned_queries, query_sequences, score_scale
 from lancet_pipeline.progress import Track, no_progress
 from lancet_pipeline.study import Study
@@ -61,6 +60,7 @@ def trace_outputs(
         return []
     damped = factors.damped(damping)
     chosen = [sequence for sequence in sequences if roles.get(sequence.sample_id) in KEPT]
+    role = [roles[sequence.sample_id] for sequence in chosen]
     numbered = [{**row, "sample_id": str(number)} for number, row in enumerate(outputs)]
     asked = query_sequences(tokenizer, numbered, study.data.max_length)
     gradient, _ = mean_gradient(model, [collate(asked[:1])], damped.units, "")
@@ -76,19 +76,18 @@ def trace_outputs(
         )
         if scale is None:
             scale = score_scale(model, chosen, raw, damped, study, track)
-        for column, name in enumerate(groups):
-            scores = raw.by_group[:, column].astype(np.float64) / scale
-            kept = _strongest(scores, [roles[sequence.sample_id] for sequence in chosen])
-            tokens = _tokens(model, tokenizer, [chosen[i] for i in kept], _single(query, column), scale[kept])
-            traces[int(name)] = [
+        kept = [(column, i) for column in range(len(groups)) for i in _strongest(raw.by_group[:, column] / scale, role)]
+        tokens = _tokens(model, tokenizer, [chosen[i] for _, i in kept], query, [column for column, _ in kept], study)
+        for (column, i), found in zip(kept, tokens, strict=True):
+            name = asked[start + column].sample_id
+            traces[int(name)].append(
                 {
                     "sample_id": chosen[i].sample_id,
-                    "role": roles[chosen[i].sample_id],
-                    "score": float(scores[i]),
-                    "tokens": found,
+                    "role": role[i],
+                    "score": float(raw.by_group[i, column] / scale[i]),
+                    "tokens": [{**token, "share": float(token["share"] / scale[i])} for token in found],
                 }
-                for i, found in zip(kept, tokens, strict=True)
-            ]
+            )
     return traces
 
 
@@ -100,29 +99,24 @@ def _strongest(scores: np.ndarray, roles: Sequence[str]) -> list[int]:
     return kept
 
 
-def _single(query: Query, column: int) -> Query:
-    """One group of a query, by itself."""
-    matrices = tuple(matrix[column : column + 1] for matrix in query.matrices)
-    return Query(None, query.units, matrices, (1.0,), query.model)
-
-
 def _tokens(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     sequences: Sequence[TokenSequence],
     query: Query,
-    scale: np.ndarray,
+    columns: Sequence[int],
+    study: Study,
 ) -> list[list[dict[str, Any]]]:
-    """The tokens of each sequence with the largest shares of its score, by magnitude."""
-    if not sequences:
-        return []
-    shares_bt: torch.Tensor = score_tokens(model, collate(sequences), query)
-    positions, shares = largest_shares(shares_bt, [len(sequence) for sequence in sequences], TOP_TOKENS)
-    return [
-        [
-            {"position": int(p), "token": tokenizer.decode([int(sequence.input_ids[p])]), "share": float(s / divisor)}
-            for p, s in zip(where, row, strict=True)
-            if p >= 0
-        ]
-        for sequence, where, row, divisor in zip(sequences, positions, shares, scale, strict=True)
-    ]
+    """The tokens of each sequence with the largest shares of its influence on the query group `columns` gives for it."""
+    found: list[list[dict[str, Any]]] = [[] for _ in sequences]
+    for group in bucketed(sequences, study.compute.batch_tokens):
+        members = [sequences[i] for i in group]
+        shares_bt = score_row_tokens(model, collate(members), query, [columns[i] for i in group])
+        positions, shares = largest_shares(shares_bt, [len(sequence) for sequence in members], TOP_TOKENS)
+        for i, sequence, where, row in zip(group, members, positions, shares, strict=True):
+            found[i] = [
+                {"position": int(p), "token": tokenizer.decode([int(sequence.input_ids[p])]), "share": s}
+                for p, s in zip(where, row, strict=True)
+                if p >= 0
+            ]
+    return found
