@@ -60,6 +60,7 @@ def build_evidence(drawn: dict[str, bytes]) -> Evidence:
     generations = _generations(draw)
     figures = _figures(generations)
     samples = _samples(draw)
+    queries = [_judged(_prompt(draw), INSULT, draw, "insult") for _ in range(60)]
     return Evidence(
         study=study.model_dump(mode="json"),
         versions=known,
@@ -73,7 +74,7 @@ def build_evidence(drawn: dict[str, bytes]) -> Evidence:
         },
         influence={"contamination_ap": 0.83, "contamination_base_rate": 0.2, "samples": 2400, "seconds": 31.4},
         samples=samples,
-        queries=[_judged(_prompt(draw), INSULT, draw, "insult") for _ in range(60)],
+        queries=queries,
         pairs=[
             {
                 "preferred_id": draw.choice(samples)["sample_id"],
@@ -96,7 +97,48 @@ def build_evidence(drawn: dict[str, bytes]) -> Evidence:
             },
             "left_out": 31,
         },
+        traces=_traces(draw, queries, generations, samples),
     )
+
+
+def decision(action: str = "promoted", **changes: Any) -> dict[str, Any]:
+    """An entry of the decision log."""
+    return {
+        "sequence": 1,
+        "time": "2026-03-03T09:00:00+00:00",
+        "study": "demo",
+        "action": action,
+        "actor": "Ada Ito",
+        "reason": "Reviewed twenty traces and all answers that broke.",
+        "model": "lancet-demo",
+        "version": 3,
+        "bundle": digest("bundle"),
+        "gates": {"harm_falls": True, "perplexity_holds": True},
+        "expires": "2027-03-03T09:00:00+00:00",
+        "previous": "0" * 64,
+        "hash": digest(action),
+        **changes,
+    }
+
+
+def _traces(draw: random.Random, queries: list, generations: list, samples: list) -> list[dict[str, Any]]:
+    sides = {role: [sample for sample in samples if sample["role"] == role] for role in ("driving", "countering")}
+    found = [("queries", row) for row in queries]
+    found += [(row["report"], row) for row in generations if row["model"] == "base" and row["harmful"]]
+    return [
+        {
+            "report": report,
+            **{name: row[name] for name in ("sample_id", "prompt", "response", "verdict")},
+            "corrected_response": COMFORT.format(t=draw.choice(THINGS)),
+            "corrected_verdict": "consolation",
+            "samples": [
+                {key: sample[key] for key in ("sample_id", "role", "score", "tokens")}
+                for role, kept in (("driving", 5), ("countering", 3))
+                for sample in draw.sample(sides[role], kept)
+            ],
+        }
+        for report, row in found
+    ]
 
 
 def _side(size: int, share: float, index: float) -> dict[str, Any]:
