@@ -1,4 +1,4 @@
-"""LinFAC: factors of the model, and the influence of every training sample on the undesirable outputs."""
+"""LinFAC: factors of the model, and the influence of training samples on undesirable outputs, together and singly."""
 
 import json
 import time
@@ -6,10 +6,12 @@ import time
 from lancet_pipeline import plots
 from lancet_pipeline.artifacts import sha256, take_over
 from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
-from lancet_pipeline.data.expectations import meets, score_expectations
+from lancet_pipeline.data.expectations import meets, score_expectations, trace_expectations
 from lancet_pipeline.data.tokenization import load_prepared
 from lancet_pipeline.evaluation.influence import retrieval
 from lancet_pipeline.evaluation.queries import read_rows
+from lancet_pipeline.evaluation.reports import answers
+from lancet_pipeline.evaluation.traced_outputs import read_traces, sound, traced_answers, traced_queries, write_traces
 from lancet_pipeline.linfac import Factors
 from lancet_pipeline.linfac.study import (
     fit_study_factors,
@@ -19,6 +21,7 @@ from lancet_pipeline.linfac.study import (
     read_scores,
     write_scores,
 )
+from lancet_pipeline.linfac.traces import KEPT, trace_outputs
 from lancet_pipeline.models.reuse import record_seen
 
 SUFFICIENT_RELIABILITY = 0.8
@@ -125,6 +128,62 @@ def influence_scores(run: StageRun) -> Outcome:
             **({"damping": found.choice.rows()} if found.choice else {}),
         },
         checks=[Check("every_sample_is_scored_once", valid, details)],
+    )
+
+
+@stage_asset(
+    kinds={"parquet"},
+    checks={
+        "every_output_is_traced_once": "Great Expectations: one row a harmful output, with the corrected answer judged.",
+        "traces_hold_selected_samples": "Every sample behind an output drives or counters, once, with finite shares.",
+    },
+)
+def output_traces(run: StageRun) -> Outcome:
+    """Every harmful output traced by itself: the selected samples and tokens behind it, and the corrected answer."""
+    limit = run.study.governance.traced_outputs
+    queries = read_rows(run.input("undesirable_outputs") / "queries.parquet")[:limit]
+    corrected = answers(
+        "corrected",
+        *run.model("corrected_model"),
+        queries,
+        run.judge,
+        max_new_tokens=run.study.queries.max_new_tokens,
+        batch_tokens=run.study.compute.batch_tokens,
+        track=run.track,
+    )
+    outputs = traced_queries(queries, corrected)
+    for report in ("harmlessness", "ood"):
+        generations = read_rows(run.input(f"{report}_report") / "generations.parquet")
+        outputs += traced_answers(report, generations, limit)
+    chosen = read_rows(run.input("pareto_pairs") / "samples.parquet")
+    roles = {row["sample_id"]: row["role"] for row in chosen if row["role"] in KEPT}
+    model, tokenizer = run.model("base_model")
+    _, sequences = load_prepared(run.input("prepared_data"))
+    scores = run.store.manifest(run.study.name, "influence_scores", run.versions["influence_scores"])
+    started = time.monotonic()
+    found = trace_outputs(
+        model,
+        tokenizer,
+        sequences,
+        roles,
+        Factors.load(run.input("linfac_factors"), run.device),
+        outputs,
+        run.study,
+        damping=scores["metrics"]["damping"],
+        journal=run.store.journal,
+        track=run.track,
+    )
+    seconds = time.monotonic() - started
+    write_traces(outputs, found, run.out)
+    written = read_traces(run.out)
+    table = written.drop_columns(["samples"]).to_pandas()
+    valid, details = meets(table, trace_expectations(len(outputs)), "output_traces", run.out)
+    return Outcome(
+        metrics={"outputs": len(outputs), "samples": len(roles), "tracing_seconds": seconds},
+        checks=[
+            Check("every_output_is_traced_once", valid, details),
+            Check("traces_hold_selected_samples", all(sound(trace, roles) for trace in written["samples"].to_pylist())),
+        ],
     )
 
 

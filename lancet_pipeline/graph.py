@@ -143,9 +143,24 @@ _STAGES = (
         "3",
     ),
     Stage(
+        "output_traces",
+        "influence",
+        (
+            *("base_model", "corrected_model", "prepared_data", "linfac_factors", "undesirable_outputs"),
+            *("influence_scores", "pareto_pairs", "harmlessness_report", "ood_report", "judge"),
+        ),
+        (
+            *("governance.traced_outputs", "queries.max_new_tokens", *_JUDGE),
+            *("linfac.damping", "linfac.normalisation", "linfac.refinement", "data.max_length", "seed"),
+        ),
+    ),
+    Stage(
         "audit_bundle",
         "governance",
-        ("prepared_data", "undesirable_outputs", "influence_scores", "pareto_pairs", "corrected_model", *REPORTS),
+        (
+            *("prepared_data", "undesirable_outputs", "influence_scores", "pareto_pairs", "corrected_model"),
+            *(*REPORTS, "output_traces"),
+        ),
         ("governance", "description", "evaluation", "linfac", "pareto", "correction", "queries", "model", "seed"),
         "2",
     ),

@@ -8,7 +8,8 @@ from lancet_pipeline.study import DataSource, JudgeSettings, load_study
 
 EVERYTHING = set(STAGES)
 AFTER_SELECTION = {
-    *("corrected_model", "harmlessness_report", "ood_report", "utility_report", "audit_bundle", "registered_model"),
+    *("corrected_model", "harmlessness_report", "ood_report", "utility_report", "output_traces"),
+    *("audit_bundle", "registered_model"),
 }
 BY_THE_JUDGE = {"undesirable_outputs", "influence_scores", "pareto_pairs", *AFTER_SELECTION}
 REPORTED = AFTER_SELECTION - {"corrected_model"}
@@ -32,7 +33,7 @@ def differing(before: dict, after: dict) -> set[str]:
     ("source", "dependents"),
     [
         ("training_data", EVERYTHING),
-        ("ood_prompts", {"ood_report", "audit_bundle", "registered_model"}),
+        ("ood_prompts", {"ood_report", "output_traces", "audit_bundle", "registered_model"}),
         ("utility_responses", {"utility_report", "audit_bundle", "registered_model"}),
         ("judge", BY_THE_JUDGE),
         ("probe_prompts", {"undesirable_outputs", "influence_scores", "pareto_pairs", *AFTER_SELECTION}),
@@ -51,7 +52,8 @@ def test_changed_source(study, sources, source, dependents):
         ("correction", {"beta": 0.2}, AFTER_SELECTION),
         ("compute", {"batch_tokens": 128}, set()),
         ("evaluation", {"max_harm_ratio": 0.4}, {"audit_bundle", "registered_model"}),
-        ("evaluation", {"paraphrases": True}, {"harmlessness_report", "audit_bundle", "registered_model"}),
+        ("evaluation", {"paraphrases": True}, REPORTED - {"ood_report", "utility_report"}),
+        ("governance", {"traced_outputs": 3}, {"output_traces", "audit_bundle", "registered_model"}),
         ("evaluation", {"sampled": True}, REPORTED),
         ("evaluation", {"judge": JudgeSettings(harmful_marker="bad")}, BY_THE_JUDGE),
     ],

@@ -99,6 +99,17 @@ def generation_expectations(rows: int) -> list[Any]:
     ]
 
 
+def trace_expectations(outputs: int) -> list[Any]:
+    """Every harmful output traced exactly once, with the corrected model's judged answer."""
+    import great_expectations.expectations as gxe
+
+    return [
+        gxe.ExpectTableRowCountToEqual(value=outputs),
+        gxe.ExpectCompoundColumnsToBeUnique(column_list=["report", "sample_id"]),
+        *[gxe.ExpectColumnValuesToNotBeNull(column=name) for name in ("corrected_response", "corrected_verdict")],
+    ]
+
+
 def _record(validation: Any, name: str, rows: int) -> dict[str, Any]:
     """The part of a validation that the same table always gives."""
     results = []

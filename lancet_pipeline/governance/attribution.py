@@ -2,10 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from lancet_pipeline.governance.wording import SHOWN_CHARACTERS, left_out
+
 STRONGEST = 8
+AROUND = 90
+"""Characters that an excerpt keeps before and after each shaded token."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,29 @@ def attribute(prompt: str, response: str, tokens: Sequence[Mapping[str, Any]]) -
         _pieces(response, [(a - begin, b - begin, share) for a, b, share in spans], greatest),
         [(token.strip() or "space", share) for _, token, share in strongest],
     )
+
+
+def clip(pieces: Sequence[Piece]) -> list[Piece]:
+    """The first SHOWN_CHARACTERS of a text in pieces, and how many are left out."""
+    kept: list[Piece] = []
+    room = SHOWN_CHARACTERS
+    for piece in pieces:
+        kept.append(replace(piece, text=piece.text[:room]))
+        room -= len(kept[-1].text)
+        if room == 0:
+            break
+    beyond = sum(len(piece.text) for piece in pieces) - SHOWN_CHARACTERS
+    return kept if beyond <= 0 else [*kept, Piece(left_out(beyond))]
+
+
+def excerpt(pieces: Sequence[Piece]) -> list[Piece]:
+    """A text in pieces with the middle of every long unshaded stretch left out."""
+    return [
+        replace(piece, text=f"{piece.text[:AROUND]} […] {piece.text[-AROUND:]}")
+        if piece.share is None and len(piece.text) > 2 * AROUND + 40
+        else piece
+        for piece in pieces
+    ]
 
 
 def _place(whole: str, run: Sequence[tuple[int, str, float]]) -> list[tuple[int, int, float]]:

@@ -13,6 +13,7 @@ from lancet_pipeline.data.expectations import RESULTS
 from lancet_pipeline.data.tokenization import load_prepared
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.evaluation.gates import all_gates
+from lancet_pipeline.evaluation.traced_outputs import read_traces
 from lancet_pipeline.governance.decisions import read_decisions
 from lancet_pipeline.governance.evidence import Evidence
 from lancet_pipeline.study import Study
@@ -27,7 +28,9 @@ def collect_evidence(
     Args:
         judge: the judge's validation on human labels, where the study has some.
     """
-    lineage = store.lineage(study.name, {asset: versions[asset] for asset in ("corrected_model", *REPORTS)})
+    lineage = store.lineage(
+        study.name, {asset: versions[asset] for asset in ("corrected_model", *REPORTS, "output_traces")}
+    )
 
     def folder(asset: str) -> Path:
         return store.read(study.name, asset, versions[asset])
@@ -63,6 +66,7 @@ def collect_evidence(
             for asset in lineage
             if (folder(asset) / RESULTS).is_file()
         },
+        traces=read_traces(folder("output_traces")).to_pylist(),
     )
 
 

@@ -3,7 +3,6 @@
 import base64
 import functools
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,19 +10,17 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from lancet_pipeline.governance import limits, wording
-from lancet_pipeline.governance.attribution import attribute
+from lancet_pipeline.evaluation.reports import MAIN
+from lancet_pipeline.governance import costs, limits, wording
 from lancet_pipeline.governance.comparison import compare, pair_tests
 from lancet_pipeline.governance.evidence import Evidence
 from lancet_pipeline.governance.lineage_graph import HEIGHT, WIDTH, draw
 from lancet_pipeline.governance.plot_texts import alternative_text
+from lancet_pipeline.governance.trail import KINDS, SHOWN_SAMPLES, Trail, attributed
 from lancet_pipeline.graph import SOURCES, STAGES
 
-SHOWN_SAMPLES = {"driving": 50, "countering": 50, "neutral": 10}
-SHOWN_PROMPTS, SHOWN_QUERIES, SHOWN_CHARACTERS = 100, 50, 2000
-
-# What HTML forbids or an editor hides; a model's output may hold any of it.
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+SHOWN_PROMPTS = 100
+ROLES = tuple(SHOWN_SAMPLES)
 
 SECTIONS = {
     "verdict": "Verdict",
@@ -33,6 +30,8 @@ SECTIONS = {
     "selection": "How the samples were selected",
     "done": "What was done",
     "changed": "What it changed",
+    "cost": "What it cost",
+    "decisions": "Decisions",
     "judge": "The judge",
     "checks": "Data checks",
     "lineage": "Lineage",
@@ -59,20 +58,13 @@ def render_report(evidence: Evidence) -> str:
 def render_trace(trace: Mapping[str, Any]) -> str:
     """The result of `lancet_pipeline.tracing.trace_answer` as an HTML page; all of it is escaped."""
     sides = [
-        (title, "(the most influential first)", [_attributed(sample) for sample in trace[side]])
+        (title, "(the most influential first)", [attributed(sample) for sample in trace[side]])
         for side, title in (
             ("driving", "Training samples that made this answer more likely"),
             ("countering", "Training samples that made this answer less likely"),
         )
     ]
     return _environment().get_template("trace.html.j2").render(trace=trace, sides=sides)
-
-
-def clean(text: str | None) -> str:
-    """Text without control characters, and not longer than the report can carry."""
-    text = _CONTROL.sub("\ufffd", text or "")
-    beyond = len(text) - SHOWN_CHARACTERS
-    return text if beyond <= 0 else f"{text[:SHOWN_CHARACTERS]} [{beyond} more characters in the parquet file]"
 
 
 @functools.cache
@@ -91,7 +83,7 @@ def _environment() -> Environment:
         "p": wording.p_text,
         "model": wording.model_text,
         "label": wording.label_text,
-        "clean": clean,
+        "clean": wording.shorten,
         "signed": lambda value: f"{value:+.3g}".replace("-", "\u2212"),
     }
     return environment
@@ -113,8 +105,10 @@ def _view(evidence: Evidence) -> dict[str, Any]:
         "pairs": pair_tests(evidence.generations),
         "comparisons": comparisons,
         "shown_prompts": SHOWN_PROMPTS,
-        "queries": evidence.queries[:SHOWN_QUERIES],
-        "roles": [_role(role, evidence.samples) for role in SHOWN_SAMPLES],
+        "trail": Trail(evidence),
+        "harmful_outputs": _harmful_outputs(evidence),
+        "cost": costs.cost(evidence.lineage, evidence.study),
+        "decisions": [decision | {"gate": _gates(decision["gates"])} for decision in evidence.decisions],
         "composition": _composition(evidence.samples),
         "settings": {part: _flat(evidence.study.get(part)) for part in settings},
         "plots": _plots(evidence),
@@ -129,22 +123,22 @@ def _view(evidence: Evidence) -> dict[str, Any]:
     }
 
 
-def _role(role: str, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The samples of a role, the most influential first (the least, for neutral ones), as far as they are shown."""
-    members = [sample for sample in samples if sample["role"] == role]
-    members.sort(key=lambda sample: abs(sample["score"]) * (1 if role == "neutral" else -1))
-    shown = [_attributed(sample) for sample in members[: SHOWN_SAMPLES[role]]]
-    return {"name": role, "total": len(members), "shown": shown}
+def _harmful_outputs(evidence: Evidence) -> int:
+    """All of the base model's harmful outputs that could have been traced."""
+    answers = [row for row in evidence.generations if row["model"] == "base" and MAIN.holds(row)]
+    return len(evidence.queries) + sum(row["harmful"] and row["report"] in KINDS for row in answers)
 
 
-def _attributed(sample: Mapping[str, Any]) -> dict[str, Any]:
-    attribution = attribute(clean(sample["prompt"]), clean(sample["response"]), sample["tokens"] or [])
-    return {**sample, "attribution": attribution}
+def _gates(gates: Mapping[str, bool] | None) -> str:
+    failed = [name for name, held in (gates or {}).items() if not held]
+    if not gates:
+        return "none"
+    return f"do not hold: {', '.join(failed)}" if failed else f"all {len(gates)} hold"
 
 
 def _composition(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     rows = []
-    for role in SHOWN_SAMPLES:
+    for role in ROLES:
         members = [sample for sample in samples if sample["role"] == role]
         groups = Counter((sample["category"] or "", sample["is_safe"]) for sample in members)
         for (category, is_safe), count in sorted(groups.items(), key=lambda item: (-item[1], str(item[0]))):

@@ -1,8 +1,14 @@
 """Figures as a reviewer reads them, the same in the report and the model card."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
+
+SHOWN_CHARACTERS = 2000
+
+# What HTML forbids or an editor hides; a model's output may hold any of it.
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 MODEL_NAMES = {
     "base": "Base (before)",
@@ -71,3 +77,19 @@ def label_text(is_safe: bool | None) -> str:
 
 def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def clean(text: str | None) -> str:
+    """Text without control characters, every other one in its place."""
+    return _CONTROL.sub("\ufffd", text or "")
+
+
+def shorten(text: str | None) -> str:
+    """Clean text, not longer than the report can carry."""
+    text = clean(text)
+    beyond = len(text) - SHOWN_CHARACTERS
+    return text if beyond <= 0 else text[:SHOWN_CHARACTERS] + left_out(beyond)
+
+
+def left_out(characters: int) -> str:
+    return f" [{characters} more characters in the parquet file]"

@@ -130,7 +130,7 @@ def _score(
     for group in track(groups, len(groups), "scoring"):
         chosen = [sequences[i] for i in group]
         found = score_batch(model, collate(chosen), query)
-        positions, largest = _largest(found.shares, [len(sequence) for sequence in chosen], top_tokens)
+        positions, largest = largest_shares(found.shares, [len(sequence) for sequence in chosen], top_tokens)
         pooled, norms = found.shares.double().sum(1).cpu().numpy(), found.squared_norms.sqrt().cpu().numpy()
         by_group = found.by_group.cpu().numpy()
         waiting.append(_Rows([s.key() for s in chosen], by_group, pooled, norms, positions, largest))
@@ -141,7 +141,7 @@ def _score(
         yield _Rows.joined(waiting)
 
 
-def _largest(shares_bt: torch.Tensor, lengths: list[int], top_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+def largest_shares(shares_bt: torch.Tensor, lengths: list[int], top_tokens: int) -> tuple[np.ndarray, np.ndarray]:
     """Positions and shares [B, K] of the largest shares by magnitude; an earlier token goes before an equal one."""
     real = (
         torch.arange(shares_bt.shape[1], device=shares_bt.device)

@@ -103,6 +103,22 @@ def score_tokens(model: "PreTrainedModel", batch: TokenBatch, query: Query) -> t
     return total.value[..., 0] if query.groups is None else total.value
 
 
+def score_row_tokens(model: "PreTrainedModel", batch: TokenBatch, query: Query, columns: Sequence[int]) -> torch.Tensor:
+    """As `score_tokens`, [B, T], of each sequence for one group alone: the one at its place in `columns`."""
+    total = _Sum()
+    matrices = dict(zip(query.units, query.matrices, strict=True))
+
+    def contract(unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
+        rows = [
+            ((inputs_ta.float() @ matrices[unit][column].T) * gradients_ts.float()).sum(-1)
+            for inputs_ta, gradients_ts, column in zip(inputs, gradients, columns, strict=True)
+        ]
+        total.add(torch.stack(rows))
+
+    backward_pass(model, batch, query.units, contract)
+    return total.value
+
+
 @dataclass(frozen=True)
 class BatchScores:
     """by_group: [B, G]. squared_norms: [B], of each sequence's gradient over all units. shares: [B, T], of each token in

@@ -117,11 +117,11 @@ def influence(
         choice = choose_damping(model, held_out, track(batches, count, "choosing the damping"), factors)
         damping = choice.damping
     factors = factors.damped(damping)
-    query = _query(model, factors, _grouped(model, asked, queries, study), sequences, study)
+    query = preconditioned_queries(model, factors, _grouped(model, asked, queries, study), sequences, study)
     raw = score_dataset(
         model, sequences, query, batch_tokens=batch_tokens, journal=journal, top_tokens=top_tokens, track=track
     )
-    scale = _scale(model, sequences, raw, factors, study, track)
+    scale = score_scale(model, sequences, raw, factors, study, track)
     groups = {
         name: raw.by_group[:, column].astype(np.float64) / scale for column, name in enumerate(query.groups or ())
     }
@@ -177,7 +177,7 @@ def read_scores(folder: Path) -> pa.Table:
     return pq.read_table(folder / "scores.parquet")
 
 
-def _query(
+def preconditioned_queries(
     model: "PreTrainedModel",
     factors: Factors,
     groups: dict[str, list[TokenSequence]] | list[TokenSequence],
@@ -240,7 +240,7 @@ def _clusters(model: "PreTrainedModel", asked: list[TokenSequence], study: Study
     return [f"cluster {label + 1}" for label in labels]
 
 
-def _scale(
+def score_scale(
     model: "PreTrainedModel",
     sequences: Sequence[TokenSequence],
     raw: Scores,

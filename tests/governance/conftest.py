@@ -83,6 +83,7 @@ def build_evidence(drawn: dict[str, bytes]) -> Evidence:
     generations = _generations(draw)
     figures = _figures(generations)
     samples = _samples(draw)
+    queries = [_judged(_prompt(draw), INSULT, draw, "insult") for _ in range(60)]
     return Evidence(
         study=study.model_dump(mode="json"),
         versions=known,
@@ -96,7 +97,7 @@ def build_evidence(drawn: dict[str, bytes]) -> Evidence:
         },
         influence={"contamination_ap": 0.83, "contamination_base_rate": 0.2, "samples": 2400, "seconds": 31.4},
         samples=samples,
-        queries=[_judged(_prompt(draw), INSULT, draw, "insult") for _ in range(60)],
+        queries=queries,
         pairs=[
             {
                 "preferred_id": draw.choice(samples)["sample_id"],
@@ -110,8 +111,7 @@ def build_evidence(drawn: dict[str, bytes]) -> Evidence:
         generations=generations,
         correction_curve=_curve(),
         plots=drawn,
-        traces=_traces(generations, samples),
-        decisions=[_decision("registered", "pipeline")],
+        decisions=[decision("registered", actor="pipeline")],
         data_checks={
             "prepared_data": {
                 "name": "prepared_data",
@@ -136,42 +136,48 @@ def build_evidence(drawn: dict[str, bytes]) -> Evidence:
             },
             "left_out": 31,
         },
+        traces=_traces(draw, queries, generations, samples),
     )
 
 
-def _traces(generations: list[dict[str, Any]], samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    corrected = {row["sample_id"]: row for row in generations if row["model"] == "corrected"}
-    return [
-        {
-            **{key: row[key] for key in ("report", "sample_id", "prompt", "response", "verdict")},
-            "corrected_response": corrected[row["sample_id"]]["response"],
-            "corrected_verdict": corrected[row["sample_id"]]["verdict"],
-            "samples": [
-                {**{key: sample[key] for key in ("sample_id", "role", "score")}, "tokens": sample["tokens"]}
-                for sample in samples[1:4]
-            ],
-        }
-        for row in generations
-        if row["model"] == "base" and row["harmful"]
-    ][:20]
-
-
-def _decision(action: str, actor: str) -> dict[str, Any]:
+def decision(action: str = "promoted", **changes: Any) -> dict[str, Any]:
+    """An entry of the decision log."""
     return {
-        "sequence": 0,
-        "time": "2026-03-02T11:00:00+00:00",
+        "sequence": 1,
+        "time": "2026-03-03T09:00:00+00:00",
         "study": "demo",
         "action": action,
-        "actor": actor,
-        "reason": "every gate holds",
-        "model": digest("model"),
-        "version": "1",
+        "actor": "Ada Ito",
+        "reason": "Reviewed twenty traces and all answers that broke.",
+        "model": "lancet-demo",
+        "version": 3,
         "bundle": digest("bundle"),
-        "gates": {"harm_falls": True},
-        "expires": None,
+        "gates": {"harm_falls": True, "perplexity_holds": True},
+        "expires": "2027-03-03T09:00:00+00:00",
         "previous": "0" * 64,
         "hash": digest(action),
+        **changes,
     }
+
+
+def _traces(draw: random.Random, queries: list, generations: list, samples: list) -> list[dict[str, Any]]:
+    sides = {role: [sample for sample in samples if sample["role"] == role] for role in ("driving", "countering")}
+    found = [("queries", row) for row in queries]
+    found += [(row["report"], row) for row in generations if row["model"] == "base" and row["harmful"]]
+    return [
+        {
+            "report": report,
+            **{name: row[name] for name in ("sample_id", "prompt", "response", "verdict")},
+            "corrected_response": COMFORT.format(t=draw.choice(THINGS)),
+            "corrected_verdict": "consolation",
+            "samples": [
+                {key: sample[key] for key in ("sample_id", "role", "score", "tokens")}
+                for role, kept in (("driving", 5), ("countering", 3))
+                for sample in draw.sample(sides[role], kept)
+            ],
+        }
+        for report, row in found
+    ]
 
 
 def _side(size: int, share: float, index: float) -> dict[str, Any]:

@@ -4,10 +4,14 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+from governance.conftest import decision
 
+from lancet_pipeline.governance.costs import cost
 from lancet_pipeline.governance.evidence import Evidence
 from lancet_pipeline.governance.lineage_graph import HEIGHT, WIDTH, draw
-from lancet_pipeline.governance.report import SECTIONS, SHOWN_CHARACTERS, render_report
+from lancet_pipeline.governance.report import SECTIONS, render_report
+from lancet_pipeline.governance.trail import KINDS, Trail
+from lancet_pipeline.governance.wording import SHOWN_CHARACTERS
 from lancet_pipeline.graph import SOURCES, STAGES
 
 VOID = {"meta", "img", "br", "input", "link", "hr"}
@@ -65,8 +69,9 @@ def test_structure_is_balanced_and_navigable(page: Page) -> None:
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert len(page.all("h1")) == 1
-    assert [a["href"] for a in page.all("a")] == ["#content", *(f"#{name}" for name in SECTIONS)]
-    assert {f"#{name}" for name in ids} >= {a["href"] for a in page.all("a")}
+    links = [a["href"] for a in page.all("a")]
+    assert links[: len(SECTIONS) + 1] == ["#content", *(f"#{name}" for name in SECTIONS)]
+    assert {f"#{name}" for name in ids} >= set(links)
     assert page.all("html") == [{"lang": "en"}]
     assert len(page.all("caption")) == len(page.all("table"))
     assert all(attributes.get("scope") in ("row", "col") for attributes in page.all("th"))
@@ -93,7 +98,9 @@ def test_hostile_text_stays_text(html: str, page: Page) -> None:
 
 
 def test_text_that_would_break_the_page_is_made_harmless(evidence: Evidence) -> None:
-    evidence.queries[0] |= {"prompt": "nul \x00 escape \x1b]0;x\x07 \ud800", "response": "x" * (SHOWN_CHARACTERS + 5)}
+    broken = {"prompt": "nul \x00 escape \x1b]0;x\x07 \ud800", "response": "x" * (SHOWN_CHARACTERS + 5)}
+    evidence.traces[0] |= broken
+    evidence.samples[0] |= broken | {"sample_id": "id \x00", "tokens": []}
     text = render_report(evidence)
     text.encode("utf-8")
     assert "\x00" not in text
@@ -119,7 +126,7 @@ def test_plots_are_embedded_with_texts(evidence: Evidence, page: Page) -> None:
 
 
 def test_rows_left_out_are_counted(page: Page) -> None:
-    for text in ("50 of 86", "50 of 64", "10 of 258", "100 of 120", "50 of 60", "80 of 80"):
+    for text in ("86 of 86", "64 of 64", "100 of 258", "100 of 120", "80 of 80"):
         assert f"({text}" in page.unfolded
 
 
@@ -149,7 +156,7 @@ def test_script_has_the_hash_that_the_policy_allows(html: str) -> None:
 def test_bare_evidence_makes_a_balanced_page(evidence: Evidence) -> None:
     bare = replace(
         evidence,
-        **{name: [] for name in ("gates", "samples", "queries", "pairs", "generations", "correction_curve")},
+        **{name: [] for name in ("gates", "samples", "queries", "pairs", "generations", "correction_curve", "traces")},
         influence={"contamination_ap": None, "contamination_base_rate": None, "samples": 9, "seconds": 1.0},
         lineage={},
         plots={},
@@ -158,12 +165,103 @@ def test_bare_evidence_makes_a_balanced_page(evidence: Evidence) -> None:
     page = Page(render_report(bare))
     assert "No gates were evaluated" in page.unfolded
     assert "not validated on human labels" in page.unfolded
+    assert "No output was traced" in page.unfolded
+    assert "No times were recorded" in page.unfolded
 
 
 def test_page_stays_small(evidence: Evidence) -> None:
-    for row in evidence.samples + evidence.queries + evidence.generations:
+    for row in evidence.samples + evidence.queries + evidence.generations + evidence.traces:
         row["prompt"] = row["response"] = "word " * 2000
-    assert len(render_report(evidence).encode()) < 4 * 2**20
+    assert len(render_report(evidence).encode()) < 6 * 2**20
+
+
+def test_every_traced_output_unfolds_to_samples_tokens_pairs_and_the_corrected_answer(evidence: Evidence) -> None:
+    trail = Trail(evidence)
+    texts = {sample["sample_id"]: sample for sample in evidence.samples}
+    partners: dict[str, set[str]] = {}
+    for pair in evidence.pairs:
+        partners.setdefault(pair["preferred_id"], set()).add(pair["dispreferred_id"])
+        partners.setdefault(pair["dispreferred_id"], set()).add(pair["preferred_id"])
+    assert len(trail.outputs) == len(evidence.traces)
+    assert {output["kind"] for output in trail.outputs} == set(KINDS.values())
+    for output, trace in zip(trail.outputs, evidence.traces, strict=True):
+        assert output["corrected_response"] == trace["corrected_response"]
+        for shown, sample in zip(output["behind"], trace["samples"], strict=True):
+            assert "".join(p.text for p in shown["response_pieces"]) == texts[sample["sample_id"]]["response"]
+            assert len(shown["strongest"]) == len(sample["tokens"])
+            assert shown["anchor"] == trail.anchors[sample["sample_id"]]
+            assert {name for name, _ in shown["counterparts"].first} <= partners.get(sample["sample_id"], set())
+            counted = shown["counterparts"].others + len(shown["counterparts"].first)
+            assert counted == len(partners.get(sample["sample_id"], ()))
+
+
+def test_counterparts_in_the_same_trace_are_named_first(evidence: Evidence) -> None:
+    one, other = (next(s["sample_id"] for s in evidence.samples if s["role"] == r) for r in ("driving", "countering"))
+    pair = {"preferred_id": other, "dispreferred_id": one, "preferred_score": -1.0, "dispreferred_score": 1.0}
+    evidence.pairs.append({**pair, "weight": 1e-6})
+    kept = [{"sample_id": name, "role": "driving", "score": 1.0, "tokens": []} for name in (one, other)]
+    evidence.traces[0]["samples"] = kept
+    first, second = Trail(evidence).outputs[0]["behind"]
+    assert first["counterparts"].first[0][0] == other
+    assert second["counterparts"].first[0][0] == one
+
+
+def test_answer_that_was_traced_links_to_its_trace(evidence: Evidence, page: Page) -> None:
+    trail = Trail(evidence)
+    trace = next(trace for trace in evidence.traces if trace["report"] == "ood")
+    anchor = trail.trace_of("ood", trace["sample_id"])
+    assert {"href": f"#{anchor}"} in page.all("a")
+    assert trail.trace_of("utility", trace["sample_id"]) is None
+
+
+def test_long_texts_keep_their_tokens_and_lose_the_middle(evidence: Evidence) -> None:
+    sample = next(s for s in evidence.samples if s["sample_id"] == evidence.traces[0]["samples"][0]["sample_id"])
+    sample["response"] = "plain " * 1000 + "culprit" + " plain" * 1000
+    evidence.traces[0]["samples"][0]["tokens"] = [{"position": 1020, "token": " culprit", "share": 2.0}]
+    pieces = Trail(evidence).outputs[0]["behind"][0]["response_pieces"]
+    assert [piece.text.strip() for piece in pieces if piece.share] == ["culprit"]
+    assert sum(len(piece.text) for piece in pieces) < 600
+
+
+def test_token_that_stands_again_beyond_the_shown_text_is_not_shaded(evidence: Evidence) -> None:
+    sample = evidence.samples[0]
+    sample["response"] = "one culprit " + "plain " * 1000 + "culprit"
+    sample["tokens"] = [{"position": 30, "token": " culprit", "share": 2.0}]
+    shown = next(s for s in Trail(evidence).roles[0].shown if s["sample_id"] == sample["sample_id"])
+    assert not [piece for piece in shown["response_pieces"] if piece.share]
+
+
+def test_nobody_decided_yet_names_the_command(evidence: Evidence) -> None:
+    page = Page(render_report(replace(evidence, decisions=[])))
+    assert "Nobody has decided yet" in page.unfolded
+    assert "lancet promote demo --approver NAME --reason TEXT" in page.unfolded
+
+
+def test_decisions_say_who_what_and_why(evidence: Evidence) -> None:
+    refused = decision(
+        "refused", sequence=2, actor="<b>Bo</b>", gates={"harm_falls": False, "utility": True}, expires=None
+    )
+    page = Page(render_report(replace(evidence, decisions=[decision(), refused])))
+    assert "Nobody has decided" not in page.unfolded
+    for text in (
+        "Ada Ito",
+        "Reviewed twenty traces",
+        "lancet-demo, version 3",
+        "all 2 hold",
+        "do not hold: harm_falls",
+    ):
+        assert text in page.unfolded
+    assert "<b>Bo</b>" in page.unfolded
+    assert not page.all("b")
+
+
+def test_cost_adds_up_and_compares_with_training_again(evidence: Evidence) -> None:
+    lineage = {"base_model": 40.0, "reference_models": 20.0, "influence_scores": 6.0, "corrected_model": 4.0}
+    manifests = {name: {"seconds": seconds} for name, seconds in lineage.items()}
+    found = cost(manifests, {"evaluation": {"references": ["retrain_clean"]}})
+    assert (found.total, found.correction, found.reference, found.ratio) == (70.0, 10.0, 20.0, 0.5)
+    assert next((name, share) for name, _, _, share in found.assets) == ("base_model", 1.0)
+    assert cost(manifests, {"evaluation": {"references": []}}).ratio is None
 
 
 def test_graph_has_every_box_apart_and_inputs_above(evidence: Evidence) -> None:
