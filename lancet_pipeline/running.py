@@ -164,10 +164,17 @@ def _execute_in_dagster(plan: Plan) -> None:
             run_config={"loggers": {"console": {}}},
             raise_on_error=False,
         )
-        tracking = definitions.resources["tracking"]
-        tracking.finish(plan.study.name, result.run_id, "FINISHED" if result.success else "FAILED")
-        if not result.success:
-            raise _cause(result)
+        failed = None if result.success else _cause(result)
+        try:
+            tracking = definitions.resources["tracking"]
+            tracking.finish(plan.study.name, result.run_id, "FAILED" if failed else "FINISHED")
+        except Exception as error:  # the failure of an asset says more than that its end could not be noted
+            raise failed or LancetError(
+                f"all assets are done, but MLflow could not be told that run {result.run_id} ended "
+                f"({type(error).__name__}); see that its server or database is there"
+            ) from error
+        if failed:
+            raise failed
 
 
 def dagster_home(home: Path) -> Path:
