@@ -164,17 +164,23 @@ def _execute_in_dagster(plan: Plan) -> None:
             run_config={"loggers": {"console": {}}},
             raise_on_error=False,
         )
-        failed = None if result.success else _cause(result)
-        try:
-            tracking = definitions.resources["tracking"]
-            tracking.finish(plan.study.name, result.run_id, "FAILED" if failed else "FINISHED")
-        except Exception as error:  # the failure of an asset says more than that its end could not be noted
-            raise failed or LancetError(
+        untold = _end_tracking(definitions.resources["tracking"], plan.study.name, result)
+        if not result.success:  # says more than that the end could not be noted
+            raise _cause(result)
+        if untold is not None:
+            raise LancetError(
                 f"all assets are done, but MLflow could not be told that run {result.run_id} ended "
-                f"({type(error).__name__}); see that its server or database is there"
-            ) from error
-        if failed:
-            raise failed
+                f"({type(untold).__name__}); see that its server or database is there"
+            ) from untold
+
+
+def _end_tracking(tracking, study: str, result) -> Exception | None:
+    """End the MLflow run; the error where that could not be done."""
+    try:
+        tracking.finish(study, result.run_id, "FINISHED" if result.success else "FAILED")
+    except Exception as error:  # whatever MLflow's client raises for a server that is away
+        return error
+    return None
 
 
 def dagster_home(home: Path) -> Path:
