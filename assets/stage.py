@@ -310,7 +310,9 @@ def tried_again(context: dg.AssetExecutionContext) -> Iterator[None]:
         if fault is None:
             raise
         wait = seconds_to_wait(context.retry_number)
-        context.log.warning(f"{context.asset_key.to_user_string()}: {fault}", exc_info=True)
+        if context.retry_number < TRIES:
+            context.log.warning(f"{fault}; tried again in {wait:.0f} s")
+        context.log.debug("The error in full", exc_info=True)
         message = f"a database, a server or a file system is away ({fault}); see that it is there, then run again"
         raise dg.RetryRequested(max_retries=TRIES, seconds_to_wait=wait) from LancetError(message)
 

@@ -167,10 +167,23 @@ def _execute_in_dagster(plan: Plan) -> None:
             run_config={"loggers": {"console": {}}},
             raise_on_error=False,
         )
-        tracking = definitions.resources["tracking"]
-        tracking.finish(plan.study.name, result.run_id, "FINISHED" if result.success else "FAILED")
-        if not result.success:
+        untold = _end_tracking(definitions.resources["tracking"], plan.study.name, result)
+        if not result.success:  # says more than that the end could not be noted
             raise _cause(result)
+        if untold is not None:
+            raise LancetError(
+                f"all assets are done, but MLflow could not be told that run {result.run_id} ended "
+                f"({type(untold).__name__}); see that its server or database is there"
+            ) from untold
+
+
+def _end_tracking(tracking, study: str, result) -> Exception | None:
+    """End the MLflow run; the error where that could not be done."""
+    try:
+        tracking.finish(study, result.run_id, "FINISHED" if result.success else "FAILED")
+    except Exception as error:  # whatever MLflow's client raises for a server that is away
+        return error
+    return None
 
 
 def dagster_home(home: Path) -> Path:

@@ -203,7 +203,7 @@ def test_a_backfill_over_studies_corrects_each(deployment: Deployment):
     for run in runs:
         deployment.wait("end of a run", lambda run=run: deployment.succeeded(run.run_id))
     client = mlflow.MlflowClient(f"sqlite:///{deployment.home / 'mlflow' / 'mlflow.db'}")
-    assert client.get_model_version_by_alias("lancet-twin", "candidate").version == "1"
+    assert client.get_model_version_by_alias("lancet-twin", "candidate").version == 1
 
 
 def test_the_webhook_is_in_no_log_and_the_daemon_stops_cleanly(deployment: Deployment):
