@@ -8,23 +8,27 @@ from pathlib import Path
 from lancet_pipeline.experiment import PACKAGED_EXPERIMENTS
 from lancet_pipeline.study import PACKAGED_STUDIES
 
+DAGSTER_POSTGRES = "LANCET_DAGSTER_POSTGRES_URL"
+
 
 @dataclass(frozen=True)
 class Deployment:
     """home: artifacts, and MLflow's and Dagster's storage where no server is named. study_directories: studies by
     name, first match wins. experiment_directories: experiments, likewise. model_directories: checkpoints by their last name part, before the hub is asked.
-    tracking_uri: an MLflow server; empty for a SQLite file below home."""
+    tracking_uri: an MLflow server; empty for a SQLite file below home. dagster_postgres_url: Dagster's database; empty for
+    SQLite files below home."""
 
     home: Path
     study_directories: tuple[Path, ...]
     model_directories: tuple[Path, ...]
     tracking_uri: str = ""
     experiment_directories: tuple[Path, ...] = (PACKAGED_EXPERIMENTS,)
+    dagster_postgres_url: str = ""
 
 
 def deployment(environ: Mapping[str, str], home: Path | None = None) -> Deployment:
-    """The deployment that LANCET_HOME, LANCET_STUDIES, LANCET_EXPERIMENTS, LANCET_MODELS and MLFLOW_TRACKING_URI
-    describe.
+    """The deployment that LANCET_HOME, LANCET_STUDIES, LANCET_EXPERIMENTS, LANCET_MODELS, MLFLOW_TRACKING_URI
+    and LANCET_DAGSTER_POSTGRES_URL describe.
 
     Args:
         home: goes before LANCET_HOME.
@@ -36,6 +40,7 @@ def deployment(environ: Mapping[str, str], home: Path | None = None) -> Deployme
         tuple(dict.fromkeys([*_paths(environ, "LANCET_MODELS"), root / "models", Path(".lancet/models").absolute()])),
         environ.get("MLFLOW_TRACKING_URI", ""),
         _search_path(environ, "LANCET_EXPERIMENTS", "experiments", PACKAGED_EXPERIMENTS),
+        environ.get(DAGSTER_POSTGRES, ""),
     )
 
 

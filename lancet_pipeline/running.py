@@ -13,6 +13,7 @@ from lancet_pipeline.errors import InputError, LancetError
 from lancet_pipeline.experiment import Experiment, forget_failure, record_failure
 from lancet_pipeline.graph import REPORTS, SOURCES, STAGES, upstream, versions
 from lancet_pipeline.inputs import find_checkpoint, source_versions
+from lancet_pipeline.servers import check_servers, choose_storage, lost_server
 from lancet_pipeline.study import Study, find_study, load_study
 
 
@@ -75,7 +76,16 @@ def execute(plan: Plan) -> None:
             if asset in STAGES and asset not in plan.stale and store.has(plan.study.name, asset, version):
                 store.confirm(plan.study.name, asset, version)
         if plan.stale:
-            _execute_in_dagster(plan)
+            check_servers(plan.where)
+            try:
+                _execute_in_dagster(plan)
+            except LancetError:
+                raise
+            except Exception as error:  # Dagster's own storage raises through the run
+                lost = lost_server(plan.where, error)
+                if lost is None:
+                    raise
+                raise lost from None
 
 
 def variant_versions(experiment: Experiment, where: Deployment) -> dict[str, dict[str, str]]:
@@ -141,7 +151,7 @@ def _add_partitions(plans: Sequence[Plan]) -> None:
     import dagster as dg
 
     if plans:
-        with dg.DagsterInstance.from_config(str(dagster_home(plans[0].where.home))) as instance:
+        with dg.DagsterInstance.from_config(str(dagster_home(plans[0].where))) as instance:
             instance.add_dynamic_partitions("study", [plan.study.name for plan in plans])
 
 
@@ -151,7 +161,7 @@ def _execute_in_dagster(plan: Plan) -> None:
     from lancet_pipeline.definitions import build_definitions
 
     definitions = build_definitions(plan.where, study_files={plan.study.name: str(plan.path)})
-    with dg.DagsterInstance.from_config(str(dagster_home(plan.where.home))) as instance:
+    with dg.DagsterInstance.from_config(str(dagster_home(plan.where))) as instance:
         instance.add_dynamic_partitions("study", [plan.study.name])
         for source in SOURCES:
             tags = {"dagster/data_version": plan.versions[source]}
@@ -167,20 +177,21 @@ def _execute_in_dagster(plan: Plan) -> None:
         tracking = definitions.resources["tracking"]
         tracking.finish(plan.study.name, result.run_id, "FINISHED" if result.success else "FAILED")
         if not result.success:
-            raise _cause(result)
+            raise _cause(result, plan.where)
 
 
-def dagster_home(home: Path) -> Path:
-    """DAGSTER_HOME below `home`, with the project's instance settings in it."""
-    folder = home / "dagster"
+def dagster_home(where: Deployment) -> Path:
+    """DAGSTER_HOME of a deployment, with the project's instance settings in it. Raises InputError as `choose_storage`."""
+    folder = where.home / "dagster"
     folder.mkdir(parents=True, exist_ok=True)
     settings = folder / "dagster.yaml"
     if not settings.exists():
         settings.write_text((Path(__file__).parent / "dagster.yaml").read_text())
+    choose_storage(settings, where)
     return folder.absolute()
 
 
-def _cause(result) -> LancetError:
+def _cause(result, where: Deployment) -> LancetError:
     """The first failed asset's own error, as a person should read it. Raises KeyboardInterrupt where the run was stopped."""
     for event in result.all_events:
         if not event.is_step_failure:
@@ -196,6 +207,9 @@ def _cause(result) -> LancetError:
         kind = {"InputError": InputError, "LancetError": LancetError, "IntegrityError": LancetError}.get(short)
         if kind is not None:
             return kind(f"{event.step_key}: {text}")
+        lost = lost_server(where, message)
+        if lost is not None:
+            return lost
         return LancetError(f"{event.step_key} failed: {message}\n{''.join(error.stack[-3:])}")
     return LancetError("the run failed before any asset started; see the log above")
 

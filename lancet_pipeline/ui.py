@@ -24,19 +24,23 @@ def main(
     environment = {
         **os.environ,
         "LANCET_HOME": str(where.home),
-        "DAGSTER_HOME": str(dagster_home(where.home)),
+        "DAGSTER_HOME": str(dagster_home(where)),
         "DO_NOT_TRACK": "1",
     }
     tracking = where.tracking_uri or f"sqlite:///{where.home / 'mlflow' / 'mlflow.db'}"
+    served = where.tracking_uri.startswith(("http://", "https://"))  # somebody runs that server
     commands = {
         f"Dagster  http://127.0.0.1:{dagster_port}": [
             *("dagster", "dev", "-m", "lancet_pipeline.definitions", "-h", "127.0.0.1", "-p", str(dagster_port)),
         ],
-        f"MLflow   http://127.0.0.1:{mlflow_port}": [
+    }
+    if not served:
+        commands[f"MLflow   http://127.0.0.1:{mlflow_port}"] = [
             *("mlflow", "server", "--backend-store-uri", tracking, "--host", "127.0.0.1", "--port", str(mlflow_port)),
             *("--workers", "1"),
-        ],
-    }
+        ]
+    else:
+        print(f"MLflow   {where.tracking_uri}", flush=True)
     bin_folder = Path(sys.executable).parent
     servers = []
     for label, (program, *arguments) in commands.items():

@@ -109,7 +109,9 @@ class Tracking(dg.ConfigurableResource):
         name = f"lancet-{study}"
         if not self._exists(client, name):
             client.create_registered_model(name)
-        version = client.create_model_version(name, logged.model_uri, run_id=run, tags=dict(tags))
+        version = client.create_model_version(
+            name, logged.model_uri, run_id=run, tags=dict(tags), model_id=logged.model_id
+        )
         aliases = ["candidate", "champion"] if champion else ["candidate"]
         for alias in aliases:
             client.set_registered_model_alias(name, alias, version.version)
