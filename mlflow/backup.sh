@@ -12,7 +12,7 @@ trap 'rm -rf "$target.part"' EXIT
 case $MLFLOW_BACKEND_STORE_URI in
 sqlite:*)
     "$PYTHON" "$here/stores.py" copy-sqlite "$MLFLOW_BACKEND_STORE_URI" "sqlite:///$target.part/mlflow.db"
-    "$PYTHON" "$here/stores.py" copy-sqlite "$USERS_URI" "sqlite:///$target.part/users.db"
+    [ ! -f "$folder/users.db" ] || "$PYTHON" "$here/stores.py" copy-sqlite "$USERS_URI" "sqlite:///$target.part/users.db"
     ;;
 *) pg_dump --no-password --format=custom --no-owner --no-privileges --file="$target.part/database.dump" --dbname="$POSTGRES_URI" ;;
 esac

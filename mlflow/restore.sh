@@ -13,8 +13,8 @@
 case $MLFLOW_BACKEND_STORE_URI in
 sqlite:*)
     [ -f "$1/mlflow.db" ] || fail "$1 is a backup of PostgreSQL; set MLFLOW_BACKEND_STORE_URI to an empty database there"
-    "$PYTHON" "$here/stores.py" copy-sqlite "sqlite:///$(cd "$1" && pwd)/users.db" "$USERS_URI"
-    "$PYTHON" "$here/stores.py" copy-sqlite "sqlite:///$(cd "$1" && pwd)/mlflow.db" "$MLFLOW_BACKEND_STORE_URI"
+    [ ! -f "$1/users.db" ] || "$PYTHON" "$here/stores.py" copy-sqlite "sqlite:///$1/users.db" "$USERS_URI"
+    "$PYTHON" "$here/stores.py" copy-sqlite "sqlite:///$1/mlflow.db" "$MLFLOW_BACKEND_STORE_URI"
     ;;
 *)
     [ -f "$1/database.dump" ] || fail "$1 is a backup of SQLite; unset MLFLOW_BACKEND_STORE_URI"

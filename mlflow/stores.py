@@ -22,7 +22,9 @@ def check_users() -> None:
     """Somebody can sign in once the server is up."""
     users = os.environ["USERS_URI"]
     if not (_has_users(users) or os.environ.get("MLFLOW_AUTH_ADMIN_PASSWORD")):
-        raise SystemExit("error: MLFLOW_AUTH_ADMIN_PASSWORD is not set: the first start makes the administrator with it")
+        raise SystemExit(
+            "error: MLFLOW_AUTH_ADMIN_PASSWORD is not set: the first start makes the administrator with it"
+        )
 
 
 def check_empty() -> None:

@@ -107,6 +107,8 @@ class ServerProcess:
     log: Path
 
     def stop(self) -> None:
+        if self.process.poll() is not None:
+            return
         os.killpg(self.process.pid, signal.SIGTERM)
         try:
             self.process.wait(timeout=15)
@@ -143,7 +145,12 @@ def start_s3(folder: Path) -> ServerProcess:
     return start(command, os.environ, f"http://127.0.0.1:{port}", "/moto-api/", folder / "s3.log")
 
 
-def start_mlflow(environment: Mapping[str, str], folder: Path) -> ServerProcess:
-    port = free_port()
+def start_mlflow(environment: Mapping[str, str], folder: Path, port: int | None = None) -> ServerProcess:
+    port = port or free_port()
     settings = {**environment, "MLFLOW_HOST": "127.0.0.1", "MLFLOW_PORT": str(port), "MLFLOW_WORKERS": "1"}
     return start([SCRIPTS / "serve.sh"], settings, f"http://127.0.0.1:{port}", "/health", folder / "mlflow.log")
+
+
+def script(name: str, *arguments: object, environment: Mapping[str, str]) -> subprocess.CompletedProcess:
+    command = [str(SCRIPTS / name), *map(str, arguments)]
+    return subprocess.run(command, env=dict(environment), capture_output=True, text=True, check=False)
