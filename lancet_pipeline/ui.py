@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 
 from lancet_pipeline.deployment import deployment
+from lancet_pipeline.errors import LancetError
 from lancet_pipeline.running import dagster_home
+from lancet_pipeline.servers import check_servers
 
 
 def main(
@@ -20,6 +22,7 @@ def main(
 ) -> None:
     """Start both servers on the loopback interface and stop both with Ctrl-C."""
     where = deployment(os.environ, home)
+    check_servers(where)
     (where.home / "mlflow").mkdir(parents=True, exist_ok=True)
     environment = {
         **os.environ,
@@ -58,4 +61,7 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except LancetError as error:
+        raise SystemExit(f"error: {error}") from None
