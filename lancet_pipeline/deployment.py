@@ -9,6 +9,8 @@ from lancet_pipeline.experiment import PACKAGED_EXPERIMENTS
 from lancet_pipeline.governance.signing import Signing
 from lancet_pipeline.study import PACKAGED_STUDIES
 
+DAGSTER_POSTGRES = "LANCET_DAGSTER_POSTGRES_URL"
+
 
 @dataclass(frozen=True)
 class Deployment:
@@ -16,7 +18,8 @@ class Deployment:
     name, first match wins. experiment_directories: experiments, likewise. model_directories: checkpoints by their last name part, before the hub is asked.
     tracking_uri: an MLflow server; empty for a SQLite file below home. signing: who signs audit bundles.
     alerts: whether LANCET_WEBHOOK names a webhook; its URL is a secret, which the resource `Alerts` reads where it is used.
-    page: address of Dagster's page, for links."""
+    page: address of Dagster's page, for links.
+    dagster_postgres_url: Dagster's database; empty for SQLite files below home."""
 
     home: Path
     study_directories: tuple[Path, ...]
@@ -26,11 +29,12 @@ class Deployment:
     signing: Signing = field(default_factory=Signing)
     alerts: bool = False
     page: str = ""
+    dagster_postgres_url: str = ""
 
 
 def deployment(environ: Mapping[str, str], home: Path | None = None) -> Deployment:
     """The deployment that LANCET_HOME, LANCET_STUDIES, LANCET_EXPERIMENTS, LANCET_MODELS, MLFLOW_TRACKING_URI,
-    LANCET_WEBHOOK, LANCET_PAGE and those of `_signing` describe.
+    LANCET_WEBHOOK, LANCET_PAGE, LANCET_DAGSTER_POSTGRES_URL and those of `_signing` describe.
 
     Args:
         home: goes before LANCET_HOME.
@@ -45,6 +49,7 @@ def deployment(environ: Mapping[str, str], home: Path | None = None) -> Deployme
         _signing(environ, root),
         bool(environ.get("LANCET_WEBHOOK")),
         environ.get("LANCET_PAGE", ""),
+        environ.get(DAGSTER_POSTGRES, ""),
     )
 
 

@@ -13,5 +13,9 @@ class InputError(LancetError):
     exit_code = 2
 
 
+class Unreachable(InputError):
+    """A server or database that does not answer. Another try may do."""
+
+
 class IntegrityError(LancetError):
     """Stored bytes are not those their manifest promises."""

@@ -2,7 +2,7 @@
 
 import errno
 
-from lancet_pipeline.errors import LancetError
+from lancet_pipeline.errors import LancetError, Unreachable
 
 TRIES = 3
 """How often an asset is tried again after a fault that may pass."""
@@ -30,7 +30,7 @@ def passing_fault(error: BaseException) -> str | None:
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
         if isinstance(cause, LancetError):
-            return None
+            return str(cause) if isinstance(cause, Unreachable) else None
         if _passes(cause):
             return f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
         seen.add(id(cause))

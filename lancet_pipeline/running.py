@@ -14,6 +14,7 @@ from lancet_pipeline.experiment import Experiment, forget_failure, record_failur
 from lancet_pipeline.governance.signing import enclosed_key
 from lancet_pipeline.graph import REPORTS, STAGES, upstream, versions
 from lancet_pipeline.inputs import find_checkpoint, source_versions
+from lancet_pipeline.servers import check_servers, choose_storage, limited_patience, lost_server
 from lancet_pipeline.study import Study, find_study, load_study
 
 
@@ -78,7 +79,17 @@ def execute(plan: Plan) -> None:
             if asset in STAGES and asset not in plan.stale and store.has(plan.study.name, asset, version):
                 store.confirm(plan.study.name, asset, version)
         if plan.stale:
-            _execute_in_dagster(plan)
+            check_servers(plan.where)
+            try:
+                with limited_patience(plan.where):
+                    _execute_in_dagster(plan)
+            except LancetError:
+                raise
+            except Exception as error:  # Dagster's own storage raises through the run
+                lost = lost_server(plan.where, error)
+                if lost is None:
+                    raise
+                raise lost from None
 
 
 def variant_versions(experiment: Experiment, where: Deployment) -> dict[str, dict[str, str]]:
@@ -144,7 +155,7 @@ def _add_partitions(plans: Sequence[Plan]) -> None:
     import dagster as dg
 
     if plans:
-        with dg.DagsterInstance.from_config(str(dagster_home(plans[0].where.home))) as instance:
+        with dg.DagsterInstance.from_config(str(dagster_home(plans[0].where))) as instance:
             instance.add_dynamic_partitions("study", [plan.study.name for plan in plans])
 
 
@@ -155,7 +166,7 @@ def _execute_in_dagster(plan: Plan) -> None:
     from lancet_pipeline.definitions import build_definitions
 
     definitions = build_definitions(plan.where, study_files={plan.study.name: str(plan.path)})
-    with dg.DagsterInstance.from_config(str(dagster_home(plan.where.home))) as instance:
+    with dg.DagsterInstance.from_config(str(dagster_home(plan.where))) as instance:
         instance.add_dynamic_partitions("study", [plan.study.name])
         end_lost_runs(instance, ArtifactStore(plan.where.home), time.time())
         for arrival in source_events(plan.study.name, plan.versions):
@@ -169,7 +180,7 @@ def _execute_in_dagster(plan: Plan) -> None:
         )
         untold = _end_tracking(definitions.resources["tracking"], plan.study.name, result)
         if not result.success:  # says more than that the end could not be noted
-            raise _cause(result)
+            raise _cause(result, plan.where)
         if untold is not None:
             raise LancetError(
                 f"all assets are done, but MLflow could not be told that run {result.run_id} ended "
@@ -186,26 +197,31 @@ def _end_tracking(tracking, study: str, result) -> Exception | None:
     return None
 
 
-def dagster_home(home: Path) -> Path:
-    """DAGSTER_HOME below `home`, with the project's instance settings in it."""
-    folder = home / "dagster"
+def dagster_home(where: Deployment) -> Path:
+    """DAGSTER_HOME of a deployment, with the project's instance settings in it. Raises InputError as `choose_storage`."""
+    folder = where.home / "dagster"
     folder.mkdir(parents=True, exist_ok=True)
     settings = folder / "dagster.yaml"
     if not settings.exists():
         settings.write_text((Path(__file__).parent / "dagster.yaml").read_text())
+    choose_storage(settings, where)
     return folder.absolute()
 
 
-def _cause(result) -> LancetError:
+def _cause(result, where: Deployment) -> LancetError:
     """The first failed asset's own error, as a person should read it. Raises KeyboardInterrupt where the run was stopped."""
     for event in result.all_events:
         if event.is_step_failure:
-            return readable_error(event)
+            return readable_error(event, where)
     return LancetError("the run failed before any asset started; see the log above")
 
 
-def readable_error(event) -> LancetError:
-    """The error of a failed step, as a person should read it. Raises KeyboardInterrupt where the run was stopped."""
+def readable_error(event, where: Deployment | None = None) -> LancetError:
+    """The error of a failed step, as a person should read it. Raises KeyboardInterrupt where the run was stopped.
+
+    Args:
+        where: whose servers are named where one of them went away.
+    """
     error = event.step_failure_data.error
     while error.cause is not None:
         error = error.cause
@@ -217,6 +233,8 @@ def readable_error(event) -> LancetError:
     kind = {"InputError": InputError, "LancetError": LancetError, "IntegrityError": LancetError}.get(short)
     if kind is not None:
         return kind(f"{event.step_key}: {text}")
+    if where is not None and (lost := lost_server(where, message)) is not None:
+        return lost
     return LancetError(f"{event.step_key} failed: {message}\n{''.join(error.stack[-3:])}")
 
 

@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 
 from lancet_pipeline.deployment import deployment
+from lancet_pipeline.errors import LancetError
 from lancet_pipeline.running import dagster_home
+from lancet_pipeline.servers import check_servers
 
 
 def main(
@@ -20,24 +22,29 @@ def main(
 ) -> None:
     """Start both servers, and Dagster's daemon, on the loopback interface; Ctrl-C or SIGTERM stops them all."""
     where = deployment(os.environ, home)
+    check_servers(where)
     (where.home / "mlflow").mkdir(parents=True, exist_ok=True)
     environment = {
         **os.environ,
         "LANCET_HOME": str(where.home),
         "LANCET_PAGE": where.page or f"http://127.0.0.1:{dagster_port}",
-        "DAGSTER_HOME": str(dagster_home(where.home)),
+        "DAGSTER_HOME": str(dagster_home(where)),
         "DO_NOT_TRACK": "1",
     }
     tracking = where.tracking_uri or f"sqlite:///{where.home / 'mlflow' / 'mlflow.db'}"
+    served = where.tracking_uri.startswith(("http://", "https://"))  # somebody runs that server
     commands = {
         f"Dagster  http://127.0.0.1:{dagster_port}": [
             *("dagster", "dev", "-m", "lancet_pipeline.definitions", "-h", "127.0.0.1", "-p", str(dagster_port)),
         ],
-        f"MLflow   http://127.0.0.1:{mlflow_port}": [
+    }
+    if not served:
+        commands[f"MLflow   http://127.0.0.1:{mlflow_port}"] = [
             *("mlflow", "server", "--backend-store-uri", tracking, "--host", "127.0.0.1", "--port", str(mlflow_port)),
             *("--workers", "1"),
-        ],
-    }
+        ]
+    else:
+        print(f"MLflow   {where.tracking_uri}", flush=True)
     bin_folder = Path(sys.executable).parent
     servers = []
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -56,4 +63,7 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except LancetError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import dagster as dg
 
-from lancet_pipeline.errors import InputError
+from lancet_pipeline.errors import Unreachable
 from lancet_pipeline.experiment import experiment_of, is_variant
 from lancet_pipeline.registration import Registration
 from lancet_pipeline.resources.logged_model import card, components, data_set, model_metrics
@@ -52,7 +52,7 @@ class Tracking(dg.ConfigurableResource):
         return self.uri or f"sqlite:///{self._database()}"
 
     def client(self) -> Any:
-        """A client of the server or database, once that answers. Raises InputError."""
+        """A client of the server or database, once that answers. Raises Unreachable."""
         import mlflow
 
         logging.getLogger("mlflow").setLevel(logging.ERROR)
@@ -120,7 +120,7 @@ class Tracking(dg.ConfigurableResource):
         """Log a model into the study run and give it a version in the registry, without an alias.
 
         Raises:
-            InputError: the server or database is lost.
+            Unreachable: the server or database is lost.
         """
         from mlflow.models import infer_signature
 
@@ -159,7 +159,7 @@ class Tracking(dg.ConfigurableResource):
         """All versions of a study's model, oldest first; empty where it was never registered.
 
         Raises:
-            InputError: the server or database is lost.
+            Unreachable: the server or database is lost.
         """
         if not self.uri and not self._database().exists():
             return []  # asking would make one
@@ -194,7 +194,7 @@ class Tracking(dg.ConfigurableResource):
         MLflow itself goes on trying for minutes. What the environment says of that (MLFLOW_HTTP_REQUEST_*) holds.
 
         Raises:
-            InputError: no server or database answers, or it says no; without the credentials that the address may hold.
+            Unreachable: no server or database answers, or it says no; without the credentials that the address may hold.
         """
         from mlflow.exceptions import MlflowException
 
@@ -214,7 +214,7 @@ class Tracking(dg.ConfigurableResource):
         """MLflow tries a dead server for minutes, and a dead database for longer; one attempt says enough.
 
         Raises:
-            InputError: nothing answers.
+            Unreachable: nothing answers.
         """
         scheme = self.uri.partition(":")[0].partition("+")[0].lower()
         try:
@@ -233,8 +233,8 @@ class Tracking(dg.ConfigurableResource):
         except Exception as error:  # drivers raise types of their own
             raise self._lost(error) from None
 
-    def _lost(self, error: Exception) -> InputError:
-        return InputError(
+    def _lost(self, error: Exception) -> Unreachable:
+        return Unreachable(
             f"MLflow at {_without_credentials(self.tracking_uri())}: {_first_line(error)}; see that it runs and that "
             "MLFLOW_TRACKING_URI names it, then give the command again"
         )

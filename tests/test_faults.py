@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from lancet_pipeline.artifacts import is_locked
 from lancet_pipeline.assets.stage import StageRun, tried_again
 from lancet_pipeline.endings import alerts_of
-from lancet_pipeline.errors import InputError, IntegrityError
+from lancet_pipeline.errors import InputError, IntegrityError, Unreachable
 from lancet_pipeline.faults import passing_fault
 from lancet_pipeline.graph import STAGES
 from lancet_pipeline.resources import Alerts, ModelSource, RunPlan, Store, StudyCatalog
@@ -45,6 +45,7 @@ def wrapped(inner: Exception) -> Exception:
         (OSError(errno.ESTALE, "Stale file handle"), True),
         (FileNotFoundError(errno.ENOENT, "No such file"), False),
         (OSError(errno.ENOSPC, "No space left on device"), False),
+        (Unreachable("MLflow at 127.0.0.1:9: refused"), True),
         (InputError("train.jsonl: row 1: not JSON"), False),
         (IntegrityError("a file changed"), False),
         (MlflowException("no such experiment"), False),

@@ -14,6 +14,7 @@ import pytest
 from conftest import Webhook, tiny_tree, training_rows, write_jsonl, write_tiny_study
 
 import mlflow
+from lancet_pipeline.deployment import deployment as deployed
 from lancet_pipeline.running import dagster_home
 
 pytestmark = pytest.mark.slow
@@ -38,7 +39,7 @@ class Deployment:
             "LANCET_HOME": str(self.home),
             "LANCET_STUDIES": str(self.study.parent),
             "LANCET_PAGE": "http://127.0.0.1:3000",
-            "DAGSTER_HOME": str(dagster_home(self.home)),
+            "DAGSTER_HOME": str(dagster_home(deployed({}, self.home))),
             "LANCET_WEBHOOK": self.webhook.url,
         }
         self.run("-m", "lancet_pipeline.cli", "run", str(self.study))
