@@ -10,6 +10,7 @@ from lancet_pipeline.artifacts import ArtifactStore, sha256
 from lancet_pipeline.evaluation.gates import all_gates
 from lancet_pipeline.governance.bundle import MANIFEST, write_bundle
 from lancet_pipeline.governance.evidence import Evidence
+from lancet_pipeline.governance.signing import Signing
 from lancet_pipeline.promotion import record_registration
 from lancet_pipeline.resources.tracking import RegisteredVersion, Tracking
 from lancet_pipeline.study import PACKAGED_STUDIES, load_study
@@ -57,8 +58,7 @@ def register(
         write(report, ("corrected_model",), lambda folder, report=report: _write_figures(folder, report, evidence))
 
     def bundle(folder: Path) -> None:
-        (folder / "bundle").mkdir()
-        write_bundle(evidence, folder / "bundle")
+        write_bundle(evidence, folder / "bundle", Signing("key", home / "keys" / "signing_key.pem", create=True))
 
     settings = {"evaluation": STUDY.evaluation.model_dump(mode="json")}
     write("audit_bundle", ("corrected_model", *REPORTS), bundle, settings)

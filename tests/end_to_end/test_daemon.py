@@ -179,7 +179,7 @@ def test_a_half_written_file_waits_until_it_is_whole(deployment: Deployment):
     deployment.wait("end of the run", lambda: deployment.succeeded(run_id))
     steps = deployment.instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_START)
     assert {entry.dagster_event.step_key for entry in steps if entry.dagster_event} == {
-        *("ood_report", "audit_bundle", "registered_model")
+        *("ood_report", "output_traces", "audit_bundle", "registered_model")
     }
 
 
