@@ -1,0 +1,345 @@
+"""The report, Dagster's and MLflow's pages in a real browser, on a finished tiny study."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from conftest import write_tiny_study
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+from selenium.webdriver.chrome.service import Service  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+
+CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+AXE = Path(__file__).parents[2] / ".venv" / "axe" / "package" / "axe.min.js"
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "DO_NOT_TRACK": "1"}
+ARGUMENTS = (
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--window-size=1400,1000"),
+)
+SCREENSHOTS = os.environ.get("LANCET_SCREENSHOTS")
+"""A folder that takes a picture of each page, for a person to look at."""
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="needs chromium and chromedriver on the path"),
+]
+needs_axe = pytest.mark.skipif(not AXE.is_file(), reason=f"needs {AXE}: run `make axe`")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, Path]:
+    """Study file and home of one finished run."""
+    root = tmp_path_factory.mktemp("browsed")
+    study = write_tiny_study(root / "study")
+    command = [sys.executable, "-m", "lancet_pipeline.cli", "run", str(study), "--home", str(root / "home")]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert done.returncode == 0, done.stderr
+    return study, root / "home"
+
+
+@pytest.fixture(scope="module")
+def report(finished) -> str:
+    """Address of the report."""
+    return next((finished[1] / "artifacts" / "tiny" / "audit_bundle").glob("*/bundle/report.html")).as_uri()
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in (*ARGUMENTS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    started = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
+    started.set_script_timeout(180)
+    yield started
+    started.quit()
+
+
+@pytest.fixture
+def page(driver, report):
+    """The report, just opened, in light colours."""
+    for kind in ("browser", "performance"):
+        driver.get_log(kind)
+    in_colours(driver, "light")
+    driver.get("about:blank")
+    driver.get(report)
+    return driver
+
+
+def in_colours(driver, scheme: str) -> None:
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+def picture(driver, name: str) -> None:
+    if SCREENSHOTS:
+        driver.save_screenshot(str(Path(SCREENSHOTS) / f"{name}.png"))
+
+
+def console_errors(driver) -> list[str]:
+    return [entry["message"] for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+def requested(driver) -> list[str]:
+    """Addresses that the page asked for since the log was last read."""
+    messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+
+
+def shown(driver, css: str, inside=None) -> list:
+    return [element for element in (inside or driver).find_elements(By.CSS_SELECTOR, css) if element.is_displayed()]
+
+
+def serious_violations(driver) -> list[str]:
+    driver.execute_script(AXE.read_text(encoding="utf-8"))
+    found = driver.execute_async_script(
+        "const done = arguments[0];"
+        "axe.run({resultTypes: ['violations']}).then((result) => done(result.violations.map("
+        "(v) => [v.impact, v.id, v.nodes[0].html.slice(0, 200), v.nodes[0].failureSummary])), (e) => done([['error', `${e}`]]))"
+    )
+    return [violation for violation in found if violation[0] in ("serious", "critical", "error")]
+
+
+def test_report_has_no_console_error_and_asks_the_network_for_nothing(page):
+    for scheme in ("light", "dark"):
+        in_colours(page, scheme)
+        picture(page, f"report_{scheme}")
+    page.execute_script("for (const details of document.querySelectorAll('details')) details.open = true")
+    assert console_errors(page) == []
+    asked = [url for url in requested(page) if not url.startswith(("data:", "about:"))]
+    assert asked == [page.current_url]
+
+
+def test_policy_of_the_report_lets_no_request_out(page):
+    page.execute_script(
+        "const image = new Image(); image.src = 'http://127.0.0.1:9/x.png'; document.body.append(image)"
+    )
+    WebDriverWait(page, 10).until(lambda _: any("Content Security Policy" in m for m in blocked(page)))
+    assert not [url for url in requested(page) if url.startswith("http")]
+
+
+def blocked(driver, seen: list[str] | None = None) -> list[str]:
+    return [entry["message"] for entry in driver.get_log("browser")]
+
+
+@needs_axe
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("state", ["folded", "open"])
+def test_axe_finds_no_serious_problem(page, scheme, state):
+    in_colours(page, scheme)
+    if state == "open":
+        page.execute_script("for (const details of document.querySelectorAll('details')) details.open = true")
+    assert serious_violations(page) == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_harmful_output_is_three_clicks_from_samples_tokens_pairs_and_corrected_answer(page, finished, seed):
+    import pyarrow.parquet as pq
+
+    folder = finished[1] / "artifacts" / "tiny"
+    traces = pq.read_table(next((folder / "output_traces").glob("*/traces.parquet"))).to_pylist()
+    pairs = pq.read_table(next((folder / "pareto_pairs").glob("*/pairs.parquet"))).to_pylist()
+    number = random.Random(seed).randrange(len(traces))
+    chosen, clicks = traces[number], 0
+
+    page.find_element(By.LINK_TEXT, "What was wrong").click()
+    clicks += 1
+    output = page.find_elements(By.CSS_SELECTOR, "#traces tbody")[number]
+    assert chosen["sample_id"] in output.text
+    assert chosen["response"] not in page.find_element(By.TAG_NAME, "main").text
+    summary = output.find_element(By.TAG_NAME, "summary")
+    page.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", summary)
+    summary.click()
+    clicks += 1
+
+    text = output.text
+    assert chosen["response"] in text
+    assert chosen["corrected_response"] in text
+    assert chosen["corrected_verdict"] in text
+    behind = shown(page, ".behind > li", output)
+    assert len(behind) == len(chosen["samples"]) > 0
+    for item, sample in zip(behind, chosen["samples"], strict=True):
+        assert sample["sample_id"] in item.text
+        assert item.text.startswith(sample["role"])
+        assert "Strongest tokens" in item.text
+        assert shown(page, "mark", item), "no token is highlighted"
+        partners = {
+            pair[other]
+            for one, other in (("preferred_id", "dispreferred_id"), ("dispreferred_id", "preferred_id"))
+            for pair in pairs
+            if pair[one] == sample["sample_id"]
+        }
+        linked = {link.text for link in shown(page, ".pairs a", item)}
+        assert linked <= partners
+        assert bool(linked) == bool(partners)
+    picture(page, f"report_trace_{seed}")
+    link = shown(page, ".about a", behind[0])[0]
+    page.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", link)
+    link.click()
+    clicks += 1
+    row = page.find_element(By.CSS_SELECTOR, "tr:target")
+    assert chosen["samples"][0]["sample_id"] in row.text
+    assert clicks == 3
+
+
+def test_link_from_an_answer_unfolds_its_trace(page):
+    link = page.find_element(By.LINK_TEXT, "What is behind it")
+    target = page.find_element(By.CSS_SELECTOR, link.get_attribute("href").partition("#")[2].join("# ").strip())
+    assert not shown(page, ".trace", target)
+    page.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", link)
+    link.click()
+    WebDriverWait(page, 10).until(lambda _: shown(page, ".trace", target))
+
+
+def test_search_keeps_the_rows_that_hold_every_word(page):
+    rows = page.find_elements(By.CSS_SELECTOR, "#driving tbody tr, #countering tbody tr, #neutral tbody tr")
+    name = rows[0].find_element(By.TAG_NAME, "th").text
+    field = page.find_element(By.ID, "driving-filter")
+    assert page.find_element(By.CSS_SELECTOR, "label[for=driving-filter]").text == "Search the samples"
+    field.send_keys(name)
+    visible = [row for row in rows if row.is_displayed()]
+    assert visible
+    assert len(visible) < len(rows)
+    assert all(name in row.get_attribute("textContent") for row in visible)
+    assert (
+        page.find_element(By.CSS_SELECTOR, "output[for=driving-filter]").text == f"{len(visible)} of {len(rows)} rows"
+    )
+    field.clear()
+    field.send_keys("no such words anywhere")
+    assert not [row for row in rows if row.is_displayed()]
+
+
+def test_sorting_by_keyboard_orders_samples_and_keeps_traces_with_their_rows(page):
+    def order(css: str) -> list[float]:
+        return [float(cell.get_attribute("data-value")) for cell in page.find_elements(By.CSS_SELECTOR, css)]
+
+    scores = "#driving tbody td:nth-child(2)"
+    before = order(scores)
+    head = page.find_elements(By.CSS_SELECTOR, "#driving thead th")[1]
+    head.find_element(By.TAG_NAME, "button").send_keys("\n")
+    assert order(scores) == sorted(before) != before
+    assert head.get_attribute("aria-sort") == "ascending"
+    head.find_element(By.TAG_NAME, "button").send_keys("\n")
+    assert order(scores) == sorted(before, reverse=True)
+    assert head.get_attribute("aria-sort") == "descending"
+
+    def outputs() -> list[tuple[str, str]]:
+        bodies = page.find_elements(By.CSS_SELECTOR, "#traces tbody")
+        return [
+            (body.find_element(By.CSS_SELECTOR, "th .code").text, body.find_element(By.CSS_SELECTOR, ".unseen").text)
+            for body in bodies
+        ]
+
+    page.find_element(By.CSS_SELECTOR, "#traces thead th:nth-child(2) button").send_keys("\n")
+    kinds = [cell.text for cell in page.find_elements(By.CSS_SELECTOR, "#traces tbody tr:first-child td:nth-child(2)")]
+    assert kinds == sorted(kinds)
+    assert len(set(kinds)) > 1
+    assert all(name in fold for name, fold in outputs())
+
+
+def test_on_paper_harmful_text_stays_folded_and_the_rest_is_open(page):
+    page.execute_script("window.dispatchEvent(new Event('beforeprint'))")
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    assert page.find_elements(By.CSS_SELECTOR, "details:not(.harm)")
+    assert not page.find_elements(By.CSS_SELECTOR, "details:not(.harm):not([open])")
+    assert page.find_elements(By.CSS_SELECTOR, "details.harm")
+    assert not page.find_elements(By.CSS_SELECTOR, "details.harm[open]")
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    page.execute_script("window.dispatchEvent(new Event('afterprint'))")
+    assert page.find_elements(By.CSS_SELECTOR, "details:not(.harm):not([open])")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def servers(finished, tmp_path_factory):
+    """Addresses of Dagster and MLflow on the finished home."""
+    study, home = finished
+    dagster, mlflow = free_port(), free_port()
+    command = [sys.executable, "-m", "lancet_pipeline.ui", "--home", str(home)]
+    command += ["--dagster-port", str(dagster), "--mlflow-port", str(mlflow)]
+    log = tmp_path_factory.mktemp("servers") / "log.txt"
+    environment = {**ENVIRONMENT, "LANCET_STUDIES": str(study.parent)}
+    with log.open("w") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True)
+    addresses = f"http://127.0.0.1:{dagster}", f"http://127.0.0.1:{mlflow}"
+    try:
+        for address, path in zip(addresses, ("/server_info", "/health"), strict=True):
+            wait_for(address + path, process, log)
+        yield addresses
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)
+
+
+def wait_for(address: str, process: subprocess.Popen, log: Path, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        assert process.poll() is None, log.read_text()
+        try:
+            with urllib.request.urlopen(address, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(f"{address} did not answer within {seconds} s:\n{log.read_text()}")
+
+
+def open_page(driver, address: str, *texts: str) -> None:
+    """Open a page of an application and wait until it shows every text."""
+    driver.get("about:blank")
+    driver.get_log("browser")
+    driver.get(address)
+    in_colours(driver, "light")
+
+    def shows_all(_) -> bool:
+        body = driver.execute_script("return document.body.innerText")
+        return all(text in body for text in texts)
+
+    WebDriverWait(driver, 90).until(shows_all, f"{address} does not show {texts}")
+
+
+def test_dagster_shows_the_graph_of_the_study(driver, servers):
+    open_page(driver, f"{servers[0]}/asset-groups", "corrected_model", "output_traces", "pareto_pairs")
+    picture(driver, "dagster_graph")
+    assert console_errors(driver) == []
+
+
+def test_dagster_shows_the_checks_of_the_corrected_model(driver, servers, finished):
+    manifest = next((finished[1] / "artifacts" / "tiny" / "corrected_model").glob("*/manifest.json"))
+    names = [check["name"] for check in json.loads(manifest.read_text())["checks"]]
+    assert names
+    open_page(driver, f"{servers[0]}/assets/corrected_model?view=checks", *names)
+    picture(driver, "dagster_checks")
+    assert console_errors(driver) == []
+
+
+def test_mlflow_shows_the_metrics_of_the_run(driver, servers, finished):
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{finished[1] / 'mlflow' / 'mlflow.db'}")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    run = client.search_runs(experiments, order_by=["attributes.start_time DESC"])[0]
+    address = f"{servers[1]}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    open_page(driver, address, "influence_scores/samples", "output_traces/outputs")
+    picture(driver, "mlflow_run")
+    # MLflow asks a server without accounts who is signed in, and is told that there is no such page.
+    known = re.compile(r"/users/current\b.*404")
+    assert [message for message in console_errors(driver) if not known.search(message)] == []
