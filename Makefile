@@ -5,13 +5,21 @@ BIN := $(VENV)/bin
 HOME_DIR ?= .lancet
 SMOLLM2 := .lancet/models/SmolLM2-135M-Instruct
 
-.PHONY: demo test ui install lint types benchmarks smollm2 clean
+.PHONY: demo test axe ui install lint types benchmarks smollm2 clean
 
 demo: install
 	$(BIN)/lancet demo --home $(HOME_DIR)
 
-test: $(VENV)/.installed-dev
+test: $(VENV)/.installed-dev axe
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# What the browser tests look for barriers with; without npm they skip that.
+AXE := $(VENV)/axe/package/axe.min.js
+axe: $(AXE)
+
+$(AXE): $(VENV)/.installed-dev
+	mkdir -p $(VENV)/axe
+	-cd $(VENV)/axe && npm pack --silent axe-core@4.14.1 > /dev/null && tar -xzf axe-core-4.14.1.tgz
 
 # Dagster on port 3000, MLflow on port 5000, both on the results in HOME_DIR.
 ui: install
