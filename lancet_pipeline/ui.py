@@ -30,6 +30,7 @@ def main(
         "LANCET_PAGE": where.page or f"http://127.0.0.1:{dagster_port}",
         "DAGSTER_HOME": str(dagster_home(where)),
         "DO_NOT_TRACK": "1",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": os.environ.get("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false"),
     }
     tracking = where.tracking_uri or f"sqlite:///{where.home / 'mlflow' / 'mlflow.db'}"
     served = where.tracking_uri.startswith(("http://", "https://"))  # somebody runs that server
