@@ -4,14 +4,25 @@ VENV := .venv
 BIN := $(VENV)/bin
 HOME_DIR ?= .lancet
 SMOLLM2 := .lancet/models/SmolLM2-135M-Instruct
+AXE := $(VENV)/axe/package/axe.min.js
 
-.PHONY: demo test ui install lint types benchmarks smollm2 clean
+.PHONY: demo test axe ui install lint types benchmarks smollm2 clean
 
 demo: install
 	$(BIN)/lancet demo --home $(HOME_DIR)
 
 test: $(VENV)/.installed-dev
+	@test -f $(AXE) || $(MAKE) --no-print-directory axe || echo "axe-core could not be fetched: its tests are skipped"
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# What the browser tests check accessibility with; needs npm. They also need chromium and chromedriver.
+axe: $(AXE)
+
+$(AXE):
+	mkdir -p $(VENV)/axe
+	npm pack --silent --pack-destination $(VENV)/axe axe-core@4.14.1
+	tar -xzf $(VENV)/axe/axe-core-4.14.1.tgz -C $(VENV)/axe
+	touch $@
 
 # Dagster on port 3000, MLflow on port 5000, both on the results in HOME_DIR.
 ui: install

@@ -254,15 +254,19 @@ def test_sorting_by_keyboard_orders_samples_and_keeps_traces_with_their_rows(pag
 
 
 def test_on_paper_harmful_text_stays_folded_and_the_rest_is_open(page):
-    page.execute_script("window.dispatchEvent(new Event('beforeprint'))")
-    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
-    assert page.find_elements(By.CSS_SELECTOR, "details:not(.harm)")
-    assert not page.find_elements(By.CSS_SELECTOR, "details:not(.harm):not([open])")
-    assert page.find_elements(By.CSS_SELECTOR, "details.harm")
-    assert not page.find_elements(By.CSS_SELECTOR, "details.harm[open]")
-    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
-    page.execute_script("window.dispatchEvent(new Event('afterprint'))")
-    assert page.find_elements(By.CSS_SELECTOR, "details:not(.harm):not([open])")
+    counts = (
+        "[document.querySelectorAll('details:not(.harm)').length,"
+        " document.querySelectorAll('details:not(.harm)[open]').length,"
+        " document.querySelectorAll('details.harm').length,"
+        " document.querySelectorAll('details.harm[open]').length]"
+    )
+    page.execute_script(f"window.addEventListener('beforeprint', () => {{ window.printed = {counts}; }})")
+    before = page.execute_script(f"return {counts}")
+    page.execute_cdp_cmd("Page.printToPDF", {})
+    plain, plain_open, harm, harm_open = page.execute_script("return window.printed")
+    assert plain_open == plain > before[1]
+    assert harm > 0 == harm_open
+    assert page.execute_script(f"return {counts}") == before
 
 
 def free_port() -> int:
