@@ -9,7 +9,7 @@ from governance.conftest import decision
 from lancet_pipeline.governance.costs import cost
 from lancet_pipeline.governance.evidence import Evidence
 from lancet_pipeline.governance.lineage_graph import HEIGHT, WIDTH, draw
-from lancet_pipeline.governance.report import SECTIONS, render_report
+from lancet_pipeline.governance.report import SECTIONS, render_report, render_trace
 from lancet_pipeline.governance.trail import KINDS, Trail
 from lancet_pipeline.governance.wording import SHOWN_CHARACTERS
 from lancet_pipeline.graph import SOURCES, STAGES
@@ -276,3 +276,16 @@ def test_graph_has_every_box_apart_and_inputs_above(evidence: Evidence) -> None:
             assert one is other or abs(one.x - other.x) >= WIDTH or abs(one.y - other.y) >= HEIGHT
     assert boxes["corrected_model"].state == "computed"
     assert boxes["registered_model"].state == "pending"
+
+
+def test_trace_of_an_answer_is_a_page_of_its_own(evidence: Evidence) -> None:
+    sides = {role: [s for s in evidence.samples if s["role"] == role][:3] for role in ("driving", "countering")}
+    answer = {"study": "demo", "prompt": "Who broke it?", "response": "You <b>fool</b>.", "verdict": "insult"}
+    html = render_trace({**answer, **sides})
+    page = Page(html)
+    assert "Trace of an answer: demo" in page.unfolded
+    assert "You <b>fool</b>." in page.unfolded
+    for sample in sides["driving"] + sides["countering"]:
+        assert sample["sample_id"] in page.unfolded
+    assert re.search(r'<mark class="(up|down) l[1-4]"', html)
+    assert not page.all("script")
