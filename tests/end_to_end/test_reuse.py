@@ -63,10 +63,10 @@ def test_a_large_change_trains_and_fits_anew(runs):
 
 def test_without_the_setting_versions_are_those_of_a_study_that_never_had_it(tmp_path):
     from lancet_pipeline.graph import SOURCES, STAGES, versions
-    from lancet_pipeline.study import load_study
+    from lancet_pipeline.study import ReuseSettings, load_study
 
     study = load_study(write_tiny_study(tmp_path))
     assert not any("model.reuse" in stage.settings_of(study) for stage in STAGES.values())
-    allowed = study.model_copy(update={"model": study.model.model_copy(update={"reuse": LIMITS})})
+    allowed = study.model_copy(update={"model": study.model.model_copy(update={"reuse": ReuseSettings(**LIMITS)})})
     known = [json.dumps(versions(one, dict.fromkeys(SOURCES, "0")), sort_keys=True) for one in (study, allowed)]
     assert known[0] != known[1]

@@ -147,9 +147,8 @@ def connect(monkeypatch) -> Iterator[Callable]:
         mlflow.set_tracking_uri(url)
         return mlflow.MlflowClient()
 
-    before = mlflow.get_tracking_uri()
     yield client
-    mlflow.set_tracking_uri(before)
+    mlflow.set_tracking_uri(None)  # which takes it out of the environment, too
 
 
 @pytest.fixture
@@ -265,6 +264,16 @@ def test_a_database_lost_in_the_middle_of_a_run_stops_it_and_the_next_run_goes_o
     assert again.returncode == 0, again.stderr
 
 
+@pytest.mark.skipif(not HAS_AUTH, reason="Flask-WTF is not installed")
+def test_nobody_reads_runs_without_a_password(servers, finished):
+    import requests
+
+    search = f"{servers.mlflow.url}/api/2.0/mlflow/experiments/search?max_results=1"
+    assert requests.get(search, timeout=30).status_code == 401
+    assert requests.get(search, auth=(USER[0], "guessed-password"), timeout=30).status_code == 401
+    assert requests.get(search, auth=USER, timeout=30).status_code == 200
+
+
 def test_postgresql_and_bucket_are_backed_up_while_the_server_runs_and_come_back_whole(
     servers, finished, tracked, tmp_path
 ):
@@ -348,16 +357,6 @@ def test_the_server_does_not_start_with_settings_that_do_not_fit(tmp_path, chang
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert "hush" not in done.stderr + done.stdout
-
-
-@pytest.mark.skipif(not HAS_AUTH, reason="Flask-WTF is not installed")
-def test_nobody_reads_runs_without_a_password(servers, finished):
-    import requests
-
-    search = f"{servers.mlflow.url}/api/2.0/mlflow/experiments/search?max_results=1"
-    assert requests.get(search, timeout=30).status_code == 401
-    assert requests.get(search, auth=(USER[0], "guessed-password"), timeout=30).status_code == 401
-    assert requests.get(search, auth=USER, timeout=30).status_code == 200
 
 
 def fill(client) -> dict:
