@@ -120,7 +120,7 @@ def load_prepared(folder: Path) -> tuple[pa.Table, list[TokenSequence]]:
     """Samples and their token sequences, in the same order, as `save_prepared` wrote them."""
     table = pa.concat_tables(pq.read_table(path) for path in sorted(folder.glob("shard-*.parquet")))
     tokens = pa.chunked_array(table["input_ids"]).combine_chunks()
-    values, ends = tokens.values.to_numpy(), tokens.offsets.to_numpy()
+    values, ends = tokens.values.to_numpy().copy(), tokens.offsets.to_numpy()  # torch wants writable arrays
     rows = zip(table["sample_id"].to_pylist(), ends[:-1], ends[1:], table["response_start"].to_pylist(), strict=True)
     sequences = [TokenSequence(name, values[start:end], response) for name, start, end, response in rows]
     return table.drop_columns(["input_ids", "response_start"]), sequences
