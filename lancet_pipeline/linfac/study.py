@@ -135,38 +135,39 @@ def influence_table(
 
     `tokens`: list of {position, token, share}, largest |share| first. `groups`: list of {group, score}.
     """
-    words: dict[int, str] = {}
-
-    def word(token: int) -> str:
-        if token not in words:
-            words[token] = tokenizer.decode([token])
-        return words[token]
-
-    shares = found.raw.shares / found.scale[:, None]
-    tokens = [
-        [
-            {"position": int(p), "token": word(int(sequence.input_ids[p])), "share": float(s)}
-            for p, s in zip(positions, row, strict=True)
-            if p >= 0
-        ]
-        for sequence, positions, row in zip(sequences, found.raw.positions, shares, strict=True)
-    ]
+    group = pa.struct([("group", pa.string()), ("score", pa.float64())])
     groups = [
         [{"group": name, "score": float(scores[row])} for name, scores in found.groups.items()]
         for row in range(len(sequences))
     ]
-    token = pa.struct([("position", pa.int32()), ("token", pa.string()), ("share", pa.float32())])
-    group = pa.struct([("group", pa.string()), ("score", pa.float64())])
     return pa.table(
         {
             "sample_id": [sequence.sample_id for sequence in sequences],
             "score": found.score,
-            "tokens": pa.array(tokens, pa.list_(token)),
+            "tokens": _strongest_tokens(found, sequences, tokenizer),
             "groups": pa.array(groups, pa.list_(group)),
             "source": samples["source"],
             "category": samples["category"],
         }
     )
+
+
+def _strongest_tokens(
+    found: Influence, sequences: Sequence[TokenSequence], tokenizer: "PreTrainedTokenizerBase"
+) -> pa.ListArray:
+    """The kept tokens of each sequence in words, built by columns: there may be millions of sequences."""
+    kept = found.raw.positions >= 0
+    starts = np.cumsum([0, *(len(sequence) for sequence in sequences[:-1])])
+    ids = np.concatenate([sequence.input_ids for sequence in sequences])[(starts[:, None] + found.raw.positions)[kept]]
+    distinct, places = np.unique(ids, return_inverse=True)
+    words = pa.array([tokenizer.decode([int(token)]) for token in distinct], pa.string())
+    columns = {
+        "position": pa.array(found.raw.positions[kept], pa.int32()),
+        "token": words.take(pa.array(places)),
+        "share": pa.array((found.raw.shares / found.scale[:, None])[kept], pa.float32()),
+    }
+    ends = np.cumsum([0, *kept.sum(1)], dtype=np.int32)
+    return pa.ListArray.from_arrays(ends, pa.StructArray.from_arrays(list(columns.values()), list(columns)))
 
 
 def write_scores(table: pa.Table, folder: Path) -> None:
