@@ -1,5 +1,6 @@
 """Sources, observed by content, and the prepared data."""
 
+import shutil
 import warnings
 
 import dagster as dg
@@ -9,7 +10,7 @@ from lancet_pipeline import plots
 from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
 from lancet_pipeline.data.expectations import meets, sample_expectations
 from lancet_pipeline.data.schema import counts
-from lancet_pipeline.data.tokenization import kept_tokenizer, load_prepared, prepare
+from lancet_pipeline.data.tokenization import FITTED, kept_tokenizer, load_prepared, prepare, record_fitted
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.experiment import is_variant
 from lancet_pipeline.graph import SOURCES
@@ -53,8 +54,13 @@ def prepared_data(run: StageRun) -> Outcome:
     """Training samples, validated, tokenised and sharded, with the tokenizer that was used."""
     samples = run.source("training_data")
     from_scratch = run.study.model.source == "scratch"
-    tokenizer = kept_tokenizer(run.previous(), samples, run.study) if from_scratch else run.models.tokenizer(run.study)
+    previous = run.previous() if from_scratch else None
+    tokenizer = kept_tokenizer(previous, samples, run.study) if from_scratch else run.models.tokenizer(run.study)
     prepare(run.study, samples, run.out, tokenizer)
+    if previous and tokenizer:
+        shutil.copyfile(previous / FITTED, run.out / FITTED)
+    elif from_scratch and run.study.model.reuse is not None:
+        record_fitted(samples, run.out)
     kept, sequences = load_prepared(run.out)
     lengths = [len(sequence) for sequence in sequences]
     responses = [len(sequence) - sequence.response_start for sequence in sequences]

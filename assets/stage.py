@@ -193,7 +193,8 @@ def stage_asset(
 
                 with study_lock(artifacts.root, study.name):
                     wanted = (study.name, stage.name, known[stage.name])
-                    if artifacts.has(*wanted) or (not stage.names_study and artifacts.adopt(*wanted)):
+                    shared = not stage.names_study and study.model.reuse is None
+                    if artifacts.has(*wanted) or (shared and artifacts.adopt(*wanted)):
                         yield from _reuse(context, definition, study, artifacts, known, tracking)
                     else:
                         yield from _materialize(context, definition, study, artifacts, known, begin)
@@ -220,6 +221,9 @@ def _materialize(
         "inputs": {name: known[name] for name in stage.inputs},
         "run_id": context.run_id,
     }
+    if study.model.reuse is not None:  # a version alone does not say what is in it then
+        computed = [name for name in stage.inputs if name in STAGES]
+        record["built_on"] = {name: artifacts.digest(study.name, name, known[name]) for name in computed}
     started = time.monotonic()
     with artifacts.write(study.name, stage.name, version, record) as out:
         run = begin(out)
@@ -312,7 +316,6 @@ def tried_again(context: dg.AssetExecutionContext) -> Iterator[None]:
         wait = seconds_to_wait(context.retry_number)
         if context.retry_number < TRIES:
             context.log.warning(f"{fault}; tried again in {wait:.0f} s")
-        context.log.debug("The error in full", exc_info=True)
         message = f"a database, a server or a file system is away ({fault}); see that it is there, then run again"
         raise dg.RetryRequested(max_retries=TRIES, seconds_to_wait=wait) from LancetError(message)
 
@@ -362,7 +365,9 @@ def inline_image(png: bytes, name: str) -> str:
 def _save_plots(plots: Mapping[str, bytes], out: Path) -> None:
     for name, png in plots.items():
         (out / "plots").mkdir(exist_ok=True)
-        (out / "plots" / f"{name}.png").write_bytes(png)
+        target = out / "plots" / f"{name}.png"
+        target.unlink(missing_ok=True)  # it may be a link into an artifact that was taken over
+        target.write_bytes(png)
 
 
 def _plain(metadata: Mapping[str, Any]) -> dict[str, Any]:

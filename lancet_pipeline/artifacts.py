@@ -43,6 +43,21 @@ class ArtifactStore:
         return self.root / "artifacts" / study / asset / version[:16]
 
     def has(self, study: str, asset: str, version: str) -> bool:
+        """Whether an artifact is there and, where it says on which bytes of its inputs it was built, those are."""
+        if not self._written(study, asset, version):
+            return False
+        record = self.manifest(study, asset, version)
+        built_on = record.get("built_on", {})
+        return all(self.digest(study, name, record["inputs"][name]) == digest for name, digest in built_on.items())
+
+    def digest(self, study: str, asset: str, version: str) -> str | None:
+        """SHA-256 over the list of an artifact's files; None where it is not there."""
+        if not self._written(study, asset, version):
+            return None
+        files = self.manifest(study, asset, version)["files"]
+        return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+    def _written(self, study: str, asset: str, version: str) -> bool:
         return (self.folder(study, asset, version) / MANIFEST).is_file()
 
     def manifest(self, study: str, asset: str, version: str) -> dict[str, Any]:
@@ -83,7 +98,7 @@ class ArtifactStore:
             (staging / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True))
             for path in staging.rglob("*"):
                 _sync(path)
-            if final.exists():  # a broken earlier copy: `has` said no, so it has no manifest
+            if final.exists():  # an earlier copy that is broken, or built on other bytes: `has` said no
                 shutil.rmtree(final)
             staging.rename(final)
             _sync(final.parent)
@@ -95,7 +110,8 @@ class ArtifactStore:
         self.confirm(study, asset, version)
 
     def adopt(self, study: str, asset: str, version: str) -> bool:
-        """Take over the same version of an asset from another study: equal versions are equal content.
+        """Take over the same version of an asset from another study: equal versions are equal content, but for studies
+        that let a model outlive changes of its data (docs/decisions/0006).
 
         Files are hard links where the disk has them, copies elsewhere; either study's folder can be removed. A broken
         artifact is passed over.
@@ -136,7 +152,7 @@ class ArtifactStore:
         waiting = list(roots.items())
         while waiting:
             name, version = waiting.pop()
-            if name in found or not self.has(study, name, version):
+            if name in found or not self._written(study, name, version):
                 continue  # sources have versions but no folder
             found[name] = self.manifest(study, name, version)
             waiting += found[name]["inputs"].items()
@@ -144,8 +160,11 @@ class ArtifactStore:
 
 
 @contextmanager
-def study_lock(root: Path, study: str) -> Iterator[None]:
+def study_lock(root: Path, study: str, wait: float = 0.0) -> Iterator[None]:
     """One run on a study at a time, in all processes; the same process may hold it more than once.
+
+    Args:
+        wait: seconds that another run is waited for.
 
     Raises:
         InputError: another run holds it.
@@ -154,7 +173,7 @@ def study_lock(root: Path, study: str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, timeout=0, is_singleton=True, thread_local=False)
     try:
-        lock.acquire()
+        lock.acquire(timeout=wait)
     except Timeout:
         raise InputError(
             f"study '{study}': another run is going on ({path}); wait for it to end, or use another --home"

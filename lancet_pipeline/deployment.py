@@ -1,10 +1,12 @@
 """Where one deployment keeps things and looks for them."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lancet_pipeline.errors import InputError
 from lancet_pipeline.experiment import PACKAGED_EXPERIMENTS
 from lancet_pipeline.governance.signing import Signing
 from lancet_pipeline.study import PACKAGED_STUDIES
@@ -38,13 +40,22 @@ def deployment(environ: Mapping[str, str], home: Path | None = None) -> Deployme
 
     Args:
         home: goes before LANCET_HOME.
+
+    Raises:
+        InputError: an address with a password in it.
     """
+    tracking = environ.get("MLFLOW_TRACKING_URI", "")
+    if re.search(r"//[^/@\s]*:[^/@\s]*@", tracking):
+        raise InputError(
+            "MLFLOW_TRACKING_URI: holds a password, which pages and logs would show; leave it out, and set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or PGPASSFILE for PostgreSQL"
+        )
     root = (home or Path(environ.get("LANCET_HOME", ".lancet"))).expanduser().absolute()
     return Deployment(
         root,
         _search_path(environ, "LANCET_STUDIES", "studies", PACKAGED_STUDIES),
         tuple(dict.fromkeys([*_paths(environ, "LANCET_MODELS"), root / "models", Path(".lancet/models").absolute()])),
-        environ.get("MLFLOW_TRACKING_URI", ""),
+        tracking,
         _search_path(environ, "LANCET_EXPERIMENTS", "experiments", PACKAGED_EXPERIMENTS),
         _signing(environ, root),
         bool(environ.get("LANCET_WEBHOOK")),
@@ -71,6 +82,8 @@ def _signing(environ: Mapping[str, str], root: Path) -> Signing:
         pkcs11_modules=tuple(str(part) for part in _paths(environ, "LANCET_PKCS11_MODULES")),
         sigstore_token=environ.get("LANCET_SIGSTORE_TOKEN", ""),
         sigstore_trust=path("LANCET_SIGSTORE_TRUST"),
+        sigstore_identity=environ.get("LANCET_SIGSTORE_IDENTITY", ""),
+        sigstore_issuer=environ.get("LANCET_SIGSTORE_ISSUER", ""),
     )
 
 

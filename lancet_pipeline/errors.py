@@ -1,5 +1,17 @@
 """The errors a user can act on. Everything else is a defect of ours and shows its traceback."""
 
+import re
+
+
+def without_credentials(text: str) -> str:
+    """Text in which no address shows the name and password that may stand before its host."""
+    return re.sub(r"//[^/\s]*@", "//***@", text)
+
+
+def first_line(error: object) -> str:
+    """The first line of an error's text, without credentials; the error's name where it has no text."""
+    return without_credentials(next(iter(str(error).strip().splitlines()), type(error).__name__))[:300].rstrip(".")
+
 
 class LancetError(Exception):
     """A run that cannot go on, with the reason and the remedy in the message."""

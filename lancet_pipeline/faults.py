@@ -2,7 +2,7 @@
 
 import errno
 
-from lancet_pipeline.errors import LancetError, Unreachable
+from lancet_pipeline.errors import LancetError, Unreachable, without_credentials
 
 TRIES = 3
 """How often an asset is tried again after a fault that may pass."""
@@ -32,7 +32,7 @@ def passing_fault(error: BaseException) -> str | None:
         if isinstance(cause, LancetError):
             return str(cause) if isinstance(cause, Unreachable) else None
         if _passes(cause):
-            return f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
+            return f"{type(cause).__name__}: {without_credentials(' '.join(str(cause).split()))[:300]}"
         seen.add(id(cause))
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return None

@@ -24,6 +24,7 @@ from lancet_pipeline.governance.decisions import (
     timestamp,
 )
 from lancet_pipeline.governance.readiness import BUNDLE_TAG, VERSION_TAG, evaluate
+from lancet_pipeline.governance.signature import Trust
 from lancet_pipeline.resources.tracking import RegisteredVersion, Tracking, registry_name
 
 DECISION_TAG = "lancet.decision"
@@ -91,8 +92,12 @@ def promote(
     valid_days: int,
     version: int | None = None,
     now: datetime | None = None,
+    trust: Trust = Trust(),  # noqa: B008, a frozen value
 ) -> dict[str, Any]:
     """Make the candidate, or `version`, the champion for `valid_days`. The present champion's approval is renewed so, too.
+
+    Args:
+        trust: what the bundle's signature is held against.
 
     Returns:
         The entry of the log.
@@ -107,7 +112,7 @@ def promote(
     with decision_lock(home, study):
         _, versions = _consistent(home, tracking, study)
         chosen = _version(versions, version, study) if version is not None else _candidate(home, versions, study)
-        found = evaluate(ArtifactStore(home), study, chosen.tags)
+        found = evaluate(ArtifactStore(home), study, chosen.tags, trust)
         values = {"model": chosen.name, "version": chosen.number, "bundle": chosen.tags.get(BUNDLE_TAG, "")}
         values |= {"gates": found.gates, "moment": moment, "actor": approver}
         if found.faults:
@@ -259,6 +264,11 @@ def _candidate(home: Path, versions: Sequence[RegisteredVersion], study: str) ->
     store = ArtifactStore(home)
     current = store.current(study, "registered_model")
     held = found.tags.get(f"{VERSION_TAG}registered_model")
+    if current is not None and held is None:
+        raise InputError(
+            f"study '{study}': version {found.number} was registered before decisions were kept; run `lancet run {study}`, "
+            "which registers it anew"
+        )
     if current is not None and current != held:
         same = [v.number for v in versions if v.tags.get(f"{VERSION_TAG}registered_model") == current]
         remedy = f"--version {same[-1]} or --version {found.number}" if same else f"--version {found.number}"

@@ -60,12 +60,13 @@ def find_unreferenced(home: Path, registry: RegistryTags, now: float | None = No
     items: list[Unreferenced] = []
     locked: list[str] = []
     for study in _studies(store):
+        tags = registry(study)  # before the lock, which a run may wait for
         with ExitStack() as stack:
             if not _at_rest(stack, store, study):
                 locked.append(study)
                 continue
             known = {item.path for item in items}  # studies that share a checkpoint's artifact both name it
-            found = _of_study(store, study, registry(study), now or time.time())
+            found = _of_study(store, study, tags, now or time.time())
             items += [item for item in found if item.path not in known]
     return Found(items, locked)
 

@@ -17,6 +17,8 @@ from lancet_pipeline.inputs import find_checkpoint, source_versions
 from lancet_pipeline.servers import check_servers, choose_storage, limited_patience, lost_server
 from lancet_pipeline.study import Study, find_study, load_study
 
+STOPPED = "DagsterExecutionInterruptedError"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -168,7 +170,8 @@ def _execute_in_dagster(plan: Plan) -> None:
     definitions = build_definitions(plan.where, study_files={plan.study.name: str(plan.path)})
     with dg.DagsterInstance.from_config(str(dagster_home(plan.where))) as instance:
         instance.add_dynamic_partitions("study", [plan.study.name])
-        end_lost_runs(instance, ArtifactStore(plan.where.home), time.time())
+        if not plan.where.dagster_postgres_url:  # a database of servers may hold the runs of other homes, too
+            end_lost_runs(instance, ArtifactStore(plan.where.home), time.time())
         for arrival in source_events(plan.study.name, plan.versions):
             instance.report_runless_asset_event(arrival)
         result = definitions.resolve_job_def(plan.job).execute_in_process(
@@ -212,12 +215,14 @@ def _cause(result, where: Deployment) -> LancetError:
     """The first failed asset's own error, as a person should read it. Raises KeyboardInterrupt where the run was stopped."""
     for event in result.all_events:
         if event.is_step_failure:
+            if STOPPED in event.step_failure_data.error.to_string():
+                raise KeyboardInterrupt
             return readable_error(event, where)
     return LancetError("the run failed before any asset started; see the log above")
 
 
 def readable_error(event, where: Deployment | None = None) -> LancetError:
-    """The error of a failed step, as a person should read it. Raises KeyboardInterrupt where the run was stopped.
+    """The error of a failed step, as a person should read it.
 
     Args:
         where: whose servers are named where one of them went away.
@@ -226,8 +231,8 @@ def readable_error(event, where: Deployment | None = None) -> LancetError:
     while error.cause is not None:
         error = error.cause
     message = error.message.strip()
-    if "DagsterExecutionInterruptedError" in message:  # a person or a supervisor stopped it: no asset is to blame
-        raise KeyboardInterrupt
+    if STOPPED in message:  # a person or a supervisor stopped it: no asset is to blame
+        return LancetError(f"{event.step_key}: the run was stopped")
     name, _, text = message.partition(": ")
     short = name.rpartition(".")[2]
     kind = {"InputError": InputError, "LancetError": LancetError, "IntegrityError": LancetError}.get(short)

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lancet_pipeline.deployment import DAGSTER_POSTGRES, Deployment
-from lancet_pipeline.errors import InputError, LancetError
+from lancet_pipeline.errors import InputError, LancetError, Unreachable, first_line
 
 # Dagster reads the variable itself, so that no password stands in a file.
 POSTGRES_STORAGE = f"""
@@ -113,8 +113,8 @@ def _check_postgres(url: str) -> None:
     try:
         psycopg2.connect(url.replace("+psycopg2", "", 1), connect_timeout=5).close()
     except psycopg2.Error as error:
-        raise LancetError(
-            f"{DAGSTER_POSTGRES}: PostgreSQL at {_address(url)} cannot be used: {_first_line(error)}; nothing was run"
+        raise Unreachable(
+            f"{DAGSTER_POSTGRES}: PostgreSQL at {_address(url)} cannot be used: {first_line(error)}; nothing was run"
         ) from None
 
 
@@ -126,14 +126,9 @@ def _check_tracking(where: Deployment) -> None:
 
 
 def _lost(server: str, text: str) -> LancetError:
-    return LancetError(f"{server} failed: {_first_line(text)}; what was finished is kept, run again when it works")
+    return LancetError(f"{server} failed: {first_line(text)}; what was finished is kept, run again when it works")
 
 
 def _address(url: str) -> str:
     """Host and port, without the password that may stand before them."""
     return urlsplit(url).netloc.rpartition("@")[2]
-
-
-def _first_line(error: object) -> str:
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
-    return line[:300]

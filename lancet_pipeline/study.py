@@ -15,6 +15,7 @@ from lancet_pipeline.errors import InputError
 
 PACKAGED_STUDIES = (Path(__file__).parent / "studies").resolve()
 
+STUDY_NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -333,7 +334,7 @@ class ComputeSettings(Settings):
 
 
 class Study(Settings):
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+    name: Annotated[str, Field(pattern=STUDY_NAME)]
     description: str = ""
     seed: Seed = 0
     schedule: str | None = Field(default=None, description="Cron expression of the scheduled re-correction.")

@@ -12,6 +12,9 @@ from lancet_pipeline.resources.store import Store
 from lancet_pipeline.resources.studies import StudyCatalog
 from lancet_pipeline.study import Study
 
+WAIT_SECONDS = 60.0
+"""A run of the daemon waits so long for a command that is about to end."""
+
 
 class RunPlan(dg.ConfigurableResource):
     """Lives as long as a run, and holds its study's lock so long. All assets of the run are of the same study and data, even
@@ -31,7 +34,7 @@ class RunPlan(dg.ConfigurableResource):
         """
         if partition not in self._read:
             study = self.catalog.load(partition)
-            self._held.enter_context(study_lock(self.store.open().root, study.name))
+            self._held.enter_context(study_lock(self.store.open().root, study.name, wait=WAIT_SECONDS))
             self._read[partition] = study, known_versions(study, self.models.paths())
         return self._read[partition]
 

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from urllib.parse import urlsplit
 
 import dagster as dg
 
-from lancet_pipeline.errors import Unreachable
+from lancet_pipeline.errors import Unreachable, first_line, without_credentials
 from lancet_pipeline.experiment import experiment_of, is_variant
 from lancet_pipeline.registration import Registration
 from lancet_pipeline.resources.logged_model import card, components, data_set, model_metrics
@@ -235,7 +234,7 @@ class Tracking(dg.ConfigurableResource):
 
     def _lost(self, error: Exception) -> Unreachable:
         return Unreachable(
-            f"MLflow at {_without_credentials(self.tracking_uri())}: {_first_line(error)}; see that it runs and that "
+            f"MLflow at {without_credentials(self.tracking_uri())}: {first_line(error)}; see that it runs and that "
             "MLFLOW_TRACKING_URI names it, then give the command again"
         )
 
@@ -277,11 +276,3 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
-
-
-def _without_credentials(text: str) -> str:
-    return re.sub(r"//[^/\s]*@", "//***@", text)
-
-
-def _first_line(error: Exception) -> str:
-    return _without_credentials(next(iter(str(error).strip().splitlines()), type(error).__name__)).rstrip(".")

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from lancet_pipeline.data.batches import TokenSequence
 from lancet_pipeline.data.readers import describe
+from lancet_pipeline.data.schema import sample_id
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.models.loading import load_tokenizer
 from lancet_pipeline.study import DataSettings, Study
@@ -22,6 +23,7 @@ PLAIN_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ '<|end|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+FITTED = "fitted.parquet"
 PLAIN_TOKENS = ("<|pad|>", "<|user|>", "<|assistant|>", "<|end|>")
 
 
@@ -152,17 +154,26 @@ def prepare(study: Study, samples: pa.Table, folder: Path, tokenizer: "PreTraine
 
 def kept_tokenizer(previous: Path | None, samples: pa.Table, study: Study) -> "PreTrainedTokenizerBase | None":
     """The tokenizer that was fitted to earlier data, where so few samples changed that a model trained on them may be
-    kept (`model.reuse`): with other tokens, no sequence would be the same. None where a new one is to be fitted.
+    kept (`model.reuse`): with other tokens, no sequence would be the same. None where a new one is to be fitted. Counted from
+    the texts that it was fitted to.
 
     Args:
         previous: folder of earlier prepared data.
     """
     if previous is None or study.model.reuse is None:
         return None
-    before = set(load_prepared(previous)[0]["sample_id"].to_pylist())
-    now = set(samples["sample_id"].to_pylist())
+    before, now = set(pq.read_table(previous / FITTED)["content"].to_pylist()), set(_contents(samples))
     changed = max(len(now - before), len(before - now)) / len(now)
     return load_tokenizer(previous / "tokenizer") if changed <= study.model.reuse.max_changed else None
+
+
+def record_fitted(samples: pa.Table, folder: Path) -> None:
+    """Keep which texts the tokenizer in `folder` was fitted to."""
+    pq.write_table(pa.table({"content": _contents(samples)}), folder / FITTED)
+
+
+def _contents(samples: pa.Table) -> list[str]:
+    return [sample_id(row["prompt"], row["response"]) for row in samples.select(["prompt", "response"]).to_pylist()]
 
 
 def tokenize_held_out(

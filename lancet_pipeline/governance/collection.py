@@ -84,6 +84,10 @@ def collect_last_run(store: ArtifactStore, study: str) -> Evidence:
     bundle = store.read(study, "audit_bundle", version) / "bundle"
     settings = Study.model_validate_json((bundle / "study.json").read_text())
     versions = json.loads((bundle / "manifest.json").read_text())["versions"]
+    if "output_traces" not in versions:
+        raise InputError(
+            f"study '{study}': its last run traced no outputs, as earlier versions did; run `lancet run {study}`"
+        )
     judge = json.loads((bundle / "figures.json").read_text())["judge"]
     return collect_evidence(store, settings, versions, judge)
 

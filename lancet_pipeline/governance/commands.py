@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -12,6 +13,7 @@ import typer
 
 from lancet_pipeline.deployment import Deployment, deployment
 from lancet_pipeline.errors import InputError
+from lancet_pipeline.study import STUDY_NAME
 
 if TYPE_CHECKING:
     from lancet_pipeline.promotion import Standing
@@ -43,6 +45,7 @@ def promote(
 ) -> None:
     """Make the candidate of a study its champion, where every gate and check holds."""
     from lancet_pipeline import promotion
+    from lancet_pipeline.governance.signature import own_trust
     from lancet_pipeline.study import find_study, load_study
 
     where = deployment(os.environ, home)
@@ -55,6 +58,7 @@ def promote(
         reason=reason,
         version=version,
         valid_days=valid_days or settings.governance.approval_days,
+        trust=own_trust(where.signing),
     )
     print(
         f"study {settings.name}: version {entry['version']} is champion, approved by {entry['actor']} until "
@@ -227,6 +231,8 @@ def _name(study: str) -> str:
         from lancet_pipeline.study import load_study
 
         return load_study(Path(study)).name
+    if not re.fullmatch(STUDY_NAME, study):
+        raise InputError(f"{study}: no name of a study: letters, digits, '-' and '_' only")
     return study
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from lancet_pipeline.artifacts import ArtifactStore, sha256
 from lancet_pipeline.errors import InputError, IntegrityError
 from lancet_pipeline.evaluation.gates import all_gates
+from lancet_pipeline.governance.signature import Trust
+from lancet_pipeline.governance.verification import MANIFEST, inspect_bundle
 from lancet_pipeline.study import EvaluationSettings
 from lancet_pipeline.summary import REPORTS, model_figures
 
@@ -27,13 +29,14 @@ class Evaluation:
     notes: list[str]
 
 
-def evaluate(store: ArtifactStore, study: str, tags: Mapping[str, str]) -> Evaluation:
+def evaluate(store: ArtifactStore, study: str, tags: Mapping[str, str], trust: Trust) -> Evaluation:
     """Whether every gate and check of the run behind a registered version holds, and its bundle verifies.
 
     Gates are computed again from the reports, with the limits that the bundle was made under.
-    """
-    from lancet_pipeline.governance.bundle import MANIFEST, verify_bundle  # loads the method, which nothing else needs
 
+    Args:
+        trust: what the bundle's signature is held against.
+    """
     behind = {asset: tags.get(f"{VERSION_TAG}{asset}") for asset in BEHIND}
     roots = {asset: version for asset, version in behind.items() if version is not None}
     absent = [asset for asset in BEHIND if asset not in roots or not store.has(study, asset, roots[asset])]
@@ -44,7 +47,7 @@ def evaluate(store: ArtifactStore, study: str, tags: Mapping[str, str]) -> Evalu
         for asset, manifest in lineage.items():
             store.read(study, asset, manifest["version"])
         bundle = store.read(study, "audit_bundle", roots["audit_bundle"]) / "bundle"
-        verify_bundle(bundle)
+        inspect_bundle(bundle, trust)
     except (IntegrityError, InputError) as error:
         return Evaluation({}, [str(error)], [])
     faults, notes = [], []

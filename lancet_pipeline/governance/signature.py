@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lancet_pipeline.errors import InputError, IntegrityError
 from lancet_pipeline.governance.keys import as_pem, fingerprint, load_public_key
-from lancet_pipeline.governance.signing import PUBLIC_KEY, SIGNATURE, attempt, canonical
+from lancet_pipeline.governance.signing import PUBLIC_KEY, SIGNATURE, Signing, attempt, canonical
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
@@ -27,6 +27,12 @@ class Trust:
     chain: tuple[Path, ...] = ()
     identity: str = ""
     issuer: str = ""
+
+
+def own_trust(signing: Signing) -> Trust:
+    """What a deployment holds its own bundles against. A key of its own may have changed since, so the one in the bundle
+    counts; that a bundle is the one that was registered, its digest in the registry says."""
+    return Trust(chain=signing.chain, identity=signing.sigstore_identity, issuer=signing.sigstore_issuer)
 
 
 def check_signature(folder: Path, signer: str, digests: Mapping[str, str], trust: Trust) -> str | None:

@@ -31,6 +31,7 @@ class Signing:
         pkcs11_modules: directories of PKCS #11 modules.
         sigstore_token: identity token; the machine's ambient credentials where empty.
         sigstore_trust: trust configuration of a Sigstore instance other than the public one.
+        sigstore_identity, sigstore_issuer: whose signature a bundle of this deployment must have, to be promoted.
     """
 
     signer: str = "key"
@@ -43,6 +44,8 @@ class Signing:
     pkcs11_modules: tuple[str, ...] = ()
     sigstore_token: str = field(default="", repr=False)
     sigstore_trust: Path | None = None
+    sigstore_identity: str = ""
+    sigstore_issuer: str = ""
 
 
 def signing_key(signing: Signing) -> Path:

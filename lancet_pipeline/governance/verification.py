@@ -104,7 +104,7 @@ def _trusted_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or "format" not in manifest:
         raise IntegrityError(f"{MANIFEST}: names no bundle format; get the bundle again")
     if manifest["format"] != FORMAT:
-        older = "LANCET 0.1 reads it, and `lancet bundle STUDY --out DIR` writes it afresh"
+        older = "an earlier version wrote it, unsigned; `lancet run STUDY` writes a new one"
         remedy = older if manifest["format"] == 1 else "use a version that matches"
         raise InputError(
             f"{folder}: bundle format {manifest['format']}, where this version of LANCET reads {FORMAT}; {remedy}"
