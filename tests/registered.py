@@ -64,7 +64,8 @@ def register(
     write("audit_bundle", ("corrected_model", *REPORTS), bundle, settings)
     manifest = store.folder("demo", "audit_bundle", versions["audit_bundle"]) / "bundle" / MANIFEST
     tags = {f"lancet.version.{asset}": version for asset, version in versions.items() if asset != "pareto_pairs"}
-    version = _new_version(home, {**tags, "lancet.bundle": sha256(manifest)})
+    tags |= {"lancet.bundle": sha256(manifest), "lancet.version.registered_model": digest(f"{name} registered_model")}
+    version = _new_version(home, tags)
     gates = all_gates(evidence.figures, STUDY.evaluation)
     record_registration(home, Tracking(home=str(home)), version, "demo", gates)
     return version
