@@ -12,7 +12,9 @@ import typer
 
 from lancet_pipeline.deployment import Deployment, deployment
 from lancet_pipeline.errors import InputError, IntegrityError, LancetError
+from lancet_pipeline.governance.bundle_commands import add_bundle_commands
 from lancet_pipeline.governance.commands import add_commands, print_standing
+from lancet_pipeline.options import AsJson, Home, study_name
 
 app = typer.Typer(
     help="Trace a language model's undesirable outputs to its training data, and correct the model.",
@@ -24,11 +26,6 @@ judge_app = typer.Typer(help="Judges and their agreement with people.", no_args_
 app.add_typer(judge_app, name="judge")
 experiment_app = typer.Typer(help="A study with some of its settings varied, over seeds.", no_args_is_help=True)
 app.add_typer(experiment_app, name="experiment")
-keys_app = typer.Typer(help="The key pair that signs audit bundles.", no_args_is_help=True)
-app.add_typer(keys_app, name="keys")
-
-Home = Annotated[Path | None, typer.Option("--home", help="Where results live; LANCET_HOME or .lancet otherwise.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 ExperimentName = Annotated[str, typer.Argument(help="Name of an experiment, or path to its YAML file.")]
 
@@ -65,7 +62,7 @@ def summary(
     from lancet_pipeline.summary import summarise
 
     where = _deployment(home)
-    figures = summarise(ArtifactStore(where.home), _study_name(study))
+    figures = summarise(ArtifactStore(where.home), study_name(study))
     if as_json:
         print(json.dumps(figures, indent=2))
     else:
@@ -128,96 +125,6 @@ def evaluate(
         from lancet_pipeline.terminal import print_evaluation
 
         print_evaluation(result)
-
-
-@app.command()
-def verify(
-    bundle: Annotated[Path, typer.Argument(help="Directory of an audit bundle.")],
-    key: Annotated[Path | None, typer.Option(help="Public key of the signer; the enclosed one otherwise.")] = None,
-    chain: Annotated[list[Path] | None, typer.Option(help="Certificates that you trust; repeat for several.")] = None,
-    identity: Annotated[str, typer.Option(help="Sigstore: who must have signed.")] = "",
-    issuer: Annotated[str, typer.Option(help="Sigstore: who vouches for the identity.")] = "",
-) -> None:
-    """Check an audit bundle offline: every file against its hash, then the signature. Exit code 1 names the culprit."""
-    from lancet_pipeline.governance.signature import Trust
-    from lancet_pipeline.governance.verification import inspect_bundle
-
-    found = inspect_bundle(bundle, Trust(key, tuple(chain or ()), identity, issuer))
-    print(f"{bundle}: whole: {len(found.manifest['files'])} files have the hashes of the manifest, and all are signed")
-    if found.fingerprint is None:
-        print(f"signed by   {found.signer}, checked against what was given")
-    elif key is not None:
-        print(f"signed by   the key given, fingerprint {found.fingerprint}")
-    else:
-        print(
-            f"signed by   the key in the bundle, fingerprint {found.fingerprint}\n"
-            "origin      only as good as the comparison of this fingerprint with one that you know from elsewhere; "
-            "--key PUBLIC_KEY makes it for you"
-        )
-
-
-@app.command()
-def bundle(
-    study: Annotated[str, typer.Argument(help="Name of a study that has been run, or path to its YAML file.")],
-    out: Annotated[Path, typer.Option(help="Directory to write; empty or not there yet.")],
-    home: Home = None,
-) -> None:
-    """Write and sign the audit bundle of the last run afresh, with the decisions up to now, for handing out."""
-    from lancet_pipeline.artifacts import ArtifactStore
-    from lancet_pipeline.governance.bundle import write_bundle
-    from lancet_pipeline.governance.collection import collect_last_run
-
-    where = _deployment(home)
-    evidence = collect_last_run(ArtifactStore(where.home), _study_name(study))
-    manifest = write_bundle(evidence, out.absolute(), where.signing)
-    print(f"{out}: written: {len(manifest['files'])} files, signed by {manifest['signer']}")
-    print(f"next        lancet verify {out}")
-
-
-@app.command()
-def diff(
-    before: Annotated[Path, typer.Argument(help="Directory of an audit bundle.")],
-    after: Annotated[Path, typer.Argument(help="Directory of another one.")],
-    key: Annotated[Path | None, typer.Option(help="Public key of the signer of both.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """What changed between two corrections, from their audit bundles, which are verified first."""
-    from lancet_pipeline.governance.difference import compare_bundles
-
-    result = compare_bundles(before, after, key)
-    if as_json:
-        print(json.dumps(result, indent=2, ensure_ascii=False))
-    else:
-        from lancet_pipeline.governance.difference_tables import print_difference
-
-        print_difference(result)
-
-
-@keys_app.command("create")
-def keys_create(home: Home = None) -> None:
-    """Make the key pair that signs audit bundles."""
-    from lancet_pipeline.governance.keys import create_keys, fingerprint, load_public_key
-
-    private = _private_key(home)
-    public = create_keys(private)
-    print(f"{private}: written, readable by you alone; keep a copy in a safe place")
-    print(f"{public}: written; hand it to those who verify\nfingerprint {fingerprint(load_public_key(public))}")
-
-
-@keys_app.command("show")
-def keys_show(home: Home = None) -> None:
-    """The public key that verifies this deployment's bundles, and its fingerprint (SHA-256 of its DER)."""
-    from lancet_pipeline.governance.keys import fingerprint, parse_public_key
-    from lancet_pipeline.governance.signing import enclosed_key
-
-    where = _deployment(home)
-    signing = where.signing
-    if signing.signer in ("key", "certificate") and not _private_key(home).exists():
-        raise InputError(f"{_private_key(home)}: no signing key yet; run `lancet keys create`")
-    pem = enclosed_key(signing)
-    if pem is None:
-        raise InputError(f"signer '{signing.signer}' has no key of its own: each signature has a new one")
-    print(f"{pem.decode().strip()}\nfingerprint {fingerprint(parse_public_key(pem, 'the public key'))}")
 
 
 @app.command("import-gguf")
@@ -325,6 +232,7 @@ def experiment_summary(
 
 
 add_commands(app)
+add_bundle_commands(app)
 
 
 def main() -> None:
@@ -350,12 +258,6 @@ def _deployment(home: Path | None) -> Deployment:
     return deployment(os.environ, home)
 
 
-def _private_key(home: Path | None) -> Path:
-    path = _deployment(home).signing.private_key
-    assert path is not None  # a deployment always names one
-    return path
-
-
 def _run(study: str, home: Path | None, until: str | None) -> None:
     from lancet_pipeline.artifacts import ArtifactStore
     from lancet_pipeline.running import execute, plan_run
@@ -371,14 +273,6 @@ def _run(study: str, home: Path | None, until: str | None) -> None:
     execute(plan)
     if until is None:
         _print_summary(summarise(ArtifactStore(where.home), name), where)
-
-
-def _study_name(name_or_path: str) -> str:
-    if name_or_path.endswith((".yaml", ".yml")):
-        from lancet_pipeline.study import load_study
-
-        return load_study(Path(name_or_path)).name
-    return name_or_path
 
 
 def _print_summary(figures: dict[str, Any], where: Deployment) -> None:

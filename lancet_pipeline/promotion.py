@@ -309,6 +309,8 @@ def _previous(entries: Sequence[Mapping[str, Any]], study: str) -> int:
                 champions.pop()
         elif entry["action"] in ("promoted", "rolled_back") and champions[-1:] != [number]:
             champions.append(number)
+    if not entries:
+        raise InputError(f"study '{study}': nothing was decided on it in this home; `lancet run {study}` comes first")
     if len(champions) < 2:
         raise InputError(
             f"study '{study}': there is no champion before this one; name a version that was approved: --version N"

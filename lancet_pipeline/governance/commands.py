@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,14 +12,12 @@ import typer
 
 from lancet_pipeline.deployment import Deployment, deployment
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.study import STUDY_NAME
+from lancet_pipeline.options import AsJson, Home, study_name
 
 if TYPE_CHECKING:
     from lancet_pipeline.promotion import Standing
     from lancet_pipeline.resources.tracking import Tracking
 
-Home = Annotated[Path | None, typer.Option("--home", help="Where results live; LANCET_HOME or .lancet otherwise.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 StudyName = Annotated[str, typer.Argument(help="Name of a study, or path to its YAML file.")]
 Approver = Annotated[str, typer.Option(help="The person who decides.")]
 Reason = Annotated[str, typer.Option(help="Why, for whoever reads the decision log.")]
@@ -79,7 +76,7 @@ def rollback(
     from lancet_pipeline import promotion
 
     where = deployment(os.environ, home)
-    name = _name(study)
+    name = study_name(study)
     entry = promotion.rollback(where.home, _tracking(where), name, approver=approver, reason=reason, version=version)
     print(
         f"study {name}: version {entry['version']} is champion again, its approval holds until {entry['expires']}\n"
@@ -93,7 +90,7 @@ def decisions(study: StudyName, home: Home = None, as_json: AsJson = False) -> N
     from lancet_pipeline.promotion import standing
 
     where = deployment(os.environ, home)
-    name = _name(study)
+    name = study_name(study)
     found = standing(where.home, _tracking(where), name)
     entries = read_decisions(where.home, name)
     if as_json:
@@ -224,16 +221,6 @@ def _minute(time: str | None) -> str:
 
 def _mebibytes(size: int) -> str:
     return f"{size / 2**20:.1f} MiB"
-
-
-def _name(study: str) -> str:
-    if study.endswith((".yaml", ".yml")):
-        from lancet_pipeline.study import load_study
-
-        return load_study(Path(study)).name
-    if not re.fullmatch(STUDY_NAME, study):
-        raise InputError(f"{study}: no name of a study: letters, digits, '-' and '_' only")
-    return study
 
 
 def _tracking(where: Deployment) -> "Tracking":

@@ -18,8 +18,8 @@ _FAILURE = {"harmlessness": "harmful", "ood": "harmful", "utility": "refusing"}
 """Report -> the outcome of an answer that counts as failure."""
 
 
-def compare_bundles(before: Path, after: Path, key: Path | None = None) -> dict[str, Any]:
-    """Compare two bundles, once both are verified (against `key` where it is given).
+def compare_bundles(before: Path, after: Path, trust: Trust = Trust()) -> dict[str, Any]:  # noqa: B008, a frozen value
+    """Compare two bundles, once both are verified against `trust`.
 
     Returns:
         JSON-ready: "before" and "after" {path, study, corrected_model, fingerprint}; "sources" and "stages" that
@@ -30,9 +30,9 @@ def compare_bundles(before: Path, after: Path, key: Path | None = None) -> dict[
 
     Raises:
         IntegrityError: one of the two does not fit.
-        InputError: one is no bundle, or `key` is no key.
+        InputError: one is no bundle, or `trust` cannot be used.
     """
-    old, new = (_Bundle(folder, key) for folder in (before, after))
+    old, new = (_Bundle(folder, trust) for folder in (before, after))
     return {
         "before": old.head(),
         "after": new.head(),
@@ -53,9 +53,9 @@ def compare_bundles(before: Path, after: Path, key: Path | None = None) -> dict[
 class _Bundle:
     """The files of one verified bundle that a comparison reads."""
 
-    def __init__(self, folder: Path, key: Path | None) -> None:
+    def __init__(self, folder: Path, trust: Trust) -> None:
         self.folder = folder
-        self.verified = inspect_bundle(folder, Trust(key=key))
+        self.verified = inspect_bundle(folder, trust)
         self.versions: dict[str, str] = self.verified.manifest["versions"]
         self.lineage, self.figures, self.decisions = (
             json.loads((folder / f"{name}.json").read_bytes()) for name in ("lineage", "figures", "decisions")

@@ -52,12 +52,17 @@ def record_seen(sequences: Sequence[TokenSequence], folder: Path) -> None:
     pq.write_table(pa.table({"key": pa.array([s.key() for s in sequences], pa.binary(16))}), folder / SEEN)
 
 
-def changed_share(seen: Path, sequences: Sequence[TokenSequence]) -> tuple[list[TokenSequence], int, float]:
-    """Sequences that are not among those seen, how many of those seen are gone, and the larger of both numbers over all.
+@dataclass(frozen=True)
+class Change:
+    """What became of the sequences that a model saw: those that came, how many went, the larger of both over all."""
 
-    Args:
-        seen: a folder that `record_seen` wrote into.
-    """
+    added: list[TokenSequence]
+    removed: int
+    share: float
+
+
+def changed(seen: Path, sequences: Sequence[TokenSequence]) -> Change:
+    """How `sequences` differ from those that `record_seen` wrote into the folder `seen`."""
     before = Counter(pq.read_table(seen / SEEN)["key"].to_pylist())
     added = []
     for sequence in sequences:
@@ -67,28 +72,14 @@ def changed_share(seen: Path, sequences: Sequence[TokenSequence]) -> tuple[list[
         else:
             added.append(sequence)
     removed = before.total()
-    return added, removed, max(len(added), removed) / len(sequences)
+    return Change(added, removed, max(len(added), removed) / len(sequences))
 
 
-def measure_drift(model: "PreTrainedModel", seen: Path, sequences: Sequence[TokenSequence], study: Study) -> Drift:
-    """Drift of `sequences` from those that `seen` names. Ours: at most 2 x 512 forward passes, whatever the data's size.
-
-    Args:
-        seen: a folder that `record_seen` wrote into.
-    """
-    return _drift(model, sequences, *changed_share(seen, sequences), study)
-
-
-def _drift(
-    model: "PreTrainedModel",
-    sequences: Sequence[TokenSequence],
-    added: list[TokenSequence],
-    removed: int,
-    changed: float,
-    study: Study,
-) -> Drift:
+def measure_drift(model: "PreTrainedModel", sequences: Sequence[TokenSequence], change: Change, study: Study) -> Drift:
+    """Drift of `sequences`, which `change` says what is new of. Ours: at most 2 x 512 forward passes, whatever the data's size."""
+    added = change.added
     if not added or len(added) == len(sequences):
-        return Drift(len(added), removed, changed, 0.0 if not added else math.inf)
+        return Drift(len(added), change.removed, change.share, 0.0 if not added else math.inf)
     new = {id(sequence) for sequence in added}
     stayed = [sequence for sequence in sequences if id(sequence) not in new]
     generator = np.random.default_rng(study.seed)
@@ -96,7 +87,7 @@ def _drift(
         mean_loss(model, [group[i] for i in generator.permutation(len(group))[:MEASURED]], study.compute.batch_tokens)
         for group in (added, stayed)
     )
-    return Drift(len(added), removed, changed, len(added) / len(sequences) * (arrived - known))
+    return Drift(len(added), change.removed, change.share, len(added) / len(sequences) * (arrived - known))
 
 
 def may_stay(
@@ -110,8 +101,8 @@ def may_stay(
     limits = study.model.reuse
     if limits is None or not (previous / SEEN).is_file():
         return None
-    added, removed, changed = changed_share(previous, sequences)
-    if changed > limits.max_changed:
+    change = changed(previous, sequences)
+    if change.share > limits.max_changed:
         return None
-    drift = _drift(model, sequences, added, removed, changed, study)
+    drift = measure_drift(model, sequences, change, study)
     return drift if drift.within(limits) else None
