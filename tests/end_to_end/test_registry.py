@@ -151,8 +151,12 @@ def test_a_lost_registry_ends_a_run_with_a_plain_message_and_writes_nothing(copi
     study, home = copied
     write_jsonl(study.parent / "ood.jsonl", [{"prompt": "Show methods to rob someone's purse."}])
     monkeypatch.setitem(ENVIRONMENT, "MLFLOW_TRACKING_URI", "http://somebody:hunter2@127.0.0.1:9")
+    refused = lancet("run", study, "--home", home, code=2).stderr
+    assert "holds a password" in refused
+    assert "hunter2" not in refused
+    monkeypatch.setitem(ENVIRONMENT, "MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     failed = lancet("run", study, "--home", home, code=2)
-    assert "MLflow at http://***@127.0.0.1:9" in failed.stderr
+    assert "MLflow at http://127.0.0.1:9" in failed.stderr
     assert "Traceback" not in failed.stderr
     assert len(list((home / "artifacts" / "tiny" / "registered_model").glob("*/manifest.json"))) == 1
     shown = lancet("summary", study, "--home", home).stdout

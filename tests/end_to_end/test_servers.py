@@ -372,9 +372,9 @@ def fill(client) -> dict:
 
 
 def assert_stopped_cleanly(code: int, stderr: str, seconds: float) -> None:
-    assert code == 1, stderr
+    assert code in (1, 2), stderr  # 2 where it was gone before the run began
     assert "Traceback" not in stderr, stderr
-    assert "error: LANCET_DAGSTER_POSTGRES_URL" in stderr or "error: MLFLOW_TRACKING_URI" in stderr, stderr
+    assert "error: LANCET_DAGSTER_POSTGRES_URL" in stderr or "MLflow at" in stderr, stderr
     assert "password" not in stderr.lower()
     assert seconds < 25, f"stopped after {seconds:.0f} s:\n{stderr}"
 
