@@ -87,6 +87,7 @@ def in_colours(driver, scheme: str) -> None:
 
 def picture(driver, name: str) -> None:
     if SCREENSHOTS:
+        Path(SCREENSHOTS).mkdir(parents=True, exist_ok=True)
         driver.save_screenshot(str(Path(SCREENSHOTS) / f"{name}.png"))
 
 
