@@ -4,13 +4,14 @@
 
 Small studies of several widths, depths, lengths and numbers of samples run whole, asset by asset. What an asset took is the time in its
 record times the share of the wall-clock time in which this process had a processor, so that other work on the machine counts
-little; one thread. Constants are fitted on the studies marked `fit`; the error is on the others, and on the records of further
-finished runs (`--finished`, folders of artifacts), which are no part of the fit.
+little; one thread. Constants are fitted on the studies marked `fit`; the error is on the others. Records of finished runs (folders of
+artifacts) can be held out (`--finished`), or be part of the fit (`--fit-finished`).
 """
 
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,6 +35,8 @@ from lancet_pipeline.study import find_study, load_study
 
 WORDS = 400
 WARM_UP = {"name": "warm", "samples": 64, "width": 64, "depth": 1, "words": 8, "steps": 2}
+VOCABULARY = 900
+"""Asked for; random words give fewer tokens, and what was trained counts."""
 POINTS: tuple[dict[str, Any], ...] = (
     {"name": "a", "fit": True, "samples": 600, "width": 128, "depth": 4, "words": 10, "steps": 10},
     {"name": "b", "fit": True, "samples": 1800, "width": 128, "depth": 4, "words": 10, "steps": 20},
@@ -68,6 +71,11 @@ def measure(point: dict[str, Any], home: Path) -> dict[str, float]:
     return seconds
 
 
+def trained(folder: Path) -> int:
+    """The vocabulary of the model that a point trained."""
+    return json.loads(next(folder.glob("artifacts/*/base_model/*/config.json")).read_text())["vocab_size"]
+
+
 def write_study(point: dict[str, Any], folder: Path) -> Path:
     """A model trained for one epoch on random words, and a judge that takes every answer of it for harmful."""
     generator = np.random.default_rng(0)
@@ -92,7 +100,7 @@ def write_study(point: dict[str, Any], folder: Path) -> Path:
         "model": {
             "source": "scratch",
             "architecture": {
-                "vocab_size": 900,
+                "vocab_size": VOCABULARY,
                 "hidden_size": point["width"],
                 "intermediate_size": 3 * point["width"],
                 "num_hidden_layers": point["depth"],
@@ -121,9 +129,10 @@ def write_study(point: dict[str, Any], folder: Path) -> Path:
     return path
 
 
-def counts_of(path: Path, model_directories: tuple[Path, ...] = ()) -> Counts:
+def counts_of(path: Path, vocabulary: int | None = None) -> Counts:
     study = load_study(path)
-    return Counts(shape_of(study, model_directories), workload_of(study, model_directories), study)
+    shape = shape_of(study, ())
+    return Counts(replace(shape, vocabulary=vocabulary or shape.vocabulary), workload_of(study, ()), study)
 
 
 ROWS = {
@@ -133,6 +142,8 @@ ROWS = {
     **dict.fromkeys(("undesirable_outputs", "harmlessness_report", "ood_report", "utility_report"), "answers"),
 }
 KINDS = ("forward", "training", "factors", "scoring", "correction")
+LOADING = {"prepared_data": 2.9, "base_model": 1.2, "registered_model": 0.5}
+"""Seconds in which a new process loads libraries: point `a` first in its process less the same after a warm-up. Not fitted."""
 SLACK = 0.3
 """Seconds added to what an error is divided by in the fit: below, noise would rule."""
 
@@ -190,6 +201,11 @@ def finished(folder: Path) -> dict[str, float]:
     return {record["asset"]: record["seconds"] for record in records}
 
 
+def study_of_run(folder: Path, home: Path) -> Path:
+    """The packaged study of a run, whatever its seed."""
+    return find_study(folder.name.partition("_seed_")[0], deployment({}, home).study_directories)
+
+
 def errors_of(errors: dict[str, Any]) -> dict[str, Any]:
     """Over all held-out studies; per asset, and of assets that took a second or more."""
     single = [(row["measured"], abs(row["error"])) for one in errors.values() for row in one["assets"].values()]
@@ -209,7 +225,8 @@ def write_constants(found: dict[str, Any], median: float, path: Path) -> None:
         '"""Constants of the cost model on one CPU thread, written by `python -m benchmarks.plan --constants`; see docs/scaling.md."""',
         "",
     ]
-    lines += [f"{name} = {rounded(value)!r}" for name, value in found.items()]
+    fixed = {asset: seconds + LOADING.get(asset, 0.0) for asset, seconds in found["FIXED"].items()}
+    lines += [f"{name} = {rounded(value)!r}" for name, value in (found | {"FIXED": fixed}).items()]
     lines += [f"MEDIAN_ERROR = {median:.2f}", '"""Of held-out assets that took a second or more, relative."""', ""]
     path.write_text("\n".join(lines))
 
@@ -230,6 +247,9 @@ def main(
         list[Path] | None,
         typer.Option("--finished", help="Artifacts of a finished run, held out; named after its study."),
     ] = None,
+    fitted_runs: Annotated[
+        list[Path] | None, typer.Option("--fit-finished", help="As --finished, but the fit is made on it, too.")
+    ] = None,
     constants: Annotated[Path | None, typer.Option(help="Write the constants as this Python module.")] = None,
 ) -> None:
     result: dict[str, Any] = {"threads": torch.get_num_threads(), "measured": []}
@@ -242,18 +262,28 @@ def main(
     else:
         measure(WARM_UP, home)
         for point in POINTS:
-            result["measured"].append({**point, "seconds": measure(point, home)})
+            result["measured"].append(
+                {**point, "seconds": measure(point, home), "vocabulary": trained(home / point["name"])}
+            )
             print(json.dumps(result["measured"][-1]), flush=True)
             if json_out is not None:
                 json_out.write_text(json.dumps(result, indent=1))
-    works_of = {p["name"]: works(counts_of(home.absolute() / p["name"] / "study.yaml")) for p in result["measured"]}
-    found = fit([point for point in result["measured"] if point["fit"]], works_of)
+    works_of = {
+        p["name"]: works(counts_of(home.absolute() / p["name"] / "study.yaml", p["vocabulary"]))
+        for p in result["measured"]
+    }
+    fitted = [point for point in result["measured"] if point["fit"]]
+    for folder in fitted_runs or []:
+        works_of[folder.name] = works(counts_of(study_of_run(folder, home)))
+        seconds = {asset: max(took - LOADING.get(asset, 0.0), 0.05) for asset, took in finished(folder).items()}
+        fitted.append({"name": folder.name, "seconds": seconds})
+    found = fit(fitted, works_of)
     held_out = [point for point in result["measured"] if not point["fit"]]
     errors = {p["name"]: compared(p["seconds"], predicted(works_of[p["name"]], found)) for p in held_out}
     for folder in finished_runs or []:
-        path = find_study(folder.name, deployment({}, home).study_directories)
-        errors[folder.name] = compared(finished(folder), predicted(works(counts_of(path)), found))
-    fitted = [point for point in result["measured"] if point["fit"]]
+        expected = predicted(works(counts_of(study_of_run(folder, home))), found)
+        loaded = {asset: seconds + LOADING.get(asset, 0.0) for asset, seconds in expected.items()}
+        errors[folder.name] = compared(finished(folder), loaded)
     in_sample = {p["name"]: compared(p["seconds"], predicted(works_of[p["name"]], found)) for p in fitted}
     result |= {"constants": found, "held_out": errors, "fitted": in_sample, "errors": errors_of(errors)}
     for name, one in (in_sample | errors).items():

@@ -129,7 +129,7 @@ def print_plan(expected: dict[str, Any], study: str) -> None:
         console.print(f"assumed     {escape(text)}")
     for limit in expected["limits"]:
         console.print(
-            f"[bold red]limit[/]       {limit['asset']}: {escape(limit['why'])}\n            then: {escape(limit['then'])}"
+            f"[bold red]limit[/]       {', '.join(limit['assets'])}: {escape(limit['why'])}\n            then: {escape(limit['then'])}"
         )
     console.print(f"next        lancet run {escape(study)}")
 

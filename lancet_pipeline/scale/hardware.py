@@ -26,8 +26,8 @@ UTILISATION = 0.35
 
 _BANDWIDTH_SHARE, _VISIT = 0.6, 3e-4
 _ASSUMED = (
-    f"assumed: peak of the data sheet in dense bfloat16, {UTILISATION:.0%} of it reached, {_BANDWIDTH_SHARE:.0%} of the memory bandwidth, "
-    "0.3 ms to call a layer; not measured"
+    f"peak of the data sheet in dense bfloat16, {UTILISATION:.0%} of it reached, {_BANDWIDTH_SHARE:.0%} of the memory bandwidth, "
+    "0.3 ms to call a layer; an assumption, not measured"
 )
 
 

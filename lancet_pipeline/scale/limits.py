@@ -15,30 +15,17 @@ LARGE_HOST = 1e12
 def limits(
     counts: Counts, hardware: Hardware, sizes: Mapping[str, Bytes], seconds: Mapping[str, float], host: float
 ) -> list[dict[str, Any]]:
-    """One entry for each limit that is passed: asset, what stops it, what then.
+    """One entry for each limit that is passed: the assets it stops, why (of memory: what the largest needs), what then.
 
     Args:
         host: bytes of the host's memory.
     """
-    study, device = counts.study, hardware.memory
-    found: list[dict[str, Any]] = []
+    study = counts.study
+    found = _memory(counts, hardware, sizes, host)
 
     def passed(asset: str, why: str, then: str) -> None:
-        found.append({"asset": asset, "why": why, "then": then})
+        found.append({"assets": [asset], "why": why, "then": then})
 
-    for asset, needed in sizes.items():
-        bound = host if device is None else device * hardware.devices
-        whole = needed.device + (needed.host if device is None else 0)
-        if whole > bound:
-            passed(asset, f"needs {_gigabytes(whole)} of {_gigabytes(bound)} of memory", _remedy(asset, counts))
-        elif device is not None and needed.device > device:
-            passed(
-                asset,
-                f"needs {_gigabytes(needed.device)}, one device has {_gigabytes(device)}",
-                "its parameters sharded over devices (FSDP), which is not built yet",
-            )
-        if device is not None and needed.host > host:
-            passed(asset, f"needs {_gigabytes(needed.host)} of the host's memory", _host_remedy(asset))
     if seconds["influence_scores"] > 7 * DAY:
         passed(
             "influence_scores",
@@ -72,6 +59,36 @@ def limits(
             "quantiles of streamed scores in place of a sort (not built yet)",
         )
     return found
+
+
+def _memory(counts: Counts, hardware: Hardware, sizes: Mapping[str, Bytes], host: float) -> list[dict[str, Any]]:
+    """Assets that share a remedy in one entry."""
+    device, groups = hardware.memory, {}
+
+    def passed(asset: str, needed: float, bound: float, of: str, then: str) -> None:
+        groups.setdefault((of, bound, then), []).append((needed, asset))
+
+    for asset, needed in sizes.items():
+        if device is None:
+            if needed.device + needed.host > host:
+                then = _remedy(asset, counts) if needed.device > needed.host else _host_remedy(asset)
+                passed(asset, needed.device + needed.host, host, "this machine has", then)
+            continue
+        if needed.device > device * hardware.devices:
+            passed(asset, needed.device, device * hardware.devices, "all devices have", _remedy(asset, counts))
+        elif needed.device > device:
+            then = "its parameters and matrices sharded over devices (FSDP), which is not built yet"
+            passed(asset, needed.device, device, "one device has", then)
+        if needed.host > host:
+            passed(asset, needed.host, host, "the host is taken to have", _host_remedy(asset))
+    return [
+        {
+            "assets": [asset for _, asset in members],
+            "why": f"needs {_gigabytes(max(members)[0])} of memory, {of} {_gigabytes(bound)}",
+            "then": then,
+        }
+        for (of, bound, then), members in groups.items()
+    ]
 
 
 def _remedy(asset: str, counts: Counts) -> str:

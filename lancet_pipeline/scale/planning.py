@@ -19,7 +19,7 @@ from lancet_pipeline.study import Study
 
 @dataclass(frozen=True)
 class Expected:
-    """assets: one row each, {asset, seconds, device_bytes, host_bytes, disk_bytes, bound}. `limits`: {asset, why, then}. assumed:
+    """assets: one row each, {asset, seconds, device_bytes, host_bytes, disk_bytes}. `limits`: {assets, why, then}. assumed:
     what was taken for granted, in words."""
 
     study: str

@@ -89,8 +89,8 @@ def shape_of(study: Study, model_directories: Sequence[Path], parameters: int | 
     Raises:
         InputError: a checkpoint without a config.json here that is not in the table either.
     """
-    if parameters is not None and parameters < 10**5:
-        raise InputError(f"--parameters {parameters}: give at least 100000")
+    if parameters is not None and parameters < 10**7:
+        raise InputError(f"--parameters {parameters}: give at least 10000000; below, embeddings are most of a model")
     architecture = study.model.architecture
     if architecture is not None:
         found = of_config({**architecture.model_dump(), "vocab_size": architecture.vocab_size})
