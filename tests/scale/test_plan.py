@@ -36,7 +36,7 @@ def row(expected, asset):
 
 
 def test_demo_is_expected_to_take_what_it_took_on_an_idle_machine(demo):
-    """Seconds of `lancet demo` with one thread on an idle machine, which the constants were not fitted on."""
+    """Seconds of `lancet demo` with one thread on an idle machine, one of the six runs that the constants are fitted on."""
     took = {
         "prepared_data": 5.1,
         "base_model": 69.7,
