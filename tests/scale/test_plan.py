@@ -111,7 +111,7 @@ def test_a_billion_samples_on_seventy_billion_parameters_name_what_stops_scaling
 
 
 def test_memory_beyond_the_device_is_a_limit_with_a_remedy(paper):
-    found = plan(paper, hardware_of("a100-80gb"), [])
+    found = plan(paper, hardware_of("a100-80gb"), [], parameters=2 * 10**10)
     limit = next(limit for limit in found.limits if "base_model" in limit["assets"])
     assert "80.0 GB" in limit["why"]
     assert limit["then"]
@@ -222,3 +222,9 @@ def test_a_study_of_local_files_is_counted(tmp_path):
     assert found.data.harmful == 10
     assert 0 < found.data.response < found.data.tokens <= study.data.max_length
     assert row(found, "reference_models")["disk_bytes"] == 0
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_studies_are_expected_to_fit_into_one_device_of_80_gb(name):
+    found = plan(packaged(name), hardware_of("h100-80gb"), [])
+    assert max(row["device_bytes"] for row in found.assets) < 80e9
