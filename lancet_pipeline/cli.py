@@ -52,6 +52,30 @@ def run(
 
 
 @app.command()
+def plan(
+    study: Annotated[str, typer.Argument(help="Name of a study, or path to its YAML file.")],
+    hardware: Annotated[str, typer.Option(help="cpu (one thread), a100-80gb, h100-80gb or 8xh100.")] = "cpu",
+    samples: Annotated[int | None, typer.Option(help="Training samples, in place of the study's.")] = None,
+    parameters: Annotated[int | None, typer.Option(help="Parameters of the model, in place of the study's.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Expected time, memory and disk of every asset, before anything runs."""
+    from lancet_pipeline.scale import hardware_of
+    from lancet_pipeline.scale import plan as expect
+    from lancet_pipeline.study import find_study, load_study
+
+    where, machine = _deployment(None), hardware_of(hardware)
+    settings = load_study(find_study(study, where.study_directories))
+    expected = expect(settings, machine, where.model_directories, samples=samples, parameters=parameters)
+    if as_json:
+        print(json.dumps(expected.as_json(), indent=2))
+    else:
+        from lancet_pipeline.terminal import print_plan
+
+        print_plan(expected.as_json(), study)
+
+
+@app.command()
 def summary(
     study: Annotated[str, typer.Argument(help="Name of a study, or path to its YAML file.")],
     home: Home = None,

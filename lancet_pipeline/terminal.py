@@ -98,6 +98,42 @@ def print_experiment(summary: dict[str, Any], names: Mapping[str, str]) -> None:
         console.print(f"not run     {name}")
 
 
+def print_plan(expected: dict[str, Any], study: str) -> None:
+    """What `scale.Expected.as_json` says, the command that comes next last."""
+    console = Console(highlight=False, soft_wrap=True)
+    hardware, total, data = expected["hardware"], expected["total"], expected["data"]
+    on_device = hardware["device_bytes"] is not None
+    table = Table(title=f"study {expected['study']} on {hardware['name']}: expected", title_justify="left")
+    for name in ("", "time", *(("a device",) if on_device else ()), "host memory", "disk"):
+        table.add_column(name, justify="right" if name else "left")
+    for row in [*expected["assets"], {"asset": "total (memory: the most)", **total}]:
+        table.add_row(
+            row["asset"],
+            _duration(row["seconds"]),
+            *((_size(row["device_bytes"]),) if on_device else ()),
+            _size(row["host_bytes"]),
+            _size(row["disk_bytes"]),
+            end_section=row is expected["assets"][-1],
+        )
+    console.print(table)
+    console.print(
+        f"model       {expected['model']['parameters']:,} parameters; {data['samples']:,} samples of {data['tokens']:.0f} tokens"
+    )
+    share = max(row["seconds"] for row in expected["assets"]) / total["seconds"]
+    console.print(f"largest     {expected['largest']}, {share:.0%} of the time")
+    if expected["median_error"] is not None:
+        console.print(
+            f"error       {expected['median_error']:.0%} in the median of held-out assets; see docs/scaling.md"
+        )
+    for text in expected["assumed"]:
+        console.print(f"assumed     {escape(text)}")
+    for limit in expected["limits"]:
+        console.print(
+            f"[bold red]limit[/]       {', '.join(limit['assets'])}: {escape(limit['why'])}\n            then: {escape(limit['then'])}"
+        )
+    console.print(f"next        lancet run {escape(study)}")
+
+
 def print_trace(trace: dict[str, Any]) -> None:
     """Signed samples with their most telling tokens."""
     console = Console(highlight=False)
@@ -136,6 +172,21 @@ def _cell(value: Any) -> str:
     if isinstance(value, dict):
         return f"{value['value']:.3f} ({value['low']:.3f}–{value['high']:.3f})"
     return f"{value:.3f}"
+
+
+def _duration(seconds: float) -> str:
+    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h"), (2 * 31_557_600, 86_400, "d")):
+        if seconds < limit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds / 31_557_600:,.1f} years"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit in ("B", "kB") else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} PB"
 
 
 def _spread(spread: dict[str, float] | None) -> str:
