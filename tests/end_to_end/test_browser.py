@@ -77,6 +77,9 @@ def page(driver, report):
     in_colours(driver, "light")
     driver.get("about:blank")
     driver.get(report)
+    # ChromeDriver may answer before the page's script, its last element, has run.
+    loaded = "return document.readyState === 'complete' && location.href === arguments[0]"
+    WebDriverWait(driver, 30).until(lambda _: driver.execute_script(loaded, report), f"{report} does not load")
     return driver
 
 
