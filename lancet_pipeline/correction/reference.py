@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lancet_pipeline.data.batches import TokenSequence, bucketed, collate
-from lancet_pipeline.models.likelihood import response_logits, response_logps
+from lancet_pipeline.models.likelihood import read_logits, response_logps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,8 +33,8 @@ class Reference:
                 self._logps.update(zip((s.sample_id for s in sequences), logps.tolist(), strict=True))
             for sequences in _batches(retained, batch_tokens):
                 batch = collate(sequences).to(model.device)
-                logits, _ = response_logits(model, batch)
-                rows = logits.cpu().split(batch.loss_tokens.tolist())
+                logits = read_logits(model, batch, lambda logits, _rows: logits.cpu())
+                rows = logits.split(batch.loss_tokens.tolist())
                 self._logits.update(zip((s.sample_id for s in sequences), rows, strict=True))
 
     def logps_of(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:

@@ -17,7 +17,7 @@ from lancet_pipeline.correction.reference import Reference
 from lancet_pipeline.correction.task_vector import negate
 from lancet_pipeline.data.batches import TokenSequence, collate
 from lancet_pipeline.errors import InputError, LancetError
-from lancet_pipeline.models.likelihood import perplexity, response_logits, response_logps
+from lancet_pipeline.models.likelihood import perplexity, read_logits, response_logps, token_logps
 from lancet_pipeline.models.loading import fingerprint
 from lancet_pipeline.models.training import Optimiser
 from lancet_pipeline.progress import Track, no_progress
@@ -232,10 +232,13 @@ class _Work:
         return Pairs(read.get("preferred"), read.get("dispreferred"), weights)
 
     def _retain(self, kept: Sequence[TokenSequence]) -> torch.Tensor:
-        logits, labels = response_logits(self.model, collate(kept).to(self.model.device))
+        batch = collate(kept).to(self.model.device)
         if self.method.retain == "likelihood":
-            return torch.nn.functional.cross_entropy(logits, labels)
-        return GENERATORS[self.settings.generator](logits, self._reference.logits_of(kept).to(logits)).mean()
+            return -token_logps(self.model, batch).mean()
+        divergence, reference = GENERATORS[self.settings.generator], self._reference.logits_of(kept)
+        return read_logits(
+            self.model, batch, lambda logits, rows: divergence(logits, reference[rows].to(logits))
+        ).mean()
 
     def _perplexity_ratio(self) -> float:
         return perplexity(self.model, self._watched, self._batch_tokens) / self._initial_perplexity

@@ -1,7 +1,7 @@
 """Fitting of Kronecker factors to whole-sequence modular gradients, and how far their sample sufficed."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ import torch
 from lancet_pipeline.data.batches import TokenBatch
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.linfac.factors import Factors, KroneckerFactor, LinfacConfig, sketched
-from lancet_pipeline.linfac.units import Unit, backward_pass, find_units
+from lancet_pipeline.linfac.units import Labels, Unit, backward_pass, find_units
 from lancet_pipeline.models.loading import fingerprint
 
 if TYPE_CHECKING:
@@ -32,7 +32,11 @@ def fit_factors(model: "PreTrainedModel", batches: Iterable[TokenBatch], config:
         InputError: no batches, or an architecture whose sublayers are unknown.
     """
     units = tuple(find_units(model, config.units))
-    labels = None if config.labels == "true" else lambda logits, batch: sample_labels(logits, batch, config.seed)
+    labels = (
+        None
+        if config.labels == "true"
+        else (lambda logits, batch, rows: sample_labels(logits, batch, config.seed, rows))
+    )
     sums = _OuterProducts(config)
     if config.eigenvalue_correction:
         batches = list(batches)
@@ -163,7 +167,7 @@ def _corrected(
     units: tuple[Unit, ...],
     blocks: list[KroneckerFactor],
     config: LinfacConfig,
-    labels: Callable[[torch.Tensor, TokenBatch], torch.Tensor] | None,
+    labels: Labels | None,
 ) -> list[KroneckerFactor]:
     """The blocks with the mean squared modular gradient along each pair of their eigenvectors."""
     squares = [torch.zeros_like(block.eigenvalues()) for block in blocks]
@@ -208,8 +212,8 @@ def sequence_outer_products(inputs_bta: torch.Tensor, gradients_bts: torch.Tenso
     return gradient_outer, input_outer
 
 
-def sample_labels(logits: torch.Tensor, batch: TokenBatch, seed: int) -> torch.Tensor:
-    """One label for each loss position from the model's own distribution: [n] int64.
+def sample_labels(logits: torch.Tensor, batch: TokenBatch, seed: int, rows: slice = slice(None)) -> torch.Tensor:
+    """One label for each of the loss positions `rows` from the model's own distribution, given there: [n] int64.
 
     The uniform draws of a sequence are seeded by its tokens, so that they do not depend on the batch it is in.
     """
@@ -219,7 +223,7 @@ def sample_labels(logits: torch.Tensor, batch: TokenBatch, seed: int) -> torch.T
         digest = hashlib.sha256(seed.to_bytes(8, "little") + tokens).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
         draws.append(torch.rand(int(mask.sum()), generator=generator))
-    uniform = torch.cat(draws).to(logits.device)
+    uniform = torch.cat(draws)[rows].to(logits.device)
     cumulative = logits.softmax(-1).cumsum(-1)
     picked = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0]
     return picked.clamp_max(logits.shape[-1] - 1)

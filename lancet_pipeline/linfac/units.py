@@ -11,7 +11,7 @@ from torch import nn
 from lancet_pipeline.data.batches import TokenBatch
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.models.architectures import layers_of, projections, sublayers_of
-from lancet_pipeline.models.likelihood import response_logits, sum_by_sequence
+from lancet_pipeline.models.likelihood import loss_tokens, read_logits, sum_by_sequence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,6 +30,7 @@ class Unit:
 
 
 Consume = Callable[[Unit, torch.Tensor, torch.Tensor], None]
+Labels = Callable[[torch.Tensor, TokenBatch, slice], torch.Tensor]
 
 
 def find_units(model: "PreTrainedModel", kind: UnitKind) -> list[Unit]:
@@ -62,7 +63,7 @@ def backward_pass(
     batch: TokenBatch,
     units: Sequence[Unit],
     consume: Consume,
-    labels: Callable[[torch.Tensor, TokenBatch], torch.Tensor] | None = None,
+    labels: Labels | None = None,
 ) -> torch.Tensor:
     """One forward and one activation-only backward pass; `consume(unit, a, ds)` is called for each unit.
 
@@ -71,8 +72,8 @@ def backward_pass(
     log-probability summed over its loss tokens.
 
     Args:
-        labels: chooses the tokens whose log-probability is differentiated, from the logits [n, vocab] of all
-            loss positions; the tokens of the batch where absent.
+        labels: chooses the tokens [m] whose log-probability is differentiated, from the logits [m, vocab] of a slice of
+            all loss positions of the batch; the tokens of the batch where absent.
 
     Returns:
         Log-probability of each sequence, [B] float32.
@@ -102,16 +103,19 @@ def backward_pass(
     def by_sequence(values: torch.Tensor) -> torch.Tensor:
         return values.unflatten(0, batch.input_ids.shape) if values.dim() == 2 else values  # OPT flattens its FFN
 
+    def logps(logits: torch.Tensor, rows: slice) -> torch.Tensor:
+        targets = tokens[rows] if labels is None else labels(logits.detach(), batch, rows)
+        return -nn.functional.cross_entropy(logits, targets, reduction="none")
+
     batch = batch.to(model.device)
+    tokens = loss_tokens(batch)
     handles = []
     with frozen(model), torch.enable_grad():
         try:
             for unit in units:
                 handles.append(model.get_submodule(unit.input_module).register_forward_pre_hook(read(unit)))
                 handles.append(model.get_submodule(unit.output_module).register_forward_hook(watch(unit)))
-            logits, tokens = response_logits(model, batch)
-            targets = tokens if labels is None else labels(logits.detach(), batch)
-            token_logps = -nn.functional.cross_entropy(logits, targets, reduction="none")
+            token_logps = read_logits(model, batch, logps)
             last_gradients = torch.autograd.grad(token_logps.sum(), leaves)
         finally:
             for handle in handles:

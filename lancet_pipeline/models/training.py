@@ -10,7 +10,7 @@ import torch
 
 from lancet_pipeline.data.batches import TokenBatch, TokenSequence, collate, epoch_batches
 from lancet_pipeline.errors import LancetError
-from lancet_pipeline.models.likelihood import response_logits
+from lancet_pipeline.models.likelihood import token_logps
 from lancet_pipeline.progress import Track, no_progress
 from lancet_pipeline.study import Training
 
@@ -111,7 +111,7 @@ def train(
     optimiser = Optimiser(model, steps=steps, **_optimiser(settings))
     curve = []
     for batch in track(itertools.islice(batches(), steps), steps, "training"):
-        curve.append(optimiser.descend(torch.nn.functional.cross_entropy(*response_logits(model, batch))))
+        curve.append(optimiser.descend(-token_logps(model, batch).mean()))
     model.eval()
     return curve
 
