@@ -135,6 +135,7 @@ class _Work:
             warmup_fraction=settings.warmup_fraction,
             weight_decay=0.0,
             max_grad_norm=settings.max_grad_norm,
+            optimizer_states=settings.optimizer_states,
         )
         self.curve: list[dict[str, float]] = []
         self.best: dict[str, torch.Tensor] = {}

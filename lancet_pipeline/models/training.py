@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ import torch
 from lancet_pipeline.data.batches import TokenBatch, TokenSequence, collate, epoch_batches
 from lancet_pipeline.errors import LancetError
 from lancet_pipeline.models.likelihood import token_logps
+from lancet_pipeline.models.memory import States, adamw
 from lancet_pipeline.progress import Track, no_progress
 from lancet_pipeline.study import Training
 
@@ -30,12 +31,12 @@ class Optimiser:
         warmup_fraction: float,
         weight_decay: float,
         max_grad_norm: float,
+        optimizer_states: States = "32bit",
     ) -> None:
         self._named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._parameters = list(self._named.values())
-        self._adamw = torch.optim.AdamW(
-            self._parameters, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.95)
-        )
+        self._adamw = adamw(self._parameters, optimizer_states, learning_rate=learning_rate, weight_decay=weight_decay)
+        self._wide = optimizer_states == "32bit"
         self._steps, self._learning_rate, self._max_grad_norm = steps, learning_rate, max_grad_norm
         self._warmup = max(1, round(warmup_fraction * steps))
         self.step = 0
@@ -61,8 +62,9 @@ class Optimiser:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Moments of the trained parameters by `parameter/moment`."""
+        # The 256 levels of 8-bit moments are one tensor for all parameters, which a file of tensors refuses.
         return {
-            f"{name}/{key}": value
+            f"{name}/{key}": value.clone() if key.startswith("qmap") else torch.as_tensor(value)
             for name, parameter in self._named.items()
             for key, value in self._adamw.state[parameter].items()
         }
@@ -73,7 +75,10 @@ class Optimiser:
         for key, value in state.items():
             name, _, moment = key.rpartition("/")
             parameter = self._named[name]
-            self._adamw.state[parameter][moment] = value if moment == "step" else value.to(parameter.device)
+            if moment != "step":
+                self._adamw.state[parameter][moment] = value.to(parameter.device)
+            else:  # a tensor of the host in one AdamW, a number in the other
+                self._adamw.state[parameter][moment] = value if self._wide else int(value)
 
     def _factor(self) -> float:
         if self.step < self._warmup:
@@ -116,5 +121,6 @@ def train(
     return curve
 
 
-def _optimiser(settings: Training) -> dict[str, float]:
-    return settings.model_dump(include={"learning_rate", "warmup_fraction", "weight_decay", "max_grad_norm"})
+def _optimiser(settings: Training) -> dict[str, Any]:
+    names = {"learning_rate", "warmup_fraction", "weight_decay", "max_grad_norm", "optimizer_states"}
+    return settings.model_dump(include=names)
