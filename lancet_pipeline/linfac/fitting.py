@@ -11,8 +11,9 @@ import torch
 from lancet_pipeline.data.batches import TokenBatch
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.linfac.factors import Factors, KroneckerFactor, LinfacConfig, sketched
-from lancet_pipeline.linfac.units import Labels, Unit, backward_pass, find_units
+from lancet_pipeline.linfac.units import Labels, Unit, find_units, sum_over
 from lancet_pipeline.models.loading import fingerprint
+from lancet_pipeline.models.memory import Backoff
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,9 +41,10 @@ def fit_factors(model: "PreTrainedModel", batches: Iterable[TokenBatch], config:
     sums = _OuterProducts(config)
     if config.eigenvalue_correction:
         batches = list(batches)
+    backoff = Backoff()
     for batch in batches:
         with sums.counting(batch):
-            backward_pass(model, batch, units, sums.add, labels)
+            sum_over(model, batch, units, sums.add, backoff, labels)
     if sums.sequences == 0:
         raise InputError("fit_factors: no batches; give at least one sequence")
     mean = sums.mean_eigenvalue()
@@ -89,22 +91,25 @@ class _OuterProducts:
         self._sequences[first] += even
         self._sequences[1 - first] += len(batch) - even
 
-    def add(self, unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
+    def add(self, part: slice, unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
         inputs, gradients = (sketched(values, self._config) for values in (inputs, gradients))
-        for half, sums in enumerate(self._halves):
-            rows = self._rows(half)
+        attention = self._batch.attention_mask[part]
+        added = []
+        for half in (0, 1):
+            rows = self._rows(half, part.start)
             if len(inputs[rows]) == 0:
-                continue
-            if self._config.factors == "sequence":
-                added = sequence_outer_products(inputs[rows], gradients[rows])
+                added.append(None)
+            elif self._config.factors == "sequence":
+                added.append(sequence_outer_products(inputs[rows], gradients[rows]))
             else:
-                attended = self._batch.attention_mask[rows].bool().to(inputs.device)
-                added = token_outer_product(gradients[rows].flatten(0, 1)), token_outer_product(inputs[rows][attended])
-            if unit in sums:
-                for total, part in zip(sums[unit], added, strict=True):
-                    total.add_(part)
-            else:
-                sums[unit] = added
+                attended = inputs[rows][attention[rows].bool().to(inputs.device)]
+                added.append((token_outer_product(gradients[rows].flatten(0, 1)), token_outer_product(attended)))
+        for sums, products in zip(self._halves, added, strict=True):
+            if products is not None and unit in sums:
+                for total, product in zip(sums[unit], products, strict=True):
+                    total.add_(product)
+            elif products is not None:
+                sums[unit] = products
 
     def factors(self, unit: Unit, half: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """S and A of a unit, of all sequences or of one half of them."""
@@ -128,8 +133,9 @@ class _OuterProducts:
             number += len(gradient_factor) * len(input_factor)
         return total / number
 
-    def _rows(self, half: int) -> slice:
-        return slice((half + self.sequences) % 2, None, 2)
+    def _rows(self, half: int, first: int = 0) -> slice:
+        """The sequences of a half among those from the `first` of the batch on."""
+        return slice((half + self.sequences + first) % 2, None, 2)
 
 
 class _Reliability:
@@ -173,15 +179,15 @@ def _corrected(
     squares = [torch.zeros_like(block.eigenvalues()) for block in blocks]
     places = {unit: index for index, unit in enumerate(units)}
 
-    def add_squares(unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
+    def add_squares(_part: slice, unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
         block = blocks[places[unit]]
         rotated_inputs = sketched(inputs, config) @ block.input_vectors
         rotated_gradients = sketched(gradients, config) @ block.gradient_vectors
         squares[places[unit]] += (rotated_gradients.mT @ rotated_inputs).square_().sum(0)
 
-    sequences = 0
+    sequences, backoff = 0, Backoff()
     for batch in batches:
-        backward_pass(model, batch, units, add_squares, labels)
+        sum_over(model, batch, units, add_squares, backoff, labels)
         sequences += len(batch)
     return [replace(block, corrected=total / sequences) for block, total in zip(blocks, squares, strict=True)]
 

@@ -23,6 +23,7 @@ import torch
 from lancet_pipeline.data.batches import TokenSequence, bucketed, collate
 from lancet_pipeline.errors import IntegrityError
 from lancet_pipeline.linfac.scores import Query, require_model, score_batch
+from lancet_pipeline.models.memory import Backoff
 from lancet_pipeline.progress import Track, no_progress
 
 if TYPE_CHECKING:
@@ -126,14 +127,17 @@ def _score(
 ) -> Iterator[_Rows]:
     groups = bucketed(sequences, batch_tokens)
     waiting: list[_Rows] = []
-    last = time.monotonic()
-    for group in track(groups, len(groups), "scoring"):
-        chosen = [sequences[i] for i in group]
+    last, backoff = time.monotonic(), Backoff()
+
+    def scored(chosen: Sequence[TokenSequence]) -> _Rows:
         found = score_batch(model, collate(chosen), query)
         positions, largest = largest_shares(found.shares, [len(sequence) for sequence in chosen], top_tokens)
         pooled, norms = found.shares.double().sum(1).cpu().numpy(), found.squared_norms.sqrt().cpu().numpy()
         by_group = found.by_group.cpu().numpy()
-        waiting.append(_Rows([s.key() for s in chosen], by_group, pooled, norms, positions, largest))
+        return _Rows([s.key() for s in chosen], by_group, pooled, norms, positions, largest)
+
+    for group in track(groups, len(groups), "scoring"):
+        waiting += backoff.over(scored, [sequences[i] for i in group])
         if time.monotonic() - last >= flush_seconds:
             yield _Rows.joined(waiting)
             waiting, last = [], time.monotonic()

@@ -12,6 +12,7 @@ from lancet_pipeline.data.batches import TokenBatch
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.models.architectures import layers_of, projections, sublayers_of
 from lancet_pipeline.models.likelihood import loss_tokens, read_logits, sum_by_sequence
+from lancet_pipeline.models.memory import Backoff
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -124,6 +125,39 @@ def backward_pass(
     if not all(values.isfinite().all() for values in (token_logps, *last_gradients)):
         raise _not_finite(model, batch)
     return sum_by_sequence(token_logps.detach(), batch)
+
+
+def sum_over(
+    model: "PreTrainedModel",
+    batch: TokenBatch,
+    units: Sequence[Unit],
+    add: Callable[[slice, Unit, torch.Tensor, torch.Tensor], None],
+    backoff: Backoff,
+    labels: Labels | None = None,
+) -> None:
+    """As `backward_pass`, for sums over sequences: `add(rows, unit, a, ds)` gets each unit of every sequence once.
+
+    rows: the slice of the batch that `a` and `ds` are of, all of it where it fits into memory. `add` must change its sums
+    last of all, so that nothing of it stays where it is out of memory.
+    """
+    summed = [frozenset[Unit]()] * len(batch)
+
+    def work(rows: slice) -> None:
+        # Units that were summed before the rest was out of memory are not summed again in its halves.
+        before, done = summed[rows.start], set[Unit]()
+
+        def add_once(unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
+            add(rows, unit, inputs, gradients)
+            done.add(unit)
+
+        left = [unit for unit in units if unit not in before]
+        try:
+            if left:
+                backward_pass(model, batch.part(rows), left, add_once, labels)
+        finally:
+            summed[rows] = [before | done] * (rows.stop - rows.start)
+
+    backoff.run(work, len(batch), batch.input_ids.shape[1], batch.name)
 
 
 def _check(model: "PreTrainedModel", batch: TokenBatch) -> None:

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from lancet_pipeline.data.batches import TokenBatch, TokenSequence, bucketed, collate
+from lancet_pipeline.models.memory import Backoff
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -93,16 +94,21 @@ def perplexity_and_accuracy(
     """Perplexity of all response tokens, and the share of them that are the model's first choice."""
     total, hits, tokens = 0.0, 0, 0
 
-    def loss_and_hit(logits: torch.Tensor, rows: slice) -> torch.Tensor:
-        chosen = labels[rows]
-        return torch.stack([cross_entropy(logits, chosen, reduction="none"), logits.argmax(1) == chosen], 1)
+    def sums(chosen: Sequence[TokenSequence]) -> list[float]:
+        batch = collate(chosen).to(model.device)
+        labels = loss_tokens(batch)
 
+        def loss_and_hit(logits: torch.Tensor, rows: slice) -> torch.Tensor:
+            loss = cross_entropy(logits, labels[rows], reduction="none")
+            return torch.stack([loss, logits.argmax(1) == labels[rows]], 1)
+
+        return [*read_logits(model, batch, loss_and_hit).double().sum(0).tolist(), len(labels)]
+
+    backoff = Backoff()
     with torch.no_grad():
         for indices in bucketed(sequences, batch_tokens):
-            batch = collate([sequences[i] for i in indices]).to(model.device)
-            labels = loss_tokens(batch)
-            losses, correct = read_logits(model, batch, loss_and_hit).double().sum(0).tolist()
-            total, hits, tokens = total + losses, hits + int(correct), tokens + len(labels)
+            for losses, correct, count in backoff.over(sums, [sequences[i] for i in indices]):
+                total, hits, tokens = total + losses, hits + int(correct), tokens + int(count)
     mean = total / tokens
     return math.exp(mean) if not mean > 700 else math.inf, hits / tokens
 

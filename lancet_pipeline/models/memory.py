@@ -1,16 +1,99 @@
 """What keeps models and batches within the memory of a device."""
 
+import math
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 
+from lancet_pipeline.data.batches import TokenBatch, TokenSequence
 from lancet_pipeline.errors import InputError
 
 if TYPE_CHECKING:
     from lancet_pipeline.study import Study
 
 States = Literal["32bit", "8bit"]
+T = TypeVar("T")
+
+
+class Backoff:
+    """Splits what does not fit into the memory of a device, and remembers what did not for all that follows.
+
+    A batch that is out of memory is taken in halves, each of them again if it must. One of these serves a walk over batches.
+    """
+
+    def __init__(self) -> None:
+        self._tokens = math.inf
+
+    def parts(self, rows: int, width: int) -> list[slice]:
+        """Slices of `rows` sequences of `width` tokens, padding included, each halved until it is as small as what fitted."""
+        return self._halved(slice(0, rows), width)
+
+    def smaller(self, part: slice, width: int, name: Callable[[int], str]) -> None:
+        """Take note that the sequences `part` of `width` tokens were too many at once.
+
+        Raises:
+            InputError: it was one, which `name` says.
+        """
+        rows = part.stop - part.start
+        if rows == 1:
+            raise InputError(
+                f"{name(part.start)}: its {width} tokens alone do not fit into the memory of the device; lower "
+                "data.max_length, shorten or drop the sample, or take a larger device"
+            )
+        self._tokens = math.ceil(rows / 2) * width
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def run(self, work: Callable[[slice], T], rows: int, width: int, name: Callable[[int], str]) -> list[T]:
+        """What `work` gives of all `rows` sequences, in order: of all at once, or of parts of them.
+
+        `work` gets slices that only become finer: one that failed comes again in halves.
+
+        Raises:
+            InputError: a sequence that does not fit by itself.
+        """
+        waiting, found = [slice(0, rows)], []
+        while waiting:
+            first, *rest = self._halved(waiting.pop(0), width)
+            waiting = rest + waiting
+            result = attempt(lambda first=first: work(first))
+            if result is None:
+                self.smaller(first, width, name)
+                waiting.insert(0, first)
+            else:
+                found.append(result[0])
+        return found
+
+    def each(self, work: Callable[[TokenBatch], T], batch: TokenBatch) -> list[T]:
+        """As `run`, of the sequences of a batch."""
+        return self.run(lambda part: work(batch.part(part)), len(batch), batch.input_ids.shape[1], batch.name)
+
+    def over(self, work: Callable[[Sequence[TokenSequence]], T], sequences: Sequence[TokenSequence]) -> list[T]:
+        """As `run`, of sequences that are no batch yet."""
+        width = max(map(len, sequences))
+        return self.run(
+            lambda part: work(sequences[part]), len(sequences), width, lambda i: f"sample {sequences[i].sample_id}"
+        )
+
+    def _halved(self, part: slice, width: int) -> list[slice]:
+        rows = part.stop - part.start
+        if rows == 1 or rows * width <= self._tokens:
+            return [part]
+        middle = part.start + math.ceil(rows / 2)
+        return [
+            *self._halved(slice(part.start, middle), width),
+            *self._halved(slice(middle, part.stop), width),
+        ]
+
+
+def attempt(work: Callable[[], T]) -> tuple[T] | None:
+    """What `work` gives, or None where it is out of memory; nothing that it held is held any longer then."""
+    try:
+        return (work(),)
+    except torch.OutOfMemoryError:
+        return None
 
 
 def require_states(states: States, setting: str) -> None:

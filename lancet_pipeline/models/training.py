@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from lancet_pipeline.data.batches import TokenBatch, TokenSequence, collate, epoch_batches
 from lancet_pipeline.errors import LancetError
 from lancet_pipeline.models.likelihood import token_logps
-from lancet_pipeline.models.memory import States, adamw
+from lancet_pipeline.models.memory import Backoff, States, adamw, attempt
 from lancet_pipeline.progress import Track, no_progress
 from lancet_pipeline.study import Training
 
@@ -48,7 +48,30 @@ class Optimiser:
             LancetError: the loss or its gradient is not finite; the parameters are then those before the step.
         """
         self._adamw.zero_grad(set_to_none=True)
-        loss.backward()
+        return self._update(_differentiated(loss))
+
+    def descend_in_parts(
+        self, batch: TokenBatch, loss_of: Callable[[TokenBatch], torch.Tensor], backoff: Backoff
+    ) -> float:
+        """As `descend`, of the sum of `loss_of` over parts of `batch` that fit into memory; of the whole where it fits.
+
+        Raises:
+            InputError: a sequence that does not fit by itself.
+        """
+        rows, width = batch.input_ids.shape
+        while True:
+            self._adamw.zero_grad(set_to_none=True)
+            losses: list[torch.Tensor] = []
+            for part in backoff.parts(rows, width):
+                loss = attempt(lambda part=part: _differentiated(loss_of(batch.part(part))))
+                if loss is None:
+                    backoff.smaller(part, width, batch.name)
+                    break
+                losses.append(loss[0])
+            else:
+                return self._update(torch.stack(losses).sum())
+
+    def _update(self, loss: torch.Tensor) -> float:
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             raise LancetError(
@@ -97,8 +120,11 @@ def train(
 ) -> list[float]:
     """Train `model` in place on the mean token loss of each batch; returns the loss of every step.
 
+    A batch that does not fit into memory is taken in parts whose gradients add up to its own.
+
     Raises:
         LancetError: there is nothing to train on, or the loss diverges.
+        InputError: a sequence that does not fit by itself.
     """
     if not sequences:
         raise LancetError("training: there is no sequence to train on")
@@ -115,10 +141,19 @@ def train(
     model.train()
     optimiser = Optimiser(model, steps=steps, **_optimiser(settings))
     curve = []
+    backoff = Backoff()
     for batch in track(itertools.islice(batches(), steps), steps, "training"):
-        curve.append(optimiser.descend(-token_logps(model, batch).mean()))
+        tokens = batch.loss_tokens.sum()
+        curve.append(
+            optimiser.descend_in_parts(batch, lambda part, n=tokens: -token_logps(model, part).sum() / n, backoff)
+        )
     model.eval()
     return curve
+
+
+def _differentiated(loss: torch.Tensor) -> torch.Tensor:
+    loss.backward()
+    return loss.detach()
 
 
 def _optimiser(settings: Training) -> dict[str, Any]:
