@@ -337,6 +337,11 @@ class ComputeSettings(Settings):
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N.")
     batch_tokens: Annotated[int, Field(ge=64)] = Field(default=4096, description="Tokens of a batch, padding included.")
     threads: int | None = Field(default=None, ge=1)
+    activation_checkpointing: bool | Literal["auto"] = Field(
+        default="auto",
+        description="Training and correction compute activations again in the backward pass instead of keeping them; auto: "
+        "models from 10^9 parameters on.",
+    )
 
 
 class Study(Settings):

@@ -11,7 +11,7 @@ import torch
 from lancet_pipeline.data.batches import TokenBatch, TokenSequence, collate, epoch_batches
 from lancet_pipeline.errors import LancetError
 from lancet_pipeline.models.likelihood import token_logps
-from lancet_pipeline.models.memory import Backoff, States, adamw, attempt
+from lancet_pipeline.models.memory import Backoff, Checkpointing, States, activation_checkpointing, adamw, attempt
 from lancet_pipeline.progress import Track, no_progress
 from lancet_pipeline.study import Training
 
@@ -116,11 +116,15 @@ def train(
     settings: Training,
     *,
     seed: int,
+    checkpointing: Checkpointing = "auto",
     track: Track = no_progress,
 ) -> list[float]:
     """Train `model` in place on the mean token loss of each batch; returns the loss of every step.
 
     A batch that does not fit into memory is taken in parts whose gradients add up to its own.
+
+    Args:
+        checkpointing: of activations, see `memory.activation_checkpointing`.
 
     Raises:
         LancetError: there is nothing to train on, or the loss diverges.
@@ -142,11 +146,12 @@ def train(
     optimiser = Optimiser(model, steps=steps, **_optimiser(settings))
     curve = []
     backoff = Backoff()
-    for batch in track(itertools.islice(batches(), steps), steps, "training"):
-        tokens = batch.loss_tokens.sum()
-        curve.append(
-            optimiser.descend_in_parts(batch, lambda part, n=tokens: -token_logps(model, part).sum() / n, backoff)
-        )
+    with activation_checkpointing(model, checkpointing):
+        for batch in track(itertools.islice(batches(), steps), steps, "training"):
+            tokens = batch.loss_tokens.sum()
+            curve.append(
+                optimiser.descend_in_parts(batch, lambda part, n=tokens: -token_logps(model, part).sum() / n, backoff)
+            )
     model.eval()
     return curve
 

@@ -8,18 +8,21 @@ import pytest
 import torch
 from hypothesis import given, strategies
 from linfac.small import batch, llama, split
+from models.test_architectures import ARCHITECTURES, make_model
 from models.test_training import sequences
 
+from lancet_pipeline.correction import RankedPair, correct
 from lancet_pipeline.correction.reference import Reference
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.evaluation.margin import negative_log_likelihoods
 from lancet_pipeline.linfac import LinfacConfig, fit_factors, query_gradient, score_sequences, self_influence
 from lancet_pipeline.linfac.journal import score_dataset
 from lancet_pipeline.linfac.scores import gradient_norms
-from lancet_pipeline.models.likelihood import perplexity
-from lancet_pipeline.models.memory import Backoff
+from lancet_pipeline.models.architectures import layers_of, sublayers_of
+from lancet_pipeline.models.likelihood import perplexity, token_logps
+from lancet_pipeline.models.memory import Backoff, activation_checkpointing
 from lancet_pipeline.models.training import train
-from lancet_pipeline.study import Training
+from lancet_pipeline.study import CorrectionSettings, LoraSettings, Training
 
 
 class Device:
@@ -149,6 +152,53 @@ def test_training_in_parts_has_the_gradients_of_the_whole(place):
     assert found == pytest.approx(expected, rel=1e-5)
     for name, parameter in parameters.items():
         torch.testing.assert_close(others[name], parameter, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_activations_computed_again_give_the_same_gradients(name):
+    model, data = make_model(name), batch()
+    _, layer = layers_of(model)[0]
+    calls = []
+    projection = layer.get_submodule(sublayers_of(model).attention_output)
+    handle = projection.register_forward_hook(lambda *_: calls.append(1))
+
+    def gradients(checkpointing) -> tuple[list[torch.Tensor], int]:
+        model.zero_grad()
+        calls.clear()
+        with activation_checkpointing(model, checkpointing):
+            token_logps(model, data).sum().backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None], len(calls)
+
+    (expected, once), (found, twice), (auto, small) = gradients(False), gradients(True), gradients("auto")
+    handle.remove()
+    assert (once, twice, small) == (1, 2, 1)
+    assert "forward" not in vars(layer)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(auto, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["llama", "opt"])
+def test_training_and_correction_with_activations_computed_again(name, monkeypatch):
+    start, data = make_model(name), sequences()
+    if name == "opt":
+        for _, layer in layers_of(start):
+            layer.dropout = 0.1
+    pairs = [RankedPair(data[i], data[i + 4], 1.0) for i in range(4)]
+    settings = CorrectionSettings(
+        steps=4, check_every=2, retain_budget=9.0, retain_validation=4, lora=LoraSettings(rank=2)
+    )
+
+    def both(checkpointing) -> dict[str, torch.Tensor]:
+        model = copy.deepcopy(start)
+        torch.manual_seed(0)
+        train(model, data, Training(learning_rate=1e-4), seed=0, checkpointing=checkpointing)
+        correct(model, pairs, data[8:], settings, seed=0, checkpointing=checkpointing)
+        return model.state_dict()
+
+    expected = both(False)
+    torch.testing.assert_close(both(True), expected, rtol=1e-4, atol=2e-5)
+    monkeypatch.setattr("lancet_pipeline.models.memory.LARGE_MODEL", 0)
+    torch.testing.assert_close(both("auto"), expected, rtol=1e-4, atol=2e-5)
 
 
 def test_a_sequence_that_does_not_fit_by_itself_is_named_with_the_remedy():
