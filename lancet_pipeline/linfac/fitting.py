@@ -11,6 +11,7 @@ import torch
 from lancet_pipeline.data.batches import TokenBatch
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.linfac.factors import Factors, KroneckerFactor, LinfacConfig, sketched
+from lancet_pipeline.linfac.placement import settled
 from lancet_pipeline.linfac.units import Labels, Unit, find_units, sum_over
 from lancet_pipeline.models.loading import fingerprint
 from lancet_pipeline.models.memory import Backoff
@@ -26,8 +27,8 @@ def fit_factors(model: "PreTrainedModel", batches: Iterable[TokenBatch], config:
     Tokens: S = E[sum_t ds_t ds_t^T], A = the mean of a_t a_t^T over tokens.
 
     Costs one forward and one activation-only backward pass over `batches` (two with eigenvalue correction, which
-    keeps the token ids in memory), and two eigendecompositions a unit. The result does not depend on how sequences are
-    batched.
+    keeps the token ids in memory), and two eigendecompositions a unit, on the model's device. Sums and factors for which
+    the device has no room are kept by the host (`placement`). The result does not depend on how sequences are batched.
 
     Raises:
         InputError: no batches, or an architecture whose sublayers are unknown.
@@ -51,12 +52,12 @@ def fit_factors(model: "PreTrainedModel", batches: Iterable[TokenBatch], config:
     reliability = _Reliability(config.damping * mean, config.seed)
     blocks = []
     for unit in units:
-        gradient_factor, input_factor = sums.factors(unit)
+        gradient_factor, input_factor = (matrix.to(model.device) for matrix in sums.factors(unit))
         block = KroneckerFactor(*_eigh(gradient_factor), *_eigh(input_factor))
         if sums.sequences > 1:
             reliability.add(block, [sums.factors(unit, half) for half in (0, 1)])
         sums.drop(unit)
-        blocks.append(block)
+        blocks.append(KroneckerFactor(*settled(*block.tensors().values())))
     if config.eigenvalue_correction:
         blocks = _corrected(model, batches, units, blocks, config, labels)
         values = [block.eigenvalues() for block in blocks]
@@ -107,18 +108,21 @@ class _OuterProducts:
         for sums, products in zip(self._halves, added, strict=True):
             if products is not None and unit in sums:
                 for total, product in zip(sums[unit], products, strict=True):
-                    total.add_(product)
+                    total.add_(product.to(total.device))
             elif products is not None:
-                sums[unit] = products
+                sums[unit] = settled(*products)
 
     def factors(self, unit: Unit, half: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """S and A of a unit, of all sequences or of one half of them."""
         halves = [half] if half is not None else [0, 1]
         parts = [self._halves[h][unit] for h in halves if unit in self._halves[h]]
         sequences, tokens = (sum(counts[h] for h in halves) for counts in (self._sequences, self._tokens))
-        gradient_factor = sum(gradient for gradient, _ in parts) / sequences
+        (first, second), *others = parts
+        for gradient, inputs in others:  # each may be on the device or the host
+            first, second = first + gradient.to(first.device), second + inputs.to(second.device)
+        gradient_factor = first / sequences
         scale = sequences * gradient_factor.trace().item() if self._config.factors == "sequence" else tokens
-        return gradient_factor, sum(inputs for _, inputs in parts) / max(scale, torch.finfo(torch.float32).tiny)
+        return gradient_factor, second / max(scale, torch.finfo(torch.float32).tiny)
 
     def drop(self, unit: Unit) -> None:
         for half in self._halves:
@@ -158,7 +162,7 @@ class _Reliability:
         probe = torch.randn(eigenvalues.shape, generator=self._generator).to(eigenvalues.device)
         solved = eigenvalues.sqrt() * probe / damped
         unrotated = block.gradient_vectors @ solved @ block.input_vectors.T
-        first, second = (gradient @ unrotated @ inputs for gradient, inputs in halves)
+        first, second = (gradient.to(probe.device) @ unrotated @ inputs.to(probe.device) for gradient, inputs in halves)
         difference = block.gradient_vectors.T @ (first - second) @ block.input_vectors
         self._signal += (eigenvalues * solved.square()).sum().item()
         self._error += (eigenvalues * (difference / damped / 2).square()).sum().item()
@@ -180,10 +184,10 @@ def _corrected(
     places = {unit: index for index, unit in enumerate(units)}
 
     def add_squares(_part: slice, unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
-        block = blocks[places[unit]]
-        rotated_inputs = sketched(inputs, config) @ block.input_vectors
-        rotated_gradients = sketched(gradients, config) @ block.gradient_vectors
-        squares[places[unit]] += (rotated_gradients.mT @ rotated_inputs).square_().sum(0)
+        block, total = blocks[places[unit]], squares[places[unit]]
+        rotated_inputs = sketched(inputs, config) @ block.input_vectors.to(inputs.device)
+        rotated_gradients = sketched(gradients, config) @ block.gradient_vectors.to(gradients.device)
+        total += (rotated_gradients.mT @ rotated_inputs).square_().sum(0).to(total.device)
 
     sequences, backoff = 0, Backoff()
     for batch in batches:
