@@ -47,7 +47,7 @@ def linfac_factors(run: StageRun) -> Outcome:
     if previous and kept:
         take_over(previous, run.out)
     else:
-        fit_study_factors(model, sequences, run.study, run.track).save(run.out)
+        fit_study_factors(model, sequences, run.study, run.track, run.engine("base_model", model)).save(run.out)
         if run.study.model.reuse is not None:
             record_seen(sequences, run.out)
     factors = Factors.load(run.out, run.device)
@@ -102,6 +102,7 @@ def influence_scores(run: StageRun) -> Outcome:
         journal=run.store.journal,
         track=run.track,
         damping=_known_damping(run, factors_hash),
+        engine=run.engine("base_model", model),
     )
     seconds = time.monotonic() - started
     if run.study.model.reuse is not None:
@@ -176,6 +177,7 @@ def output_traces(run: StageRun) -> Outcome:
         run.study,
         damping=scores["metrics"]["damping"],
         journal=run.store.journal,
+        engine=run.engine("base_model", model),
         track=run.track,
     )
     seconds = time.monotonic() - started

@@ -107,6 +107,11 @@ class Factors:
         """The same factors with another rho."""
         return replace(self, config=replace(self.config, damping=damping))
 
+    def to(self, device: torch.device | str) -> "Factors":
+        """The factors on a device, as far as it has room for them (`placement`); the others come to it when they are used."""
+        device = torch.device(device)
+        return replace(self, blocks=tuple(b if is_crowded(device) else b.to(device) for b in self.blocks))
+
     def require(self, model: "PreTrainedModel") -> None:
         """Raises:
         InputError: the factors were fitted on another model.
@@ -219,7 +224,7 @@ class Factors:
         fields: list[dict[str, torch.Tensor]] = [{} for _ in units]
         for key, tensor in tensors.items():
             index, field = key.split(".")
-            fields[int(index)][field] = tensor if is_crowded(torch.device(device)) else tensor.to(device)
+            fields[int(index)][field] = tensor
         return Factors(
             LinfacConfig(**json.loads(header["config"])),
             units,
@@ -228,7 +233,7 @@ class Factors:
             int(header["sequences"]),
             header["model"],
             float(header["reliability"]),
-        )
+        ).to(device)
 
 
 def sketched(values: torch.Tensor, config: LinfacConfig) -> torch.Tensor:

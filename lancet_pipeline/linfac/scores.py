@@ -1,10 +1,11 @@
 """Preconditioned query gradients, and training sequences scored against them without per-sample gradients."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from lancet_pipeline.data.batches import TokenBatch
@@ -35,6 +36,9 @@ class Query:
     matrices: tuple[torch.Tensor, ...]
     weights: tuple[float, ...]
     model: str
+
+    def to(self, device: torch.device | str) -> "Query":
+        return replace(self, matrices=tuple(matrix.to(device) for matrix in self.matrices))
 
     def pooled(self) -> "Query":
         """All queries as one batch: the mean of the groups by their number of queries."""
@@ -173,23 +177,42 @@ def self_influence(model: "PreTrainedModel", batches: Iterable[TokenBatch], fact
         InputError: factors of another model.
     """
     factors.require(model)
-    places = {unit: index for index, unit in enumerate(factors.units)}
+    return torch.from_numpy(np.concatenate(list(SelfInfluencePass(factors)(model, batches))))
 
-    def squares(batch: TokenBatch) -> torch.Tensor:
-        total = _Sum()
 
-        def add(unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
-            norms = [
-                factors.squared_norm(places[unit], gradients[rows].float().mT @ inputs[rows].float())
-                for rows in _row_chunks(inputs, gradients)
-            ]
-            total.add(torch.cat(norms))
+@dataclass(frozen=True)
+class SelfInfluencePass:
+    """The pass of `self_influence`, [B] float32 for each batch."""
 
-        backward_pass(model, batch, factors.units, add)
-        return total.value.cpu()
+    factors: Factors
+    most_pieces = None
 
-    backoff = Backoff()
-    return torch.cat([part for batch in batches for part in backoff.each(squares, batch)])
+    def __call__(self, model: "PreTrainedModel", batches: Iterable[TokenBatch]) -> Iterator[np.ndarray]:
+        factors = self.factors.to(model.device)
+        places = {unit: index for index, unit in enumerate(factors.units)}
+
+        def squares(batch: TokenBatch) -> np.ndarray:
+            total = _Sum()
+
+            def add(unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
+                norms = [
+                    factors.squared_norm(places[unit], gradients[rows].float().mT @ inputs[rows].float())
+                    for rows in _row_chunks(inputs, gradients)
+                ]
+                total.add(torch.cat(norms))
+
+            backward_pass(model, batch, factors.units, add)
+            return total.value.cpu().numpy()
+
+        backoff = Backoff()
+        for batch in batches:
+            yield np.concatenate(backoff.each(squares, batch))
+
+    def to_table(self, part: np.ndarray) -> pa.Table:
+        return pa.table({"self_influence": part})
+
+    def from_table(self, table: pa.Table) -> Iterator[np.ndarray]:
+        yield table["self_influence"].to_numpy()
 
 
 def require_model(query: Query, model: "PreTrainedModel") -> None:
