@@ -99,6 +99,9 @@ class Training(Settings):
     weight_decay: NonNegative = 0.0
     max_grad_norm: Positive = 1.0
     loss_on: Literal["response", "sequence"] = Field(default="response", description="Tokens that carry loss.")
+    optimizer_states: Literal["32bit", "8bit"] = Field(
+        default="32bit", description="Precision of AdamW's moments; 8bit needs lancet-pipeline[memory]."
+    )
 
 
 class ReuseSettings(Settings):
@@ -228,6 +231,9 @@ class CorrectionSettings(Settings):
     learning_rate: Positive = 2e-4
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     max_grad_norm: Positive = 1.0
+    optimizer_states: Literal["32bit", "8bit"] = Field(
+        default="32bit", description="Precision of AdamW's moments; 8bit needs lancet-pipeline[memory]."
+    )
     lora: LoraSettings | None = Field(default=None, description="All parameters are trained where absent.")
     retain_budget: Annotated[float, Field(gt=1)] = Field(
         default=1.05,
@@ -341,6 +347,11 @@ class ComputeSettings(Settings):
     )
     shard_batches: Count = Field(
         default=16, description="Batches that a Ray worker takes at once, and may have to repeat."
+    )
+    activation_checkpointing: bool | Literal["auto"] = Field(
+        default="auto",
+        description="Training and correction compute activations again in the backward pass instead of keeping them; auto: "
+        "models from 10^9 parameters on.",
     )
 
 
