@@ -17,9 +17,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from lancet_pipeline.artifacts import MANIFEST, ArtifactStore, study_lock
+from lancet_pipeline.artifacts import ArtifactStore
 from lancet_pipeline.errors import InputError
+from lancet_pipeline.files import MANIFEST
 from lancet_pipeline.governance.readiness import VERSION_TAG
+from lancet_pipeline.locks import study_lock
 
 DAY = 86_400.0
 REMOVED = ".removed-"

@@ -56,6 +56,7 @@ def promote(
         version=version,
         valid_days=valid_days or settings.governance.approval_days,
         trust=own_trust(where.signing),
+        artifacts=where.artifacts,
     )
     print(
         f"study {settings.name}: version {entry['version']} is champion, approved by {entry['actor']} until "
