@@ -50,6 +50,11 @@ class ArtifactStore:
         """Where training that makes an artifact of `version` says how far it is, until it is done."""
         return self.root / "checkpoints" / f"{version[:16]}.safetensors"
 
+    def address(self, study: str, asset: str, version: str) -> str:
+        """Where an artifact is, for messages: its folder, or its URL."""
+        key = _key(study, asset, version)
+        return self.remote.address(key) if self.remote else str(self.root / key)
+
     def folder(self, study: str, asset: str, version: str) -> Path:
         return self.root / "artifacts" / study / asset / version[:16]
 
@@ -76,15 +81,14 @@ class ArtifactStore:
     def digest(self, study: str, asset: str, version: str) -> str | None:
         """SHA-256 over the list of an artifact's files; None where it is not there."""
         record = self._find(study, asset, version)
-        return record and hashlib.sha256(json.dumps(record["files"], sort_keys=True).encode()).hexdigest()
+        if record is None:
+            return None
+        return hashlib.sha256(json.dumps(record["files"], sort_keys=True).encode()).hexdigest()
 
     def manifest(self, study: str, asset: str, version: str) -> dict[str, Any]:
         record = self._find(study, asset, version)
         if record is None:
-            where = (
-                self.remote.address(_key(study, asset, version)) if self.remote else self.folder(study, asset, version)
-            )
-            raise InputError(f"{where}: no such artifact; run `lancet run {study}` first")
+            raise InputError(f"{self.address(study, asset, version)}: no such artifact; run `lancet run {study}` first")
         return record
 
     def _find(self, study: str, asset: str, version: str) -> dict[str, Any] | None:

@@ -132,11 +132,11 @@ def gc(
     def tags(study: str) -> list[Mapping[str, str]]:
         return [version.tags for version in tracking.registered(study)]
 
-    found = find_unreferenced(where.home, tags)
+    found = find_unreferenced(where.home, tags, artifacts=where.artifacts)
     journal = journal_bytes(where.home)
     size = sum(item.bytes for item in found.items)
     if not as_json:
-        _print_unreferenced(found.items, where.home)
+        _print_unreferenced(found.items, where.artifacts or where.home)
         for study in found.locked:
             print(f"skipped     study {study}: a run is going on")
         print(
@@ -149,7 +149,7 @@ def gc(
             if not sys.stdin.isatty():
                 raise InputError("lancet gc --delete: nobody to ask; add --yes to delete without a question")
             typer.confirm(f"Delete {len(found.items)} of these, {_mebibytes(size)}?", abort=True, err=True)
-        removed = remove(where.home, found.items, tags)
+        removed = remove(where.home, found.items, tags, where.artifacts)
     if as_json:
         items = [{**asdict(item), "path": str(item.path)} for item in found.items]
         report = {"unreferenced": items, "bytes": size, "locked": found.locked, "journal_bytes": journal}
@@ -192,13 +192,13 @@ def print_standing(study: str, where: Deployment) -> None:
         print(f"next        {found.next_command}")
 
 
-def _print_unreferenced(items: Sequence[Any], home: Path) -> None:
+def _print_unreferenced(items: Sequence[Any], place: Path | str) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     if not items:
-        print(f"{home}: everything there is referred to; nothing to remove")
+        print(f"{place}: everything there is referred to; nothing to remove")
         return
     groups: dict[tuple[str, str], list[Any]] = {}
     for item in items:
