@@ -118,7 +118,8 @@ class Remote:
 
     def _explanation(self, error: Exception) -> LancetError:
         text, name = str(error), type(error).__name__
-        said = f"{VARIABLE}: {self.url}: {first_line(error).partition(': <?xml')[0]}"
+        line = re.sub(r"Error performing (\w+) (\S+) in .*? - ", r"\1 \2: ", first_line(error)).partition(": <?xml")[0]
+        said = f"{VARIABLE}: {self.url}: {line}"
         if "169.254.169.254" in text or "metadata.google" in text:
             return InputError(f"{VARIABLE}: {self.url}: the environment holds no credentials for it; set them")
         denied = isinstance(error, PermissionError) or "os error 13" in text
@@ -162,7 +163,11 @@ class _Objects:
                 "connect_timeout": timedelta(seconds=5),
                 "timeout": timedelta(seconds=REQUEST_SECONDS),
             },
-            retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=15)},  # Dagster tries again besides
+            retry_config={  # some seconds; Dagster tries again besides
+                "max_retries": 4,
+                "retry_timeout": timedelta(seconds=15),
+                "backoff": {"init_backoff": timedelta(seconds=0.5), "max_backoff": timedelta(seconds=4), "base": 2},
+            },
         )
 
     def get(self, key: str) -> bytes:
