@@ -212,9 +212,7 @@ def experiment_run(experiment: ExperimentName, home: Home = None) -> None:
     found = load_experiment(find_experiment(experiment, where.experiment_directories), where.study_directories)
     plans = plan_experiment(found, where)
     waiting = sum(bool(plan.stale) for plan in plans)
-    _tell(
-        f"experiment {found.name}: {waiting} of {len(plans)} variants to run, results go to {where.artifacts or where.home}"
-    )
+    _tell(f"experiment {found.name}: {waiting} of {len(plans)} variants to run, results go to {where.store().place}")
     failures = run_experiment(plans, _tell)
     if failures:
         raise LancetError(
@@ -289,10 +287,7 @@ def _run(study: str, home: Path | None, until: str | None) -> None:
     plan = plan_run(study, where, until)
     name = plan.study.name
     if plan.stale:
-        print(
-            f"study {name}: {len(plan.stale)} assets to run, results go to {where.artifacts or where.home}",
-            file=sys.stderr,
-        )
+        print(f"study {name}: {len(plan.stale)} assets to run, results go to {where.store().place}", file=sys.stderr)
     else:
         print(f"study {name}: nothing changed, nothing to run", file=sys.stderr)
     execute(plan)

@@ -153,8 +153,8 @@ class _Objects:
             from obstore.store import from_url
         except ImportError:
             raise InputError(f"{VARIABLE} is set: install the extra `server` of lancet-pipeline") from None
-        if url.startswith("file://"):
-            self._store: Any = from_url(url, mkdir=True)
+        if url.startswith("file://"):  # not made where it is missing: a share may not be mounted
+            self._store: Any = from_url(url)
             return
         self._store = from_url(
             url,

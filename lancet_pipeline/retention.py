@@ -132,8 +132,7 @@ def _of_study(
 ) -> list[Unreferenced]:
     present, kept = store.versions(study), _referenced(store, study, registered)
     found = []
-    assets = sorted(path for path in (store.root / "artifacts" / study).glob("*") if path.is_dir())
-    for asset in assets:
+    for asset in sorted(path for path in (store.root / "artifacts" / study).glob("*") if path.is_dir()):
         for path in sorted(asset.iterdir()):
             if path.name.startswith(REMOVED):
                 found.append(Unreferenced(study, "half removed", path, _size(path)))
@@ -141,15 +140,11 @@ def _of_study(
                 if now - _last_change(path) > DAY:
                     found.append(Unreferenced(study, "half written", path, _size(path)))
             elif path.is_dir() and (asset.name, path.name) not in kept:
-                if (
-                    store.remote is not None
-                    and (asset.name, path.name) not in present
-                    and now - _last_change(path) < DAY
-                ):
-                    continue  # its upload failed, and will be tried again
-                found.append(Unreferenced(study, asset.name, path, _size(path)))
+                unsent = store.remote is not None and (asset.name, path.name) not in present
+                if not unsent or now - _last_change(path) > DAY:  # an upload that failed is tried again
+                    found.append(Unreferenced(study, asset.name, path, _size(path)))
     for path in sorted((store.root / "checkpoints").glob("*.safetensors")):
-        if any((asset / path.stem / MANIFEST).is_file() for asset in assets):
+        if path.stem in {version for _, version in present}:
             found.append(Unreferenced(study, "checkpoint", path, _size(path)))
     if store.remote is not None:
         found += [Unreferenced(study, *item) for item in RemoteArtifacts(store, study).unreferenced(kept, now - DAY)]

@@ -234,7 +234,12 @@ def readable_error(event, where: Deployment | None = None) -> LancetError:
         return LancetError(f"{event.step_key}: the run was stopped")
     name, _, text = message.partition(": ")
     short = name.rpartition(".")[2]
-    kind = {"InputError": InputError, "LancetError": LancetError, "IntegrityError": LancetError}.get(short)
+    kind = {
+        "InputError": InputError,
+        "Busy": InputError,
+        "LancetError": LancetError,
+        "IntegrityError": LancetError,
+    }.get(short)
     if kind is not None:
         return kind(f"{event.step_key}: {text}")
     if where is not None and (lost := lost_server(where, message)) is not None:

@@ -28,12 +28,14 @@ def url(request, tmp_path) -> str:
     if request.param == "memory":
         return f"memory://{uuid.uuid4().hex}/artifacts of all"
     pytest.importorskip("obstore")
+    (tmp_path / "shared").mkdir()
     return f"file://{tmp_path}/shared"
 
 
 @pytest.fixture
 def shared(tmp_path) -> Path:
     pytest.importorskip("obstore")
+    (tmp_path / "shared").mkdir()
     return tmp_path / "shared"
 
 
@@ -282,6 +284,13 @@ def test_a_url_that_does_not_fit_is_refused_and_not_shown(value, message):
 def test_a_scheme_that_nothing_here_knows_is_named(tmp_path):
     with pytest.raises(InputError, match=r"LANCET_ARTIFACTS: nowhere://place: Protocol not known: nowhere"):
         ArtifactStore(tmp_path, "nowhere://place").has("s", "asset", VERSION)
+
+
+def test_a_share_that_is_not_mounted_is_away_and_no_folder_is_made_in_its_place(tmp_path):
+    pytest.importorskip("obstore")
+    with pytest.raises(Unreachable, match="missing"):
+        write(ArtifactStore(tmp_path / "a", f"file://{tmp_path}/missing"))
+    assert not (tmp_path / "missing").exists()
 
 
 def test_a_store_that_is_away_may_come_back(tmp_path, monkeypatch):

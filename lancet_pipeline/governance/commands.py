@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -136,7 +135,7 @@ def gc(
     journal = journal_bytes(where.home)
     size = sum(item.bytes for item in found.items)
     if not as_json:
-        _print_unreferenced(found.items, where.artifacts or where.home)
+        _print_unreferenced(found.items, where.store().place)
         for study in found.locked:
             print(f"skipped     study {study}: a run is going on")
         print(
@@ -192,7 +191,7 @@ def print_standing(study: str, where: Deployment) -> None:
         print(f"next        {found.next_command}")
 
 
-def _print_unreferenced(items: Sequence[Any], place: Path | str) -> None:
+def _print_unreferenced(items: Sequence[Any], place: str) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
