@@ -21,6 +21,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from lancet_pipeline.errors import InputError, IntegrityError
 from lancet_pipeline.files import MANIFEST, full_disk, hash_files, sha256, take_over, verify_files, whole_or_absent
 from lancet_pipeline.locks import lease, study_lock
@@ -113,8 +115,11 @@ class ArtifactStore:
             manifest = self.manifest(study, asset, version)
             if self.remote is None:
                 verify_files(folder, manifest["files"], {MANIFEST})
-            elif not _agrees(folder, manifest):
-                self._fetch(self.remote, folder, manifest)
+            else:
+                (self.root / "locks").mkdir(parents=True, exist_ok=True)
+                with FileLock(self.root / "locks" / ".cache.lock"):  # nobody fetches what another process fetches
+                    if not _agrees(folder, manifest):
+                        self._fetch(self.remote, folder, manifest)
             self._verified.add(folder)
         return folder
 

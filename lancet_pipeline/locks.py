@@ -151,8 +151,8 @@ def _content(entry: dict[str, Any]) -> bytes:
 
 def _identity(root: Path) -> str:
     """A name of this home on this machine that no other has; a copied home on another machine is another one."""
-    path = root / "locks" / "identity"
-    with FileLock(path.with_suffix(".lock")):
+    path = root / "locks" / ".identity"  # no study has a dot in its name
+    with FileLock(root / "locks" / ".identity.lock"):
         if not path.exists():
             path.write_text(uuid.uuid4().hex)
         return f"{path.read_text()}@{socket.gethostname()}"

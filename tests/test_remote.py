@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,19 @@ def test_a_changed_or_missing_object_is_named_and_a_home_that_has_it_mends_it(ur
     store.remote.delete(manifest)
     assert ArtifactStore(tmp_path / "a", url).publish("s", "asset", VERSION)
     assert (other.read("s", "asset", VERSION) / "part" / "second").read_text() == SECOND
+
+
+def test_many_that_read_the_same_at_once_fetch_it_once(url, tmp_path):
+    write(ArtifactStore(tmp_path / "a", url))
+
+    def read(_: int) -> tuple[str, int]:
+        folder = ArtifactStore(tmp_path / "b", url).read("s", "asset", VERSION)
+        return (folder / "part" / "second").read_text(), folder.stat().st_ino
+
+    with ThreadPoolExecutor(8) as readers:
+        found = set(readers.map(read, range(8)))
+    assert len(found) == 1
+    assert found.pop()[0] == SECOND
 
 
 def test_a_broken_copy_in_the_cache_is_fetched_again(url, tmp_path):
