@@ -22,6 +22,7 @@ from lancet_pipeline.faults import TRIES, passing_fault, seconds_to_wait
 from lancet_pipeline.governance.signing import Signing
 from lancet_pipeline.graph import STAGES, Stage
 from lancet_pipeline.inputs import read_source, source_version, unchanged
+from lancet_pipeline.linfac.engine import Engine
 from lancet_pipeline.models.loading import load_model, load_tokenizer
 from lancet_pipeline.progress import Track
 from lancet_pipeline.resources import Compute, JudgeSource, ModelSource, RunPlan, Store, Tracking
@@ -61,6 +62,7 @@ class StageRun:
     versions: Mapping[str, str]
     out: Path
     device: str
+    compute: Compute
     judge: Judge
     models: ModelSource
     tracking: Tracking
@@ -85,6 +87,10 @@ class StageRun:
         folder = self.input(asset) / part
         model = load_model(folder, dtype=self.study.model.dtype, device=self.device)
         return model, load_tokenizer(folder)
+
+    def engine(self, asset: str, model: Any) -> Engine:
+        """Where passes of `model`, which the input `asset` holds, run."""
+        return self.compute.engine(self.study, model, self.input(asset))
 
     def previous(self) -> Path | None:
         """The verified folder that this stage wrote last with the same code, settings and checkpoint; None where there
@@ -183,6 +189,7 @@ def stage_asset(
                         versions=known,
                         out=out,
                         device=device,
+                        compute=compute,
                         judge=judge.make(study, device, models.paths()),
                         models=models,
                         tracking=tracking,

@@ -331,6 +331,17 @@ class ComputeSettings(Settings):
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N.")
     batch_tokens: Annotated[int, Field(ge=64)] = Field(default=4096, description="Tokens of a batch, padding included.")
     threads: int | None = Field(default=None, ge=1)
+    engine: Literal["in_process", "ray"] = Field(default="in_process", description="Where passes over the data run.")
+    address: str | None = Field(
+        default=None,
+        description="Of the Ray cluster, HOST:6379 or auto; absent: a cluster on this machine, for this run.",
+    )
+    workers: Count | None = Field(
+        default=None, description="Ray workers, a core or a GPU each; absent: as many as the cluster has."
+    )
+    shard_batches: Count = Field(
+        default=16, description="Batches that a Ray worker takes at once, and may have to repeat."
+    )
 
 
 class Study(Settings):

@@ -1,12 +1,16 @@
-"""The device and the threads that a study runs on."""
+"""The device, the threads and the engine that a study runs on."""
+
+from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
+from lancet_pipeline.linfac.engine import Engine, InProcess
 from lancet_pipeline.study import Study
 
 
 class Compute(dg.ConfigurableResource):
-    """In-process computation. `device` overrides the study's where given."""
+    """`device` overrides the study's where given."""
 
     device: str | None = None
 
@@ -23,3 +27,11 @@ class Compute(dg.ConfigurableResource):
         if wanted == "auto":
             return "cuda" if torch.cuda.is_available() else "cpu"
         return wanted
+
+    def engine(self, study: Study, model: Any, folder: Path) -> Engine:
+        """Where passes of `model`, which is stored in `folder`, over the data of a study run."""
+        if study.compute.engine == "in_process":
+            return InProcess(model)
+        from lancet_pipeline.scale.ray_engine import RayEngine
+
+        return RayEngine(folder, study.model.dtype, self.device or study.compute.device, study.compute)

@@ -103,6 +103,10 @@ class Factors:
         """The same factors with another rho."""
         return replace(self, config=replace(self.config, damping=damping))
 
+    def to(self, device: torch.device | str) -> "Factors":
+        blocks = [KroneckerFactor(**{k: t.to(device) for k, t in block.tensors().items()}) for block in self.blocks]
+        return replace(self, blocks=tuple(blocks))
+
     def require(self, model: "PreTrainedModel") -> None:
         """Raises:
         InputError: the factors were fitted on another model.

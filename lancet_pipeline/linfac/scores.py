@@ -1,10 +1,11 @@
 """Preconditioned query gradients, and training sequences scored against them without per-sample gradients."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from lancet_pipeline.data.batches import TokenBatch
@@ -34,6 +35,9 @@ class Query:
     matrices: tuple[torch.Tensor, ...]
     weights: tuple[float, ...]
     model: str
+
+    def to(self, device: torch.device | str) -> "Query":
+        return replace(self, matrices=tuple(matrix.to(device) for matrix in self.matrices))
 
     def pooled(self) -> "Query":
         """All queries as one batch: the mean of the groups by their number of queries."""
@@ -170,21 +174,37 @@ def self_influence(model: "PreTrainedModel", batches: Iterable[TokenBatch], fact
         InputError: factors of another model.
     """
     factors.require(model)
-    places = {unit: index for index, unit in enumerate(factors.units)}
-    found = []
-    for batch in batches:
-        total = _Sum()
+    return torch.from_numpy(np.concatenate(list(SelfInfluencePass(factors)(model, batches))))
 
-        def add(unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor, total: _Sum = total) -> None:
-            norms = [
-                factors.squared_norm(places[unit], gradients[rows].float().mT @ inputs[rows].float())
-                for rows in _row_chunks(inputs, gradients)
-            ]
-            total.add(torch.cat(norms))
 
-        backward_pass(model, batch, factors.units, add)
-        found.append(total.value.cpu())
-    return torch.cat(found)
+@dataclass(frozen=True)
+class SelfInfluencePass:
+    """The pass of `self_influence`, [B] float32 for each batch."""
+
+    factors: Factors
+    most_pieces = None
+
+    def __call__(self, model: "PreTrainedModel", batches: Iterable[TokenBatch]) -> Iterator[np.ndarray]:
+        factors = self.factors.to(model.device)
+        places = {unit: index for index, unit in enumerate(factors.units)}
+        for batch in batches:
+            total = _Sum()
+
+            def add(unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor, total: _Sum = total) -> None:
+                norms = [
+                    factors.squared_norm(places[unit], gradients[rows].float().mT @ inputs[rows].float())
+                    for rows in _row_chunks(inputs, gradients)
+                ]
+                total.add(torch.cat(norms))
+
+            backward_pass(model, batch, factors.units, add)
+            yield total.value.cpu().numpy()
+
+    def to_table(self, part: np.ndarray) -> pa.Table:
+        return pa.table({"self_influence": part})
+
+    def from_table(self, table: pa.Table) -> Iterator[np.ndarray]:
+        yield table["self_influence"].to_numpy()
 
 
 def require_model(query: Query, model: "PreTrainedModel") -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lancet_pipeline.data.batches import TokenSequence, bucketed, collate
+from lancet_pipeline.linfac.engine import Engine, InProcess
 from lancet_pipeline.linfac.factors import Factors
 from lancet_pipeline.linfac.journal import largest_shares, score_dataset
 from lancet_pipeline.linfac.scores import Query, mean_gradient, score_row_tokens
@@ -37,6 +38,7 @@ def trace_outputs(
     *,
     damping: float,
     journal: Path | None = None,
+    engine: Engine | None = None,
     track: Track = no_progress,
 ) -> list[list[dict[str, Any]]]:
     """The selected training samples that drive or counter each output most, that output alone being the query.
@@ -50,6 +52,7 @@ def trace_outputs(
         roles: sample_id -> role; only those in KEPT are scored.
         outputs: rows with sample_id, prompt, response, finished.
         damping: of the run.
+        engine: where passes over the selected samples run; in this process where absent.
 
     Returns:
         For each output, `{sample_id, role, score, tokens [{position, token, share}]}`: of the driving samples those with
@@ -58,7 +61,7 @@ def trace_outputs(
     """
     if not outputs:
         return []
-    damped = factors.damped(damping)
+    damped, engine = factors.damped(damping), engine or InProcess(model)
     chosen = [sequence for sequence in sequences if roles.get(sequence.sample_id) in KEPT]
     role = [roles[sequence.sample_id] for sequence in chosen]
     numbered = [{**row, "sample_id": str(number)} for number, row in enumerate(outputs)]
@@ -72,10 +75,17 @@ def trace_outputs(
         groups = {output.sample_id: [output] for output in asked[start : start + size]}
         query = preconditioned_queries(model, damped, groups, sequences, study)
         raw = score_dataset(
-            model, chosen, query, batch_tokens=study.compute.batch_tokens, journal=journal, top_tokens=1, track=track
+            model,
+            chosen,
+            query,
+            batch_tokens=study.compute.batch_tokens,
+            journal=journal,
+            top_tokens=1,
+            engine=engine,
+            track=track,
         )
         if scale is None:
-            scale = score_scale(model, chosen, raw, damped, study, track)
+            scale = score_scale(chosen, raw, damped, study, engine, track)
         kept = [(column, i) for column in range(len(groups)) for i in _strongest(raw.by_group[:, column] / scale, role)]
         tokens = _tokens(model, tokenizer, [chosen[i] for _, i in kept], query, [column for column, _ in kept], study)
         for (column, i), found in zip(kept, tokens, strict=True):
