@@ -1,11 +1,12 @@
 """What the uncorrected model thinks of the samples of a correction, computed once."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from lancet_pipeline.data.batches import TokenSequence, bucketed, collate
+from lancet_pipeline.models import distributed
 from lancet_pipeline.models.likelihood import response_logits, response_logps
 
 if TYPE_CHECKING:
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 class Reference:
     """Log-probabilities of influential responses, and logits of indifferent ones, under the uncorrected model.
 
-    Logits are kept in memory of the host: 4 bytes x vocabulary x response tokens of the samples given.
+    Logits are kept in memory of the host: 4 bytes x vocabulary x response tokens of the samples given. On several ranks
+    `influential` is the same everywhere and its work is shared, `retained` are those that this rank will ask for.
     """
 
     def __init__(
@@ -28,10 +30,11 @@ class Reference:
         self._logps: dict[str, float] = {}
         self._logits: dict[str, torch.Tensor] = {}
         with torch.no_grad():
-            for sequences in _batches(influential, batch_tokens):
+            for sequences, _ in distributed.rounds(_batches(influential, batch_tokens)):
                 logps = response_logps(model, collate(sequences).to(model.device))
                 self._logps.update(zip((s.sample_id for s in sequences), logps.tolist(), strict=True))
-            for sequences in _batches(retained, batch_tokens):
+            self._logps = distributed.merged(self._logps)
+            for sequences, _ in distributed.in_step(_batches(retained, batch_tokens)):
                 batch = collate(sequences).to(model.device)
                 logits, _ = response_logits(model, batch)
                 rows = logits.cpu().split(batch.loss_tokens.tolist())
@@ -46,7 +49,6 @@ class Reference:
         return torch.cat([self._logits[sequence.sample_id] for sequence in sequences])
 
 
-def _batches(sequences: Iterable[TokenSequence], batch_tokens: int) -> Iterator[list[TokenSequence]]:
+def _batches(sequences: Iterable[TokenSequence], batch_tokens: int) -> list[list[TokenSequence]]:
     different = list({sequence.sample_id: sequence for sequence in sequences}.values())
-    for indices in bucketed(different, batch_tokens):
-        yield [different[i] for i in indices]
+    return [[different[i] for i in indices] for indices in bucketed(different, batch_tokens)]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lancet_pipeline.data.batches import TokenBatch, TokenSequence, bucketed, collate
+from lancet_pipeline.models import distributed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,12 +60,15 @@ def perplexity_and_accuracy(
     """Perplexity of all response tokens, and the share of them that are the model's first choice."""
     total, hits, tokens = 0.0, 0, 0
     with torch.no_grad():
-        for indices in bucketed(sequences, batch_tokens):
+        for indices, counts in distributed.rounds(bucketed(sequences, batch_tokens)):
             batch = collate([sequences[i] for i in indices]).to(model.device)
             logits, labels = response_logits(model, batch)
+            if not counts:
+                continue
             total += torch.nn.functional.cross_entropy(logits, labels, reduction="none").double().sum().item()
             hits += int((logits.argmax(1) == labels).sum())
             tokens += len(labels)
+    total, hits, tokens = distributed.totals(total, hits, tokens)
     mean = total / tokens
     return math.exp(mean) if not mean > 700 else math.inf, hits / tokens
 
