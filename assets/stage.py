@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import dagster as dg
 import pyarrow as pa
@@ -28,6 +29,7 @@ from lancet_pipeline.resources import Compute, JudgeSource, ModelSource, RunPlan
 from lancet_pipeline.resources.studies import STUDY_PARTITIONS
 from lancet_pipeline.study import Study
 
+R = TypeVar("R")
 OWNERS = ["team:model-governance"]
 
 
@@ -61,6 +63,7 @@ class StageRun:
     versions: Mapping[str, str]
     out: Path
     device: str
+    compute: Compute
     judge: Judge
     models: ModelSource
     tracking: Tracking
@@ -85,6 +88,12 @@ class StageRun:
         folder = self.input(asset) / part
         model = load_model(folder, dtype=self.study.model.dtype, device=self.device)
         return model, load_tokenizer(folder)
+
+    def train(self, function: Callable[..., R], *arguments: Any) -> R:
+        """Call `function(study, *arguments)`, which trains a model, with a checkpoint where the study's `compute` says."""
+        checkpoint = self.store.checkpoint(self.versions[self.stage.name])
+        work = partial(function, self.study, *arguments, checkpoint=checkpoint)
+        return self.compute.train(self.study, work, self.device, checkpoint.parent, self.track)
 
     def previous(self) -> Path | None:
         """The verified folder that this stage wrote last with the same code, settings and checkpoint; None where there
@@ -183,6 +192,7 @@ def stage_asset(
                         versions=known,
                         out=out,
                         device=device,
+                        compute=compute,
                         judge=judge.make(study, device, models.paths()),
                         models=models,
                         tracking=tracking,

@@ -1,12 +1,19 @@
-"""The device and the threads that a study runs on."""
+"""The device, the threads and the engine that a study runs on."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
 
 import dagster as dg
 
+from lancet_pipeline.progress import Track
 from lancet_pipeline.study import Study
+
+R = TypeVar("R")
 
 
 class Compute(dg.ConfigurableResource):
-    """In-process computation. `device` overrides the study's where given."""
+    """`device` overrides the study's where given."""
 
     device: str | None = None
 
@@ -23,3 +30,12 @@ class Compute(dg.ConfigurableResource):
         if wanted == "auto":
             return "cuda" if torch.cuda.is_available() else "cpu"
         return wanted
+
+    def train(self, study: Study, work: Callable[..., R], device: str, folder: Path, track: Track) -> R:
+        """Call `work(device=..., track=...)`, which trains a model: in this process, or on every worker of the study's Ray
+        cluster, which keeps what it needs in `folder` meanwhile."""
+        if study.compute.engine == "in_process":
+            return work(device=device, track=track)
+        from lancet_pipeline.scale.ray_train import on_workers
+
+        return on_workers(work, study.compute, folder, device=self.device or study.compute.device, track=track)

@@ -20,6 +20,7 @@ from lancet_pipeline.data.batches import TokenSequence
 from lancet_pipeline.errors import LancetError
 from lancet_pipeline.models.loading import load_model, save_model
 from lancet_pipeline.models.training import train
+from lancet_pipeline.progress import Track, no_progress
 from lancet_pipeline.study import CorrectionSettings, Training
 
 PACKAGE = "lancet_pipeline.correction"
@@ -51,13 +52,20 @@ def sequences() -> list[TokenSequence]:
 
 
 def run_case(
-    model_folder: Path, out: Path, settings: Training | CorrectionSettings, kill_at: int | None = None, dtype="float32"
+    model_folder: Path,
+    out: Path,
+    settings: Training | CorrectionSettings,
+    *,
+    kill_at: int | None = None,
+    dtype: str = "float32",
+    track: Track = no_progress,
+    checkpoint_seconds: float = 60.0,
 ) -> None:
     """Train or correct the model in `model_folder` and write it, its curve or its error into `out`; the checkpoint lies beside
     `out`. kill_at: steps after which it is given up."""
 
-    def track(items: Any, total: int, label: str):
-        for step, item in enumerate(items):
+    def mortal(items: Any, total: int, label: str):
+        for step, item in enumerate(track(items, total, label)):
             if step == kill_at:
                 raise Killed
             yield item
@@ -66,8 +74,8 @@ def run_case(
     options: dict[str, Any] = {
         "seed": 3,
         "checkpoint": out.parent / f"{out.name.split('-')[0]}.safetensors",
-        "checkpoint_seconds": 60.0 if kill_at is None else 0.0,
-        "track": track,
+        "checkpoint_seconds": checkpoint_seconds if kill_at is None else 0.0,
+        "track": mortal,
     }
     try:
         if isinstance(settings, Training):
@@ -85,19 +93,19 @@ def run_case(
         (out / "result.json").write_text(json.dumps(result))
 
 
-def on_ranks(count: int, function: Callable[..., None], calls: list[tuple]) -> None:
-    """Call `function` with each of `calls` on every rank of a group over loopback."""
+def on_ranks(count: int, calls: list[Callable[[], None]]) -> None:
+    """Make each of `calls` on every rank of a group over loopback."""
     # One process imports what takes seconds to import, and every rank is a fork of it.
     multiprocessing.set_forkserver_preload(["transformers.models.llama.modeling_llama", "peft", PACKAGE])
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(_rank, (count, f"{folder}/group", function, calls), nprocs=count, start_method="forkserver")
+        mp.start_processes(_rank, (count, f"{folder}/group", calls), nprocs=count, start_method="forkserver")
 
 
-def _rank(rank: int, count: int, group: str, function: Callable[..., None], calls: list[tuple]) -> None:
+def _rank(rank: int, count: int, group: str, calls: list[Callable[[], None]]) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     disable_progress_bar()
     dist.init_process_group("gloo", init_method=f"file://{group}", rank=rank, world_size=count)
     for call in calls:
-        function(*call)
+        call()
     dist.destroy_process_group()

@@ -1,6 +1,7 @@
 """Training on the ranks of a process group is training in one process."""
 
 import json
+from functools import partial
 
 import pytest
 import ranks
@@ -28,7 +29,7 @@ CASES = {
     "broken_budget": changed(learning_rate=0.5, retain_budget=1.0001, check_every=1),
     **{name: changed(method=name) for name in ("npo", "graddiff", "task_vector", "sft_safe")},
 }
-RESUMED = {name: CASES[name] for name in ("train", "ibo", "ibo_lora")}
+RESUMED = ("train", "ibo", "ibo_lora")
 
 
 def dtype_of(case: str) -> str:
@@ -40,19 +41,21 @@ def folder(tmp_path_factory):
     """Every case in one process and on two ranks; some killed on either and taken up on the other, or on three."""
     home = tmp_path_factory.mktemp("ranks")
     model = ranks.write_tiny_model(home / "model")
-    for case, settings in CASES.items():
-        ranks.run_case(model, home / "one" / case, settings, None, dtype_of(case))
-    for case, settings in RESUMED.items():
-        ranks.run_case(model, home / "one_two" / f"{case}-killed", settings, 5)
+
+    def run(group: str, case: str, **options):
+        return partial(ranks.run_case, model, home / group / case, CASES[case.removesuffix("-killed")], **options)
+
+    for case in CASES:
+        run("one", case, dtype=dtype_of(case))()
+    for case in RESUMED:
+        run("one_two", f"{case}-killed", kill_at=5)()
         assert (home / "one_two" / f"{case}.safetensors").is_file()
-    calls = [(model, home / "two" / case, settings, None, dtype_of(case)) for case, settings in CASES.items()]
-    for case, settings in RESUMED.items():
-        calls.append((model, home / "one_two" / case, settings))
-        calls += [(model, home / group / f"{case}-killed", settings, 5) for group in ("two_one", "two_three")]
-    ranks.on_ranks(2, ranks.run_case, calls)
-    for case, settings in RESUMED.items():
-        ranks.run_case(model, home / "two_one" / case, settings)
-    ranks.on_ranks(3, ranks.run_case, [(model, home / "two_three" / case, s) for case, s in RESUMED.items()])
+    killed = [run(group, f"{case}-killed", kill_at=5) for group in ("two_one", "two_three") for case in RESUMED]
+    resumed = [run("one_two", case) for case in RESUMED]
+    ranks.on_ranks(2, [*(run("two", case, dtype=dtype_of(case)) for case in CASES), *killed, *resumed])
+    for case in RESUMED:
+        run("two_one", case)()
+    ranks.on_ranks(3, [run("two_three", case) for case in RESUMED])
     return home
 
 
