@@ -3,9 +3,7 @@
 from lancet_pipeline import plots
 from lancet_pipeline.assets.model import FINITE
 from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
-from lancet_pipeline.correction.study import correct_study_model, write_curve
-from lancet_pipeline.data.tokenization import load_prepared
-from lancet_pipeline.models.loading import finite_parameters, save_model
+from lancet_pipeline.correction.study import write_corrected_model
 
 
 @stage_asset(
@@ -14,19 +12,8 @@ from lancet_pipeline.models.loading import finite_parameters, save_model
 )
 def corrected_model(run: StageRun) -> Outcome:
     """The base model, trained to rank countering samples over driving ones and held still on the rest."""
-    model, tokenizer = run.model("base_model")
-    samples, sequences = load_prepared(run.input("prepared_data"))
-    correction = correct_study_model(
-        model,
-        samples,
-        sequences,
-        run.input("pareto_pairs"),
-        run.study,
-        checkpoint=run.store.checkpoint(run.versions["corrected_model"]),
-        track=run.track,
-    )
-    save_model(model, tokenizer, run.out)
-    write_curve(correction, run.out)
+    inputs = [run.input(name) for name in ("base_model", "prepared_data", "pareto_pairs")]
+    correction, finite = run.train(write_corrected_model, *inputs, run.out)
     curves = {key: [(row["step"], row[key]) for row in correction.curve] for key in ("correction", "retain", "margin")}
     ratio = [(row["step"], row["perplexity_ratio"]) for row in correction.curve]
     budget = run.study.correction.retain_budget
@@ -40,7 +27,7 @@ def corrected_model(run: StageRun) -> Outcome:
         },
         tables={"ended": [{"best_step": correction.best_step, "why": correction.ended}]},
         checks=[
-            Check("parameters_are_finite", finite_parameters(model)),
+            Check("parameters_are_finite", finite),
             Check("pairs_are_ranked", kept["margin"] > 0, {"margin": kept["margin"]}),
         ],
     )

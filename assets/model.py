@@ -1,31 +1,25 @@
 """The model as trained, its references, and its own undesirable outputs."""
 
-from collections.abc import Sequence
-
 from lancet_pipeline import plots
 from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
-from lancet_pipeline.data.batches import TokenSequence
 from lancet_pipeline.data.expectations import generation_expectations, meets
 from lancet_pipeline.data.tokenization import load_prepared
 from lancet_pipeline.evaluation.queries import undesirable_answers, write_rows
 from lancet_pipeline.evaluation.validation import require_agreement
 from lancet_pipeline.files import take_over
-from lancet_pipeline.models.base import build_base_model, build_reference_models
+from lancet_pipeline.models.base import build_reference_models, write_base_model
 from lancet_pipeline.models.loading import finite_parameters, load_model, save_model
-from lancet_pipeline.models.reuse import may_stay, record_seen
+from lancet_pipeline.models.reuse import may_stay
 
 FINITE = {"parameters_are_finite": "No parameter is infinite or not a number."}
 
 
-def _initial_model(run: StageRun):
-    return None if run.study.model.source == "scratch" else run.models.model(run.study, run.device)
-
-
-def _kept(run: StageRun, sequences: Sequence[TokenSequence]) -> Outcome | None:
-    """The model that this stage made last, taken over where the study allows it for `sequences`."""
+def _kept(run: StageRun) -> Outcome | None:
+    """The model that this stage made last, taken over where the study allows it for the present data."""
     previous = run.previous()
     if previous is None:
         return None
+    _, sequences = load_prepared(run.input("prepared_data"))
     model = load_model(previous, dtype=run.study.model.dtype, device=run.device)
     drift = may_stay(model, previous, sequences, run.study)
     if drift is None:
@@ -41,21 +35,16 @@ def _kept(run: StageRun, sequences: Sequence[TokenSequence]) -> Outcome | None:
 def base_model(run: StageRun) -> Outcome:
     """The model to correct: trained from scratch, fine-tuned from a checkpoint, taken as given, or kept over a small
     change of the data where the study allows it."""
-    _, sequences = load_prepared(run.input("prepared_data"))
-    if (kept := _kept(run, sequences)) is not None:
+    if (kept := _kept(run)) is not None:
         return kept
-    model, tokenizer, curve = build_base_model(
-        run.study, sequences, run.input("prepared_data"), _initial_model(run), run.device, run.track
-    )
-    save_model(model, tokenizer, run.out)
-    if run.study.model.reuse is not None:
-        record_seen(sequences, run.out)
+    made = run.train(write_base_model, run.input("prepared_data"), run.models.checkpoint(run.study), run.out)
+    curve = made.curve
     points = list(enumerate(curve, start=1))
     return Outcome(
-        metrics={"parameters": model.num_parameters(), **({"final_loss": curve[-1]} if curve else {})},
+        metrics={"parameters": made.parameters, **({"final_loss": curve[-1]} if curve else {})},
         curves={"loss": points},
         plots={"loss": plots.curves({"loss": points}, "step", "loss per token", "Training loss")} if curve else {},
-        checks=[Check("parameters_are_finite", finite_parameters(model))],
+        checks=[Check("parameters_are_finite", made.finite)],
     )
 
 
@@ -65,7 +54,7 @@ def reference_models(run: StageRun) -> Outcome:
     prepared = run.input("prepared_data")
     finite, metrics = True, {}
     for name, model, tokenizer, figures in build_reference_models(
-        run.study, *load_prepared(prepared), prepared, lambda: _initial_model(run), run.device, run.track
+        run.study, *load_prepared(prepared), prepared, run.models.checkpoint(run.study), run.device, run.track
     ):
         (run.out / name).mkdir()
         save_model(model, tokenizer, run.out / name)

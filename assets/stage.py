@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import dagster as dg
 import pyarrow as pa
@@ -29,6 +30,7 @@ from lancet_pipeline.resources import Compute, JudgeSource, ModelSource, RunPlan
 from lancet_pipeline.resources.studies import STUDY_PARTITIONS
 from lancet_pipeline.study import Study
 
+R = TypeVar("R")
 OWNERS = ["team:model-governance"]
 
 
@@ -91,6 +93,12 @@ class StageRun:
     def engine(self, asset: str, model: Any) -> Engine:
         """Where passes of `model`, which the input `asset` holds, run."""
         return self.compute.engine(self.study, model, self.input(asset))
+
+    def train(self, function: Callable[..., R], *arguments: Any) -> R:
+        """Call `function(study, *arguments)`, which trains a model, with a checkpoint where the study's `compute` says."""
+        checkpoint = self.store.checkpoint(self.versions[self.stage.name])
+        work = partial(function, self.study, *arguments, checkpoint=checkpoint)
+        return self.compute.train(self.study, work, self.device, checkpoint.parent, self.track)
 
     def previous(self) -> Path | None:
         """The verified folder that this stage wrote last with the same code, settings and checkpoint; None where there

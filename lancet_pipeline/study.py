@@ -337,7 +337,9 @@ class ComputeSettings(Settings):
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N.")
     batch_tokens: Annotated[int, Field(ge=64)] = Field(default=4096, description="Tokens of a batch, padding included.")
     threads: int | None = Field(default=None, ge=1)
-    engine: Literal["in_process", "ray"] = Field(default="in_process", description="Where passes over the data run.")
+    engine: Literal["in_process", "ray"] = Field(
+        default="in_process", description="Where passes over the data and training run."
+    )
     address: str | None = Field(
         default=None,
         description="Of the Ray cluster, HOST:6379 or auto; absent: a cluster on this machine, for this run.",

@@ -1,12 +1,16 @@
 """The device, the threads and the engine that a study runs on."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import dagster as dg
 
 from lancet_pipeline.linfac.engine import Engine, InProcess
+from lancet_pipeline.progress import Track
 from lancet_pipeline.study import Study
+
+R = TypeVar("R")
 
 
 class Compute(dg.ConfigurableResource):
@@ -35,3 +39,12 @@ class Compute(dg.ConfigurableResource):
         from lancet_pipeline.scale.ray_engine import RayEngine
 
         return RayEngine(folder, study.model.dtype, self.device or study.compute.device, study.compute)
+
+    def train(self, study: Study, work: Callable[..., R], device: str, folder: Path, track: Track) -> R:
+        """Call `work(device=..., track=...)`, which trains a model: in this process, or on every worker of the study's Ray
+        cluster, which keeps what it needs in `folder` meanwhile."""
+        if study.compute.engine == "in_process":
+            return work(device=device, track=track)
+        from lancet_pipeline.scale.ray_train import on_workers
+
+        return on_workers(work, study.compute, folder, device=self.device or study.compute.device, track=track)

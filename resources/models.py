@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from lancet_pipeline.inputs import find_checkpoint
-from lancet_pipeline.models.loading import load_model, load_tokenizer
+from lancet_pipeline.models.loading import load_tokenizer
 from lancet_pipeline.study import Study
 
 
@@ -22,7 +22,6 @@ class ModelSource(dg.ConfigurableResource):
         assert study.model.checkpoint is not None
         return load_tokenizer(find_checkpoint(study.model.checkpoint, self.paths()), study.model.revision)
 
-    def model(self, study: Study, device: str) -> Any:
-        assert study.model.checkpoint is not None
-        checkpoint = find_checkpoint(study.model.checkpoint, self.paths())
-        return load_model(checkpoint, revision=study.model.revision, dtype=study.model.dtype, device=device)
+    def checkpoint(self, study: Study) -> str | None:
+        """Directory or hub name of the model that a study begins with; None where it begins with none."""
+        return study.model.checkpoint and find_checkpoint(study.model.checkpoint, self.paths())

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lancet_pipeline.models import distributed
 from lancet_pipeline.study import LoraSettings
 
 if TYPE_CHECKING:
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
 
 @contextmanager
 def trainable(model: "PreTrainedModel", lora: LoraSettings | None, seed: int) -> Iterator[None]:
-    """`model` with trainable parameters in float32; parameters have the precision they came with when the block ends.
+    """`model` with trainable parameters in float32, sharded where there are several ranks; parameters have the precision they
+    came with when the block ends.
 
     With `lora` the weights are frozen, in the precision they came with, and low-rank adapters on all linear layers but the
     output embedding are trained; they are merged into the weights when the block ends, and left out where it fails (without
@@ -35,6 +37,7 @@ def trainable(model: "PreTrainedModel", lora: LoraSettings | None, seed: int) ->
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 adapters = get_peft_model(model, config)  # adapters in float32
+        distributed.shard(model)
         # Autocast would keep its copies of the weights until the block ends, and so never see a step.
         mixed = stored == torch.bfloat16
         with torch.autocast(model.device.type, torch.bfloat16, enabled=mixed, cache_enabled=False):
@@ -48,4 +51,6 @@ def trainable(model: "PreTrainedModel", lora: LoraSettings | None, seed: int) ->
     finally:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trained.get(name, True))
-            parameter.data = parameter.data.to(stored)  # buffers, such as rotary frequencies, keep their own precision
+        model.zero_grad()
+        # Parameters alone, in place: buffers, such as rotary frequencies, keep their own precision.
+        model._apply(lambda tensor: tensor.to(stored) if isinstance(tensor, torch.nn.Parameter) else tensor)

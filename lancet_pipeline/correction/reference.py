@@ -1,11 +1,12 @@
 """What the uncorrected model thinks of the samples of a correction, computed once."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from lancet_pipeline.data.batches import TokenSequence, bucketed, collate
+from lancet_pipeline.models import distributed
 from lancet_pipeline.models.likelihood import read_logits, response_logps
 from lancet_pipeline.models.memory import Backoff
 
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 class Reference:
     """Log-probabilities of influential responses, and logits of indifferent ones, under the uncorrected model.
 
-    Logits are kept in memory of the host: 4 bytes x vocabulary x response tokens of the samples given.
+    Logits are kept in memory of the host: 4 bytes x vocabulary x response tokens of the samples given. On several ranks
+    `influential` is the same everywhere and its work is shared, `retained` are those that this rank will ask for.
     """
 
     def __init__(
@@ -41,9 +43,10 @@ class Reference:
 
         backoff = Backoff()
         with torch.no_grad():
-            for sequences in _batches(influential, batch_tokens):
+            for sequences, _ in distributed.rounds(_batches(influential, batch_tokens)):
                 backoff.over(keep_logps, sequences)
-            for sequences in _batches(retained, batch_tokens):
+            self._logps = distributed.merged(self._logps)
+            for sequences, _ in distributed.in_step(_batches(retained, batch_tokens)):
                 backoff.over(keep_logits, sequences)
 
     def logps_of(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:
@@ -55,7 +58,6 @@ class Reference:
         return torch.cat([self._logits[sequence.sample_id] for sequence in sequences])
 
 
-def _batches(sequences: Iterable[TokenSequence], batch_tokens: int) -> Iterator[list[TokenSequence]]:
+def _batches(sequences: Iterable[TokenSequence], batch_tokens: int) -> list[list[TokenSequence]]:
     different = list({sequence.sample_id: sequence for sequence in sequences}.values())
-    for indices in bucketed(different, batch_tokens):
-        yield [different[i] for i in indices]
+    return [[different[i] for i in indices] for indices in bucketed(different, batch_tokens)]

@@ -13,7 +13,10 @@ import pyarrow.parquet as pq
 from lancet_pipeline.correction.losses import METHODS
 from lancet_pipeline.correction.trainer import Correction, RankedPair, correct
 from lancet_pipeline.data.batches import TokenSequence
+from lancet_pipeline.data.tokenization import load_prepared
 from lancet_pipeline.errors import InputError
+from lancet_pipeline.models import distributed
+from lancet_pipeline.models.loading import finite_parameters, load_model, load_tokenizer, save_model
 from lancet_pipeline.progress import Track, no_progress
 from lancet_pipeline.selection.pairing import pair
 from lancet_pipeline.study import Study
@@ -56,6 +59,32 @@ def correct_study_model(
     )
 
 
+def write_corrected_model(
+    study: Study,
+    base: Path,
+    prepared: Path,
+    choice: Path,
+    out: Path,
+    *,
+    device: str,
+    checkpoint: Path | None = None,
+    track: Track = no_progress,
+) -> tuple[Correction, bool]:
+    """Correct the model in the folder `base` and write it, with its curve, into `out`; see `correct_study_model`.
+
+    On several ranks all have to call it, and rank 0 writes.
+
+    Returns:
+        What happened, and whether all parameters are finite.
+    """
+    model = load_model(base, dtype=study.model.dtype, device=device)
+    correction = correct_study_model(model, *load_prepared(prepared), choice, study, checkpoint=checkpoint, track=track)
+    save_model(model, load_tokenizer(base), out)
+    if distributed.first():
+        (out / "correction.json").write_text(json.dumps(asdict(correction), indent=2))
+    return correction, finite_parameters(model)
+
+
 def selected(sequences: Sequence[TokenSequence], choice: Path) -> tuple[list[RankedPair], list[TokenSequence]]:
     """Pairs of a countering and a driving sequence, and D0."""
     by_id = {sequence.sample_id: sequence for sequence in sequences}
@@ -91,7 +120,3 @@ def labelled_pairs(samples: pa.Table, sequences: Sequence[TokenSequence], study:
         seed=study.seed,
     )
     return [RankedPair(sequences[i], sequences[j], weight) for i, j, weight in found]
-
-
-def write_curve(correction: Correction, folder: Path) -> None:
-    (folder / "correction.json").write_text(json.dumps(asdict(correction), indent=2))

@@ -1,7 +1,6 @@
 """One trainer for every correction: IBO (arXiv 2412.16451) and the methods that it is compared with."""
 
 import hashlib
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lancet_pipeline.correction.checkpoints import Checkpoint
 from lancet_pipeline.correction.losses import GENERATORS, METHODS, Method, Pairs, Responses
 from lancet_pipeline.correction.precision import trainable
 from lancet_pipeline.correction.reference import Reference
 from lancet_pipeline.correction.task_vector import negate
 from lancet_pipeline.data.batches import TokenSequence, collate
 from lancet_pipeline.errors import InputError, LancetError
+from lancet_pipeline.models import distributed
+from lancet_pipeline.models.checkpoints import CHECKPOINT_SECONDS, Checkpoint, CheckpointFile
 from lancet_pipeline.models.likelihood import perplexity, read_logits, response_logps, token_logps
 from lancet_pipeline.models.loading import fingerprint
 from lancet_pipeline.models.memory import Checkpointing, activation_checkpointing
@@ -26,8 +26,6 @@ from lancet_pipeline.study import CorrectionSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-CHECKPOINT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -73,10 +71,14 @@ def correct(
     model are computed once. Every `check_every` steps the perplexity of D0 samples kept apart is compared with the
     uncorrected model's; past `retain_budget` the correction ends. Best is the largest margin (`losses.Pairs.margin`).
 
+    Called on every rank of a process group, with the same arguments, it shards the model (`distributed.shard`), and each rank
+    takes its share of the pairs and D0 samples of every step.
+
     Args:
         neutral: D0.
-        checkpoint: file that says where the correction stands, written no more often than every `checkpoint_seconds` and
-            gone at the end. A correction that finds its own goes on from there, to the same parameters.
+        checkpoint: file that says where the correction stands, written no more often than every `checkpoint_seconds`
+            (`checkpoints.CheckpointFile`) and gone at the end. A correction that finds its own goes on from there, on any
+            number of ranks, to the same parameters.
         checkpointing: of activations, see `memory.activation_checkpointing`.
 
     Raises:
@@ -85,13 +87,11 @@ def correct(
     """
     _require_pairs(pairs)
     retained, watched, generator = hold_apart(neutral, settings, seed)
-    key = _key(model, pairs, neutral, settings, seed)
+    file = CheckpointFile(checkpoint, _key(model, pairs, neutral, settings, seed), checkpoint_seconds)
     with trainable(model, settings.lora, seed), activation_checkpointing(model, checkpointing):
         work = _Work(model, pairs, retained, watched, settings, generator, batch_tokens)
-        found = Checkpoint.load(checkpoint, key) if checkpoint else None
-        if found is not None:
+        if (found := file.load()) is not None:
             work.restore(found)
-        saved = time.monotonic()
         try:
             for _ in track(
                 range(work.optimiser.step, settings.steps), settings.steps - work.optimiser.step, "correcting"
@@ -99,20 +99,18 @@ def correct(
                 work.advance()
                 if work.ended:
                     break
-                if checkpoint and time.monotonic() - saved > checkpoint_seconds:
-                    work.snapshot().save(checkpoint, key)
-                    saved = time.monotonic()
+                if file.due():
+                    file.save(work.snapshot)
         except LancetError as error:
-            if checkpoint is None or not work.best:
+            if checkpoint is None or not work.best_step:
                 raise
-            work.snapshot().save(checkpoint, key)
+            file.save(work.snapshot)
             raise LancetError(f"{error}; {checkpoint} holds the parameters of step {work.best_step}") from None
         if settings.method == "task_vector":
             correction = negate(model, work.start, settings, work.look)
         else:
             correction = work.finish()
-    if checkpoint:
-        checkpoint.unlink(missing_ok=True)
+    file.remove()
     return Correction(*correction)
 
 
@@ -147,10 +145,11 @@ class _Work:
         self._pairs = [pairs[i] for i in _schedule(len(pairs), settings.steps * settings.pairs_per_step, generator)]
         order = _schedule(len(retained), settings.steps * settings.retain_per_step, generator)
         self._retained = [retained[i] for i in order]
+        keep_logits = self.method.retain == "divergence" and settings.mu
         self._reference = Reference(
             model,
             [getattr(pair, side) for pair in self._pairs for side in self.method.sides],
-            self._retained if self.method.retain == "divergence" and settings.mu else [],
+            [s for step in range(settings.steps) for s in self._own_retained(step)[0]] if keep_logits else [],
             batch_tokens,
         )
         self._initial_perplexity = perplexity(model, watched, batch_tokens)
@@ -176,11 +175,12 @@ class _Work:
                 f"retain budget reached at step {step}: perplexity ratio {ratio:.3f} > {self.settings.retain_budget}"
             )
         elif margin >= max(row["margin"] for row in self.curve):
-            self.best, self.best_step = {name: p.detach().cpu().clone() for name, p in self._trained()}, step
+            best = distributed.gathered(dict(self._trained()))
+            self.best, self.best_step = {name: tensor.to("cpu", copy=True) for name, tensor in best.items()}, step
 
     def finish(self) -> tuple[list[dict[str, float]], int, str]:
         """Leave the model with the best parameters."""
-        if not self.best:
+        if not self.best_step:
             raise LancetError(
                 f"correction: {self.ended}, at the first look already; lower correction.learning_rate or raise "
                 "correction.mu or correction.retain_budget"
@@ -201,7 +201,7 @@ class _Work:
             "best_step": self.best_step,
             "parts": self._parts,
         }
-        return Checkpoint(dict(self._trained()), self.optimiser.state(), self.best, progress)
+        return Checkpoint(distributed.gathered(dict(self._trained())), self.optimiser.state(), self.best, progress)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         self._load(checkpoint.parameters)
@@ -217,32 +217,39 @@ class _Work:
         correction = self.method.loss(pairs, settings)
         loss, retain = correction, torch.zeros(())
         if self.method.retain is not None and settings.mu:
-            retain = self._retain(self._retained[step * settings.retain_per_step :][: settings.retain_per_step])
+            retain = self._retain(*self._own_retained(step))
             loss = loss + settings.mu * retain
         if settings.gamma:
-            distance = torch.stack([(p - self.start[name]).square().sum() for name, p in self._trained()]).sum()
+            shifts = [distributed.local(p - self.start[name]) for name, p in self._trained()]
+            distance = distributed.total(torch.stack([shift.square().sum() for shift in shifts]).sum())
             loss = loss + 0.5 * settings.gamma * distance
         return loss, (correction.item(), retain.item(), pairs.margin())
 
     def _read(self, chosen: Sequence[RankedPair]) -> Pairs:
-        sides = self.method.sides
-        sequences = [getattr(pair, side) for side in sides for pair in chosen]
-        batch = collate(sequences).to(self.model.device)
-        logps, reference = response_logps(self.model, batch), self._reference.logps_of(sequences).to(self.model.device)
-        parts = zip(*(values.split(len(chosen)) for values in (logps, reference, batch.loss_tokens)), strict=True)
+        sides, (own, _) = self.method.sides, distributed.share(chosen)
+        batch = collate([getattr(pair, side) for side in sides for pair in own]).to(self.model.device)
+        found = (response_logps(self.model, batch), batch.loss_tokens)
+        logps, tokens = (distributed.whole(values.view(len(sides), -1), len(chosen)) for values in found)
+        reference = self._reference.logps_of([getattr(pair, side) for side in sides for pair in chosen])
+        parts = zip(logps, reference.to(logps).view(len(sides), -1), tokens, strict=True)
         read: dict[str, Any] = {side: Responses(*part) for side, part in zip(sides, parts, strict=True)}
         weighted = self.settings.pair_weight == "influence"
         weights = torch.tensor([pair.weight if weighted else 1.0 for pair in chosen], device=logps.device)
         return Pairs(read.get("preferred"), read.get("dispreferred"), weights)
 
-    def _retain(self, kept: Sequence[TokenSequence]) -> torch.Tensor:
+    def _own_retained(self, step: int) -> tuple[Sequence[TokenSequence], bool]:
+        """This rank's share of the indifferent samples of a step."""
+        count = self.settings.retain_per_step
+        return distributed.share(self._retained[step * count :][:count])
+
+    def _retain(self, kept: Sequence[TokenSequence], mine: bool) -> torch.Tensor:
         batch = collate(kept).to(self.model.device)
         if self.method.retain == "likelihood":
-            return -token_logps(self.model, batch).mean()
-        divergence, reference = GENERATORS[self.settings.generator], self._reference.logits_of(kept)
-        return read_logits(
-            self.model, batch, lambda logits, rows: divergence(logits, reference[rows].to(logits))
-        ).mean()
+            terms = -token_logps(self.model, batch)
+        else:
+            divergence, reference = GENERATORS[self.settings.generator], self._reference.logits_of(kept)
+            terms = read_logits(self.model, batch, lambda logits, rows: divergence(logits, reference[rows].to(logits)))
+        return distributed.mean(terms.mean(), len(terms) * mine)
 
     def _perplexity_ratio(self) -> float:
         return perplexity(self.model, self._watched, self._batch_tokens) / self._initial_perplexity
@@ -251,9 +258,7 @@ class _Work:
         return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
 
     def _load(self, values: dict[str, torch.Tensor]) -> None:
-        with torch.no_grad():
-            for name, parameter in self._trained():
-                parameter.copy_(values[name])
+        distributed.load(dict(self._trained()), values)
 
 
 def _require_pairs(pairs: Sequence[RankedPair]) -> None:
@@ -301,7 +306,10 @@ def _key(
     settings: CorrectionSettings,
     seed: int,
 ) -> str:
-    """What a correction is of: model, settings, seed, and the tokens of its samples in their order."""
+    """What a correction is of, at the rank that keeps its checkpoint: model, settings, seed, and the tokens of its samples in
+    their order."""
+    if not distributed.first():
+        return ""
     digest = hashlib.sha256(f"{fingerprint(model)}:{settings.model_dump_json()}:{seed}".encode())
     for pair in pairs:
         digest.update(repr((pair.weight,)).encode())

@@ -1,14 +1,18 @@
 """The model to correct, in its three cases, and the reference that is trained without unsafe samples."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from lancet_pipeline.data.batches import TokenSequence
+from lancet_pipeline.data.tokenization import load_prepared
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.models.loading import load_tokenizer, new_model
+from lancet_pipeline.models import distributed
+from lancet_pipeline.models.loading import finite_parameters, load_model, load_tokenizer, new_model, save_model
+from lancet_pipeline.models.reuse import record_seen
 from lancet_pipeline.models.training import train
 from lancet_pipeline.progress import Track, no_progress
 from lancet_pipeline.study import Study
@@ -17,33 +21,79 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+@dataclass(frozen=True)
+class BaseModel:
+    """What became of a base model: its number of parameters, whether all are finite, the loss of every training step (none
+    where it was taken as given)."""
+
+    parameters: int
+    finite: bool
+    curve: list[float]
+
+
+def write_base_model(
+    study: Study,
+    prepared: Path,
+    initial: str | None,
+    out: Path,
+    *,
+    device: str,
+    checkpoint: Path | None = None,
+    track: Track = no_progress,
+) -> BaseModel:
+    """Build the base model on the prepared data and write it into the folder `out`; the rest as `build_base_model` has it.
+
+    On several ranks all have to call it, and rank 0 writes.
+    """
+    _, sequences = load_prepared(prepared)
+    model, tokenizer, curve = build_base_model(
+        study, sequences, prepared, initial, device=device, checkpoint=checkpoint, track=track
+    )
+    save_model(model, tokenizer, out)
+    if study.model.reuse is not None and distributed.first():
+        record_seen(sequences, out)
+    return BaseModel(model.num_parameters(), finite_parameters(model), curve)
+
+
 def build_base_model(
     study: Study,
     sequences: Sequence[TokenSequence],
     prepared: Path,
-    initial: "PreTrainedModel | None",
+    initial: str | None,
+    *,
     device: str,
+    checkpoint: Path | None = None,
     track: Track = no_progress,
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase", list[float]]:
     """Train from scratch, fine-tune `initial`, or take it as given, as the study says.
 
     Args:
         prepared: folder of the prepared data, which holds the tokenizer.
-        initial: the checkpoint's model; None for one trained from scratch.
+        initial: directory or hub name of the model to begin with; None for one trained from scratch.
+        checkpoint: file that says where the training stands (see `training.train`).
 
     Returns:
         Model, tokenizer and the loss of every training step (empty where taken as given).
     """
-    tokenizer = load_tokenizer(prepared / "tokenizer")
-    model = initial
-    if model is None:
-        assert study.model.architecture is not None
-        model = new_model(study.model.architecture, tokenizer, study.data.max_length, study.seed).to(device)
-    if study.model.source == "given":
+    settings, tokenizer = study.model, load_tokenizer(prepared / "tokenizer")
+    if initial is not None:
+        model = load_model(initial, revision=settings.revision, dtype=settings.dtype, device=device)
+    else:
+        assert settings.architecture is not None
+        model = new_model(settings.architecture, tokenizer, study.data.max_length, study.seed)
+        model = model.to(device) if distributed.first() else model
+    if settings.training is None:
+        distributed.shard(model)
         return model, tokenizer, []
-    assert study.model.training is not None
-    checkpointing = study.compute.activation_checkpointing
-    curve = train(model, sequences, study.model.training, seed=study.seed, checkpointing=checkpointing, track=track)
+    curve = train(
+        model,
+        sequences,
+        settings.training,
+        seed=study.seed,
+        checkpointing=study.compute.activation_checkpointing,
+        checkpoint=checkpoint,
+        track=track,
+    )
     return model, tokenizer, curve
 
 
@@ -52,7 +102,7 @@ def build_reference_models(
     samples: pa.Table,
     sequences: Sequence[TokenSequence],
     prepared: Path,
-    initial: "Callable[[], PreTrainedModel | None]",
+    initial: str | None,
     device: str,
     track: Track = no_progress,
 ) -> "Iterator[tuple[str, PreTrainedModel, PreTrainedTokenizerBase, dict[str, float]]]":
@@ -63,7 +113,7 @@ def build_reference_models(
     """
     for name in study.evaluation.references:
         kept = clean_samples(samples, sequences)
-        model, tokenizer, curve = build_base_model(study, kept, prepared, initial(), device, track)
+        model, tokenizer, curve = build_base_model(study, kept, prepared, initial, device=device, track=track)
         yield name, model, tokenizer, {"samples": len(kept), **({"final_loss": curve[-1]} if curve else {})}
 
 

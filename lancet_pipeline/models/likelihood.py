@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from lancet_pipeline.data.batches import TokenBatch, TokenSequence, bucketed, collate
+from lancet_pipeline.models import distributed
 from lancet_pipeline.models.memory import Backoff
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ def read_logits(model: "PreTrainedModel", batch: TokenBatch, read: Read) -> torc
 
     Where n x vocab is more, the output embedding and `read` are run on chunks of loss positions, and in the backward pass
     run again, chunk by chunk, so that time grows by one product with the output embedding. A model that does more to its
-    logits than to cap them (Cohere and Granite scale them) has them read whole.
+    logits than to cap them (Cohere and Granite scale them) has them read whole, as does one that is sharded over ranks, of which
+    each has its share of the rows.
 
     Args:
         read: from logits [m, vocab] float32 and the slice of all n loss positions that they are of, row by row, to [m] or
@@ -54,7 +56,7 @@ def read_logits(model: "PreTrainedModel", batch: TokenBatch, read: Read) -> torc
         [n] or [n, k].
     """
     tokens, vocabulary = int(batch.loss_mask[:, 1:].sum()), model.config.get_text_config().vocab_size
-    if tokens * vocabulary > LOGITS:
+    if tokens * vocabulary > LOGITS and distributed.ranks() == 1:
         found = _read_chunks(model, batch, read, max(1, LOGITS // vocabulary))
         if found is not None:
             return found
@@ -106,9 +108,11 @@ def perplexity_and_accuracy(
 
     backoff = Backoff()
     with torch.no_grad():
-        for indices in bucketed(sequences, batch_tokens):
+        for indices, counts in distributed.rounds(bucketed(sequences, batch_tokens)):
             for losses, correct, count in backoff.over(sums, [sequences[i] for i in indices]):
-                total, hits, tokens = total + losses, hits + int(correct), tokens + int(count)
+                if counts:
+                    total, hits, tokens = total + losses, hits + int(correct), tokens + int(count)
+    total, hits, tokens = distributed.totals(total, hits, tokens)
     mean = total / tokens
     return math.exp(mean) if not mean > 700 else math.inf, hits / tokens
 

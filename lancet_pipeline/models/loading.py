@@ -72,13 +72,24 @@ def load_model(
     dtype: str = "float32",
     device: "torch.device | str" = "cpu",
 ) -> "PreTrainedModel":
-    """A causal language model from a directory or the hub, in evaluation mode.
+    """A causal language model from a directory or the hub, in evaluation mode. On ranks of a process group but the first it
+    has no weights (meta device): `distributed.shard` brings them.
 
     Raises:
         InputError: the checkpoint is not there or cannot be used.
     """
+    import torch
+
+    from lancet_pipeline.models import distributed
+
     if Path(checkpoint).is_absolute():
         check_checkpoint(Path(checkpoint))
+    if not distributed.first():
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        config = AutoConfig.from_pretrained(checkpoint, revision=revision, trust_remote_code=False)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()
     return load_model_for("causal", checkpoint, revision=revision, dtype=dtype, device=device)
 
 
@@ -146,9 +157,12 @@ def load_tokenizer(checkpoint: str | Path, revision: str | None = None) -> "PreT
 def new_model(
     architecture: Architecture, tokenizer: "PreTrainedTokenizerBase", max_length: int, seed: int
 ) -> "PreTrainedModel":
-    """A decoder with random weights that fits `tokenizer`; the same seed gives the same weights."""
+    """A decoder with random weights that fits `tokenizer`; the same seed gives the same weights. It has none on ranks of a
+    process group but the first (see `load_model`)."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    from lancet_pipeline.models import distributed
 
     settings = architecture.model_dump(exclude={"model_type", "vocab_size"})
     config = AutoConfig.for_model(
@@ -160,15 +174,20 @@ def new_model(
         pad_token_id=tokenizer.pad_token_id,
         **settings,
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu" if distributed.first() else "meta"):
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
 def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
-    """Weights as safetensors, configuration and tokenizer as JSON: what `load_model` reads."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    """Weights as safetensors, configuration and tokenizer as JSON: what `load_model` reads. On several ranks all have to call
+    it, and rank 0 writes."""
+    from lancet_pipeline.models import distributed
+
+    weights = distributed.gathered(model.state_dict(keep_vars=True))
+    if distributed.first():
+        model.save_pretrained(folder, state_dict=weights)
+        tokenizer.save_pretrained(folder)
 
 
 def import_gguf(file: Path, folder: Path) -> None:
@@ -188,9 +207,13 @@ def import_gguf(file: Path, folder: Path) -> None:
 
 
 def finite_parameters(model: "PreTrainedModel") -> bool:
+    """Whether no parameter is infinite or not a number; on several ranks, no shard at any of them."""
     import torch
 
-    return all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
+    from lancet_pipeline.models import distributed
+
+    wrong = sum(not torch.isfinite(distributed.local(parameter)).all() for parameter in model.parameters())
+    return distributed.totals(wrong) == (0,)
 
 
 def fingerprint(model: "PreTrainedModel") -> str:

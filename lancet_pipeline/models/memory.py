@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from lancet_pipeline.data.batches import TokenBatch, TokenSequence
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.models.architectures import layers_of
+from lancet_pipeline.models.distributed import ranks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -120,7 +121,12 @@ class Backoff:
 
 
 def attempt(work: Callable[[], T]) -> tuple[T] | None:
-    """What `work` gives, or None where it is out of memory; nothing that it held is held any longer then."""
+    """What `work` gives, or None where it is out of memory; nothing that it held is held any longer then.
+
+    On several ranks the error stands: the others wait for this one, which cannot begin anew by itself.
+    """
+    if ranks() > 1:
+        return (work(),)
     try:
         return (work(),)
     except torch.OutOfMemoryError:
@@ -149,12 +155,14 @@ def adamw(
     parameters of fewer than 4,096 elements keep 32.
 
     Raises:
-        InputError: bitsandbytes is not installed.
+        InputError: bitsandbytes is not installed, or does not know the shards of several ranks.
     """
     arguments = {"lr": learning_rate, "weight_decay": weight_decay, "betas": (0.9, 0.95)}
     if states == "32bit":
         return torch.optim.AdamW(parameters, **arguments)
     require_states(states, "optimizer_states")
+    if ranks() > 1:
+        raise InputError("optimizer_states = 8bit: does not go with a model that is sharded over workers; take 32bit")
     from bitsandbytes.optim import AdamW8bit
 
     return AdamW8bit(parameters, **arguments)

@@ -1,8 +1,10 @@
 """One optimiser for everything that is trained, and supervised training on top of it."""
 
+import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +12,10 @@ import torch
 
 from lancet_pipeline.data.batches import TokenBatch, TokenSequence, collate, epoch_batches
 from lancet_pipeline.errors import LancetError
+from lancet_pipeline.models import distributed
+from lancet_pipeline.models.checkpoints import CHECKPOINT_SECONDS, Checkpoint, CheckpointFile
 from lancet_pipeline.models.likelihood import token_logps
+from lancet_pipeline.models.loading import fingerprint
 from lancet_pipeline.models.memory import Backoff, Checkpointing, States, activation_checkpointing, adamw, attempt
 from lancet_pipeline.progress import Track, no_progress
 from lancet_pipeline.study import Training
@@ -72,7 +77,7 @@ class Optimiser:
                 return self._update(torch.stack(losses).sum())
 
     def _update(self, loss: torch.Tensor) -> float:
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
+        norm = distributed.full(torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm))
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             raise LancetError(
                 f"training diverged at step {self.step + 1} of {self._steps}: loss {loss.item()}; lower learning_rate"
@@ -84,24 +89,29 @@ class Optimiser:
         return loss.item()
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Moments of the trained parameters by `parameter/moment`."""
+        """Moments of the trained parameters by `parameter/moment`, whole; on several ranks at rank 0 only."""
         # The 256 levels of 8-bit moments are one tensor for all parameters, which a file of tensors refuses.
-        return {
-            f"{name}/{key}": value.clone() if key.startswith("qmap") else torch.as_tensor(value)
-            for name, parameter in self._named.items()
-            for key, value in self._adamw.state[parameter].items()
-        }
+        return distributed.gathered(
+            {
+                f"{name}/{key}": value.clone() if key.startswith("qmap") else torch.as_tensor(value)
+                for name, parameter in self._named.items()
+                for key, value in self._adamw.state[parameter].items()
+            }
+        )
 
     def restore(self, step: int, state: Mapping[str, torch.Tensor]) -> None:
-        """Go on after `step` steps with the `state` of then."""
+        """Go on after `step` steps with the `state` of then, which rank 0 has."""
         self.step = step
-        for key, value in state.items():
+        for key in distributed.agreed(list(state)):
             name, _, moment = key.rpartition("/")
-            parameter = self._named[name]
+            parameter, value = self._named[name], state.get(key)
             if moment != "step":
-                self._adamw.state[parameter][moment] = value.to(parameter.device)
+                self._adamw.state[parameter][moment] = (
+                    distributed.placed(value, parameter.detach()) if self._wide else value.to(parameter.device)
+                )
             else:  # a tensor of the host in one AdamW, a number in the other
-                self._adamw.state[parameter][moment] = value if self._wide else int(value)
+                step_of = distributed.agreed(value)
+                self._adamw.state[parameter][moment] = step_of if self._wide else int(step_of)
 
     def _factor(self) -> float:
         if self.step < self._warmup:
@@ -117,14 +127,20 @@ def train(
     *,
     seed: int,
     checkpointing: Checkpointing = "auto",
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
     track: Track = no_progress,
 ) -> list[float]:
     """Train `model` in place on the mean token loss of each batch; returns the loss of every step.
 
-    A batch that does not fit into memory is taken in parts whose gradients add up to its own.
+    A batch that does not fit into memory is taken in parts whose gradients add up to its own. Called on every rank of a
+    process group, with the same arguments, it shards the model (`distributed.shard`), and each rank takes its share of
+    every batch.
 
     Args:
         checkpointing: of activations, see `memory.activation_checkpointing`.
+        checkpoint: file that says where the training stands (`checkpoints.CheckpointFile`), gone at the end. Training that
+            finds its own goes on from there, on any number of ranks.
 
     Raises:
         LancetError: there is nothing to train on, or the loss diverges.
@@ -135,23 +151,35 @@ def train(
     generator = np.random.default_rng(seed)
     per_epoch = math.ceil(len(sequences) / settings.batch_size)
     steps = max(1, round(settings.epochs * per_epoch))
+    file = CheckpointFile(checkpoint, _key(model, sequences, settings, seed), checkpoint_seconds)
+    distributed.shard(model)
     device = model.device
 
-    def batches() -> Iterator[TokenBatch]:
+    def schedule() -> Iterator[list[int]]:
         while True:
-            for indices in epoch_batches(sequences, settings.batch_size, generator):
-                yield collate([sequences[i] for i in indices], loss_on=settings.loss_on).to(device)
+            yield from epoch_batches(sequences, settings.batch_size, generator)
 
     model.train()
     optimiser = Optimiser(model, steps=steps, **_optimiser(settings))
-    curve = []
-    backoff = Backoff()
+    curve: list[float] = []
+    if (found := file.load()) is not None:
+        distributed.load(dict(model.named_parameters()), found.parameters)
+        curve = found.progress["curve"]
+        optimiser.restore(len(curve), found.moments)
+    begun, backoff = len(curve), Backoff()
     with activation_checkpointing(model, checkpointing):
-        for batch in track(itertools.islice(batches(), steps), steps, "training"):
+        for indices in track(itertools.islice(schedule(), begun, steps), steps - begun, "training"):
+            own, mine = distributed.share(indices)
+            batch = collate([sequences[i] for i in own], loss_on=settings.loss_on).to(device)
             tokens = batch.loss_tokens.sum()
-            curve.append(
-                optimiser.descend_in_parts(batch, lambda part, n=tokens: -token_logps(model, part).sum() / n, backoff)
-            )
+
+            def loss_of(part: TokenBatch, tokens: torch.Tensor = tokens, mine: bool = mine) -> torch.Tensor:
+                return distributed.mean(-token_logps(model, part).sum() / tokens, int(tokens) * mine)
+
+            curve.append(optimiser.descend_in_parts(batch, loss_of, backoff))
+            if file.due():
+                file.save(lambda: _snapshot(model, optimiser, curve))
+    file.remove()
     model.eval()
     return curve
 
@@ -159,6 +187,21 @@ def train(
 def _differentiated(loss: torch.Tensor) -> torch.Tensor:
     loss.backward()
     return loss.detach()
+
+
+def _snapshot(model: "PreTrainedModel", optimiser: Optimiser, curve: list[float]) -> Checkpoint:
+    parameters = distributed.gathered(dict(model.named_parameters()))
+    return Checkpoint(parameters, optimiser.state(), {}, {"curve": curve})
+
+
+def _key(model: "PreTrainedModel", sequences: Sequence[TokenSequence], settings: Training, seed: int) -> str:
+    """What a training is of, at the rank that keeps its checkpoint: model, settings, seed, and sequences in their order."""
+    if not distributed.first():
+        return ""
+    digest = hashlib.sha256(f"{fingerprint(model)}:{settings.model_dump_json()}:{seed}".encode())
+    for sequence in sequences:
+        digest.update(sequence.key())
+    return digest.hexdigest()
 
 
 def _optimiser(settings: Training) -> dict[str, Any]:

@@ -77,7 +77,12 @@ def _memory(counts: Counts, hardware: Hardware, sizes: Mapping[str, Bytes], host
         if needed.device > device * hardware.devices:
             passed(asset, needed.device, device * hardware.devices, "all devices have", _remedy(asset, counts))
         elif needed.device > device:
-            then = "its parameters and matrices sharded over devices (FSDP), which is not built yet"
+            sharded = asset in ("base_model", "corrected_model")
+            then = (
+                "compute.engine: ray, which shards it over the devices (FSDP)"
+                if sharded
+                else "its parameters and matrices sharded over devices, which is not built yet"
+            )
             passed(asset, needed.device, device, "one device has", then)
         if needed.host > host:
             passed(asset, needed.host, host, "the host is taken to have", _host_remedy(asset))
@@ -95,8 +100,8 @@ def _remedy(asset: str, counts: Counts) -> str:
     lora = counts.study.correction.lora
     return {
         "prepared_data": _host_remedy(asset),
-        "base_model": "8-bit optimiser states, activation checkpointing or FSDP (none is built yet), a smaller "
-        "model.training.batch_size, or source: given with a model that was trained elsewhere",
+        "base_model": "compute.engine: ray on more devices (FSDP), 8-bit optimiser states or activation checkpointing (not built "
+        "yet), a smaller model.training.batch_size, or source: given with a model that was trained elsewhere",
         "reference_models": "evaluation.references: [] leaves it out",
         "linfac_factors": "lower linfac.max_dim or compute.batch_tokens; factors of some layers at a time are not built yet",
         "influence_scores": "lower compute.batch_tokens; fewer groups in linfac.query_groups; query matrices sharded over layers are "

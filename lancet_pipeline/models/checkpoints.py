@@ -1,0 +1,98 @@
+"""Where training stands, on disk, so that what was killed goes on and ends as it would have ended."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from lancet_pipeline.models import distributed
+
+CHECKPOINT_SECONDS = 60.0
+LONG_SECONDS = 3.0
+_KEY, _PROGRESS = "key", "progress"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Trained parameters, optimiser moments and the best parameters so far, by name, whole; `progress` is JSON-ready.
+
+    On several ranks the tensors are at rank 0, the others have none.
+    """
+
+    parameters: dict[str, torch.Tensor]
+    moments: dict[str, torch.Tensor]
+    best: dict[str, torch.Tensor]
+    progress: dict[str, Any]
+
+    def save(self, path: Path, key: str) -> None:
+        """Whole or not at all; `key` says what the training is of."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}-{os.getpid()}")
+        groups = {"parameters": self.parameters, "moments": self.moments, "best": self.best}
+        tensors = {
+            f"{group}:{name}": tensor.detach().cpu().contiguous()
+            for group, named in groups.items()
+            for name, tensor in named.items()
+        }
+        save_file(tensors, temporary, {_KEY: key, _PROGRESS: json.dumps(self.progress)})
+        temporary.replace(path)
+
+    @staticmethod
+    def load(path: Path, key: str) -> "Checkpoint | None":
+        """The checkpoint at `path` where it is there and of the same training."""
+        if not path.is_file():
+            return None
+        groups: dict[str, dict[str, torch.Tensor]] = {"parameters": {}, "moments": {}, "best": {}}
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get(_KEY) != key:
+                return None
+            for name in file.keys():  # noqa: SIM118 - no mapping
+                group, _, rest = name.partition(":")
+                groups[group][rest] = file.get_tensor(name)
+        return Checkpoint(**groups, progress=json.loads(metadata[_PROGRESS]))
+
+
+class CheckpointFile:
+    """The file of one training, which rank 0 reads and writes. `path` None: none is kept.
+
+    It is written no more often than every `seconds`, and more seldom in the proportion in which writing takes longer than
+    `LONG_SECONDS`.
+    """
+
+    def __init__(self, path: Path | None, key: str, seconds: float = CHECKPOINT_SECONDS) -> None:
+        self.path, self._key, self._seconds = path, key, seconds
+        self._wait, self._saved = seconds, time.monotonic()
+
+    def load(self) -> Checkpoint | None:
+        """Where the training stands; None where it is to begin. The same on all ranks, but for the tensors."""
+        if self.path is None:
+            return None
+        found = Checkpoint.load(self.path, self._key) if distributed.first() else None
+        progress = distributed.agreed(found and found.progress)
+        return progress and (found or Checkpoint({}, {}, {}, progress))
+
+    def due(self) -> bool:
+        """Whether it is time to save, by the clock of rank 0."""
+        return self.path is not None and distributed.agreed(time.monotonic() - self._saved > self._wait)
+
+    def save(self, snapshot: Callable[[], Checkpoint]) -> None:
+        """Write what `snapshot` gives; all ranks have to call it."""
+        if self.path is None:
+            return
+        started, checkpoint = time.monotonic(), snapshot()
+        if distributed.first():
+            checkpoint.save(self.path, self._key)
+        self._saved = time.monotonic()
+        self._wait = self._seconds * max(1.0, (self._saved - started) / LONG_SECONDS)
+
+    def remove(self) -> None:
+        if self.path is not None and distributed.first():
+            self.path.unlink(missing_ok=True)
