@@ -339,7 +339,8 @@ class ComputeSettings(Settings):
     threads: int | None = Field(default=None, ge=1)
     engine: Literal["in_process", "ray"] = Field(default="in_process", description="Where passes over the data run.")
     address: str | None = Field(
-        default=None, description="Of the Ray cluster, such as auto or ray://HOST:10001; absent: one on this machine."
+        default=None,
+        description="Of the Ray cluster, HOST:6379 or auto; absent: a cluster on this machine, for this run.",
     )
     workers: Count | None = Field(
         default=None, description="Ray workers, a core or a GPU each; absent: as many as the cluster has."
