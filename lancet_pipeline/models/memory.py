@@ -155,6 +155,6 @@ def adamw(
     if states == "32bit":
         return torch.optim.AdamW(parameters, **arguments)
     require_states(states, "optimizer_states")
-    from bitsandbytes.optim import AdamW8bit
+    from bitsandbytes.optim.adamw import AdamW8bit
 
     return AdamW8bit(parameters, **arguments)
