@@ -4,7 +4,6 @@ import json
 import time
 
 from lancet_pipeline import plots
-from lancet_pipeline.artifacts import sha256, take_over
 from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
 from lancet_pipeline.data.expectations import meets, score_expectations, trace_expectations
 from lancet_pipeline.data.tokenization import load_prepared
@@ -18,6 +17,7 @@ from lancet_pipeline.evaluation.traced_outputs import (
     traced_queries,
     write_traces,
 )
+from lancet_pipeline.files import sha256, take_over
 from lancet_pipeline.linfac import Factors
 from lancet_pipeline.linfac.study import (
     fit_study_factors,

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from lancet_pipeline.artifacts import sha256
 from lancet_pipeline.data.readers import read_rows, read_samples
 from lancet_pipeline.data.schema import content_hash
 from lancet_pipeline.errors import InputError
+from lancet_pipeline.files import sha256
 from lancet_pipeline.models.loading import check_checkpoint, check_files
 from lancet_pipeline.models.memory import require_memory_packages
 from lancet_pipeline.study import JudgeSettings, Study
