@@ -85,7 +85,7 @@ def backward_pass(
     """
     _check(model, batch)
     inputs: dict[Unit, torch.Tensor] = {}
-    leaves: list[torch.Tensor] = []
+    leaves: dict[Unit, torch.Tensor] = {}  # of the last forward pass, should there be two
 
     def read(unit: Unit) -> Callable:
         def hook(_module: nn.Module, args: tuple) -> None:
@@ -96,7 +96,7 @@ def backward_pass(
     def watch(unit: Unit) -> Callable:
         def hook(_module: nn.Module, _args: tuple, output: torch.Tensor) -> None:
             if not output.requires_grad:  # no unit lies below
-                leaves.append(output.requires_grad_())
+                leaves[unit] = output.requires_grad_()
             output.register_hook(lambda gradient: consume(unit, inputs.pop(unit), by_sequence(gradient)))
 
         return hook
@@ -117,7 +117,7 @@ def backward_pass(
                 handles.append(model.get_submodule(unit.input_module).register_forward_pre_hook(read(unit)))
                 handles.append(model.get_submodule(unit.output_module).register_forward_hook(watch(unit)))
             token_logps = read_logits(model, batch, logps)
-            last_gradients = torch.autograd.grad(token_logps.sum(), leaves)
+            last_gradients = torch.autograd.grad(token_logps.sum(), list(leaves.values()))
         finally:
             for handle in handles:
                 handle.remove()

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -19,6 +20,9 @@ LOGITS = 2**26
 """Logits held at once, in float32 elements (256 MiB): batches with more of them are read in chunks."""
 
 Read = Callable[[torch.Tensor, slice], torch.Tensor]
+
+_READ_WHOLE: "WeakSet[PreTrainedModel]" = WeakSet()
+"""Models that were found to do more to their logits than to cap them."""
 
 
 def response_logits(
@@ -56,10 +60,11 @@ def read_logits(model: "PreTrainedModel", batch: TokenBatch, read: Read) -> torc
         [n] or [n, k].
     """
     tokens, vocabulary = int(batch.loss_mask[:, 1:].sum()), model.config.get_text_config().vocab_size
-    if tokens * vocabulary > LOGITS and distributed.ranks() == 1:
+    if tokens * vocabulary > LOGITS and model not in _READ_WHOLE and distributed.ranks() == 1:
         found = _read_chunks(model, batch, read, max(1, LOGITS // vocabulary))
         if found is not None:
             return found
+        _READ_WHOLE.add(model)
     return read(response_logits(model, batch)[0], slice(0, tokens))
 
 

@@ -163,6 +163,6 @@ def adamw(
     require_states(states, "optimizer_states")
     if ranks() > 1:
         raise InputError("optimizer_states = 8bit: does not go with a model that is sharded over workers; take 32bit")
-    from bitsandbytes.optim import AdamW8bit
+    from bitsandbytes.optim.adamw import AdamW8bit
 
     return AdamW8bit(parameters, **arguments)

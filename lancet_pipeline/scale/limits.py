@@ -100,13 +100,15 @@ def _remedy(asset: str, counts: Counts) -> str:
     lora = counts.study.correction.lora
     return {
         "prepared_data": _host_remedy(asset),
-        "base_model": "compute.engine: ray on more devices (FSDP), 8-bit optimiser states or activation checkpointing (not built "
-        "yet), a smaller model.training.batch_size, or source: given with a model that was trained elsewhere",
+        "base_model": "model.training.optimizer_states: 8bit, a smaller model.training.batch_size, compute.engine: ray on more "
+        "devices (FSDP), or source: given with a model that was trained elsewhere",
         "reference_models": "evaluation.references: [] leaves it out",
-        "linfac_factors": "lower linfac.max_dim or compute.batch_tokens; factors of some layers at a time are not built yet",
+        "linfac_factors": "what the device has no room for is kept by the host; a lower linfac.max_dim or compute.batch_tokens is "
+        "faster",
         "influence_scores": "lower compute.batch_tokens; fewer groups in linfac.query_groups; query matrices sharded over layers are "
         "not built yet",
-        "corrected_model": "fewer pairs_per_step and retain_per_step" + ("" if lora else ", correction.lora"),
+        "corrected_model": "fewer pairs_per_step and retain_per_step"
+        + ("" if lora else ", correction.lora, correction.optimizer_states: 8bit"),
         "output_traces": "lower compute.batch_tokens",
     }.get(asset, "a smaller judge or model, or a larger device")
 

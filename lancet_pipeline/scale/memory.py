@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from lancet_pipeline.graph import REPORTS
+from lancet_pipeline.models.likelihood import LOGITS
 from lancet_pipeline.scale.shapes import sketched
 from lancet_pipeline.scale.work import ACTIVATIONS_A_LAYER, DAMPINGS, TRACED, Counts, adapter_parameters, unit_elements
 
@@ -31,11 +32,20 @@ def factor_elements(counts: Counts) -> float:
     return counts.shape.layers * sum(sketched(s, limit) ** 2 + sketched(a, limit) ** 2 for s, a in units)
 
 
-def activations(counts: Counts, tokens: float, head_tokens: float, *, kept: bool) -> float:
-    """Of one batch: of every layer where a backward pass follows (`kept`), of one layer otherwise; and its logits."""
+def activations(counts: Counts, tokens: float, head_tokens: float, *, kept: bool, recomputed: bool = False) -> float:
+    """Of one batch: of every layer where a backward pass follows (`kept`), of one layer otherwise; and its logits, as far as
+    they are held at once. `recomputed`: layers keep their input alone, but for the one at work."""
     shape = counts.shape
     a_token = (ACTIVATIONS_A_LAYER * shape.width + 3 * shape.ffn) * counts.element
-    return tokens * a_token * (shape.layers if kept else 1) + head_tokens * shape.vocabulary * 4 * (3 if kept else 1)
+    whole = shape.layers if kept and not recomputed else 1
+    inputs = shape.layers * shape.width * counts.element if recomputed else 0
+    logits = min(head_tokens * shape.vocabulary, LOGITS)
+    return tokens * (a_token * whole + inputs) + logits * 4 * (3 if kept else 1)
+
+
+def moment_bytes(states: str, element: int) -> int:
+    """Of both moments of one trained parameter."""
+    return 2 if states == "8bit" else 2 * element
 
 
 def sizes(counts: Counts) -> dict[str, Bytes]:
@@ -48,10 +58,11 @@ def sizes(counts: Counts) -> dict[str, Bytes]:
     host = LIBRARIES + table
     # Weights in device memory come through the host.
     judge = 0.0 if counts.judge is None else 2.0 * counts.judge.parameters
-    batch = study.model.training.batch_size if study.model.training else 0
-    trained = (
-        4 * weights + activations(counts, batch * longest, batch * longest * share, kept=True) if batch else weights
-    )
+    trained = weights
+    if (training := study.model.training) is not None:
+        tokens, moments = training.batch_size * longest, moment_bytes(training.optimizer_states, counts.element)
+        trained = 2 * weights + moments * shape.parameters
+        trained += activations(counts, tokens, tokens * share, kept=True, recomputed=counts.recomputed)
     passed = activations(counts, packed, packed * share, kept=True)
     basis = 4 * factor_elements(counts)
     matrices = 4 * unit_elements(counts) * (1 + counts.groups)
@@ -62,7 +73,9 @@ def sizes(counts: Counts) -> dict[str, Bytes]:
     settings = study.correction
     of_step = (2 * settings.pairs_per_step + settings.retain_per_step) * longest
     trainable = shape.parameters if settings.lora is None else adapter_parameters(counts)
-    corrected = 4.0 * shape.parameters + 12.0 * trainable + activations(counts, of_step, of_step * share, kept=True)
+    frozen = 0.0 if settings.lora is None else weights
+    corrected = frozen + (8.0 + moment_bytes(settings.optimizer_states, 4)) * trainable
+    corrected += activations(counts, of_step, of_step * share, kept=True, recomputed=counts.recomputed)
     retained = min(settings.steps * settings.retain_per_step, 0.6 * data.samples) * data.response * shape.vocabulary * 4
 
     found = {

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from lancet_pipeline.graph import STAGES
 from lancet_pipeline.linfac.study import default_budget, unlabelled_budget
+from lancet_pipeline.models.memory import LARGE_MODEL
 from lancet_pipeline.scale.shapes import Shape, batches, sketched
 from lancet_pipeline.scale.workload import Workload
 from lancet_pipeline.study import Study
@@ -75,6 +76,12 @@ class Counts:
         return min(self.data.samples, self.study.linfac.factor_samples or default_budget(self.data.samples))
 
     @property
+    def recomputed(self) -> bool:
+        """Whether training and correction compute activations again in the backward pass."""
+        setting = self.study.compute.activation_checkpointing
+        return self.shape.parameters >= LARGE_MODEL if setting == "auto" else setting
+
+    @property
     def traced(self) -> int:
         """Outputs that are traced one by one: the queries, and harmful answers of two reports."""
         limit = self.study.governance.traced_outputs
@@ -95,7 +102,8 @@ class Counts:
         return Work("forward", flops, traffic, math.ceil(max(1.0, sequences) / batch) * (shape.layers + 1))
 
     def passes_of(self, kind: str, factor: float, one: Work) -> Work:
-        """`factor` forward passes' work: 3 for training, 2 for an activation-only backward pass."""
+        """`factor` forward passes' work: 3 for training, 4 with activations computed again, 2 for an activation-only backward
+        pass."""
         return Work(kind, factor * one.flops, factor * one.bytes, factor * one.visits)
 
     def packed(self, tokens: float) -> float:
@@ -138,7 +146,7 @@ def training(counts: Counts, samples: float) -> Work:
     seen = settings.epochs * samples
     tokens, data = counts.data.tokens, counts.data
     head = data.response if settings.loss_on == "response" else tokens
-    work = counts.passes_of("training", 3, counts.forward(seen, tokens, head, settings.batch_size))
+    work = counts.passes_of("training", 3 + counts.recomputed, counts.forward(seen, tokens, head, settings.batch_size))
     work.bytes += math.ceil(seen / settings.batch_size) * optimiser_bytes(counts.shape.parameters, counts.element)
     return work
 
@@ -218,7 +226,7 @@ def correction(counts: Counts) -> Work:
     passes = 2.2 if settings.lora is not None else 3
     per_step = 2 * settings.pairs_per_step + settings.retain_per_step
     step = counts.forward(paired + kept, tokens, response, per_step / 2)
-    work = counts.passes_of("correction", passes, step)
+    work = counts.passes_of("correction", passes + counts.recomputed, step)
     trained = counts.shape.parameters if settings.lora is None else adapter_parameters(counts)
     work.bytes += settings.steps * optimiser_bytes(trained, 4)
     looks = 1 + settings.steps // settings.check_every

@@ -55,10 +55,14 @@ def assert_equal_up_to_rounding(found, expected) -> None:
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item())
 
 
-@pytest.mark.parametrize("name", [*ARCHITECTURES, "cohere", "granite"])
-def test_chunks_give_the_likelihoods_and_gradients_of_the_whole(name, monkeypatch):
+@pytest.fixture(autouse=True)
+def scaling_architectures(monkeypatch):
     monkeypatch.setitem(ARCHITECTURES, "cohere", {"intermediate_size": 24, "logit_scale": 0.3})
     monkeypatch.setitem(ARCHITECTURES, "granite", {"intermediate_size": 24, "logits_scaling": 3.0})
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "cohere", "granite"])
+def test_chunks_give_the_likelihoods_and_gradients_of_the_whole(name):
     model, data = make_model(name), batch()
     expected = gradients(model, data)
     before = model.config.to_dict()
@@ -121,7 +125,7 @@ def test_any_chunk_size_gives_the_same(rows, length, elements, seed):
 
 
 @pytest.mark.parametrize("labels", ["sampled", "true"])
-@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma2"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma2", "cohere"])
 def test_factors_and_scores_from_chunks(name, labels):
     model, data = make_model(name), batch()
 
