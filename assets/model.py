@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from lancet_pipeline import plots
-from lancet_pipeline.artifacts import take_over
 from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
 from lancet_pipeline.data.batches import TokenSequence
 from lancet_pipeline.data.expectations import generation_expectations, meets
 from lancet_pipeline.data.tokenization import load_prepared
 from lancet_pipeline.evaluation.queries import undesirable_answers, write_rows
 from lancet_pipeline.evaluation.validation import require_agreement
+from lancet_pipeline.files import take_over
 from lancet_pipeline.models.base import build_base_model, build_reference_models
 from lancet_pipeline.models.loading import finite_parameters, load_model, save_model
 from lancet_pipeline.models.reuse import may_stay, record_seen

@@ -14,7 +14,7 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
-from lancet_pipeline.artifacts import ArtifactStore, environment, now, study_lock
+from lancet_pipeline.artifacts import ArtifactStore, environment, now
 from lancet_pipeline.data.schema import content_hash
 from lancet_pipeline.errors import IntegrityError, LancetError
 from lancet_pipeline.evaluation.judges import Judge
@@ -198,10 +198,11 @@ def stage_asset(
                         track=logged_progress(context),
                     )
 
-                with study_lock(artifacts.root, study.name):
+                with artifacts.lock(study.name):
                     wanted = (study.name, stage.name, known[stage.name])
                     shared = not stage.names_study and study.model.reuse is None
-                    if artifacts.has(*wanted) or (shared and artifacts.adopt(*wanted)):
+                    there = artifacts.has(*wanted) or artifacts.publish(*wanted)
+                    if there or (shared and artifacts.adopt(*wanted)):
                         yield from _reuse(context, definition, study, artifacts, known, tracking)
                     else:
                         yield from _materialize(context, definition, study, artifacts, known, begin)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from lancet_pipeline.data.batches import TokenSequence, bucketed, collate
-from lancet_pipeline.models.likelihood import response_logits, response_logps
+from lancet_pipeline.models.likelihood import read_logits, response_logps
+from lancet_pipeline.models.memory import Backoff
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,15 +28,23 @@ class Reference:
     ) -> None:
         self._logps: dict[str, float] = {}
         self._logits: dict[str, torch.Tensor] = {}
+
+        def keep_logps(sequences: Sequence[TokenSequence]) -> None:
+            logps = response_logps(model, collate(sequences).to(model.device))
+            self._logps.update(zip((s.sample_id for s in sequences), logps.tolist(), strict=True))
+
+        def keep_logits(sequences: Sequence[TokenSequence]) -> None:
+            batch = collate(sequences).to(model.device)
+            logits = read_logits(model, batch, lambda logits, _rows: logits.cpu())
+            rows = logits.split(batch.loss_tokens.tolist())
+            self._logits.update(zip((s.sample_id for s in sequences), rows, strict=True))
+
+        backoff = Backoff()
         with torch.no_grad():
             for sequences in _batches(influential, batch_tokens):
-                logps = response_logps(model, collate(sequences).to(model.device))
-                self._logps.update(zip((s.sample_id for s in sequences), logps.tolist(), strict=True))
+                backoff.over(keep_logps, sequences)
             for sequences in _batches(retained, batch_tokens):
-                batch = collate(sequences).to(model.device)
-                logits, _ = response_logits(model, batch)
-                rows = logits.cpu().split(batch.loss_tokens.tolist())
-                self._logits.update(zip((s.sample_id for s in sequences), rows, strict=True))
+                backoff.over(keep_logits, sequences)
 
     def logps_of(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:
         """[P] float32."""

@@ -17,8 +17,9 @@ from lancet_pipeline.correction.reference import Reference
 from lancet_pipeline.correction.task_vector import negate
 from lancet_pipeline.data.batches import TokenSequence, collate
 from lancet_pipeline.errors import InputError, LancetError
-from lancet_pipeline.models.likelihood import perplexity, response_logits, response_logps
+from lancet_pipeline.models.likelihood import perplexity, read_logits, response_logps, token_logps
 from lancet_pipeline.models.loading import fingerprint
+from lancet_pipeline.models.memory import Checkpointing, activation_checkpointing
 from lancet_pipeline.models.training import Optimiser
 from lancet_pipeline.progress import Track, no_progress
 from lancet_pipeline.study import CorrectionSettings
@@ -62,6 +63,7 @@ def correct(
     batch_tokens: int = 4096,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    checkpointing: Checkpointing = "auto",
     track: Track = no_progress,
 ) -> Correction:
     """Correct `model` in place and leave it with the best parameters that respect the retain budget.
@@ -75,6 +77,7 @@ def correct(
         neutral: D0.
         checkpoint: file that says where the correction stands, written no more often than every `checkpoint_seconds` and
             gone at the end. A correction that finds its own goes on from there, to the same parameters.
+        checkpointing: of activations, see `memory.activation_checkpointing`.
 
     Raises:
         InputError: no pair, a pair of one and the same text, or too few neutral samples.
@@ -83,7 +86,7 @@ def correct(
     _require_pairs(pairs)
     retained, watched, generator = hold_apart(neutral, settings, seed)
     key = _key(model, pairs, neutral, settings, seed)
-    with trainable(model, settings.lora, seed):
+    with trainable(model, settings.lora, seed), activation_checkpointing(model, checkpointing):
         work = _Work(model, pairs, retained, watched, settings, generator, batch_tokens)
         found = Checkpoint.load(checkpoint, key) if checkpoint else None
         if found is not None:
@@ -135,6 +138,7 @@ class _Work:
             warmup_fraction=settings.warmup_fraction,
             weight_decay=0.0,
             max_grad_norm=settings.max_grad_norm,
+            optimizer_states=settings.optimizer_states,
         )
         self.curve: list[dict[str, float]] = []
         self.best: dict[str, torch.Tensor] = {}
@@ -232,10 +236,13 @@ class _Work:
         return Pairs(read.get("preferred"), read.get("dispreferred"), weights)
 
     def _retain(self, kept: Sequence[TokenSequence]) -> torch.Tensor:
-        logits, labels = response_logits(self.model, collate(kept).to(self.model.device))
+        batch = collate(kept).to(self.model.device)
         if self.method.retain == "likelihood":
-            return torch.nn.functional.cross_entropy(logits, labels)
-        return GENERATORS[self.settings.generator](logits, self._reference.logits_of(kept).to(logits)).mean()
+            return -token_logps(self.model, batch).mean()
+        divergence, reference = GENERATORS[self.settings.generator], self._reference.logits_of(kept)
+        return read_logits(
+            self.model, batch, lambda logits, rows: divergence(logits, reference[rows].to(logits))
+        ).mean()
 
     def _perplexity_ratio(self) -> float:
         return perplexity(self.model, self._watched, self._batch_tokens) / self._initial_perplexity

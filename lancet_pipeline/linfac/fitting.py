@@ -10,6 +10,7 @@ from lancet_pipeline.data.batches import TokenBatch
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.linfac.engine import Engine, InProcess
 from lancet_pipeline.linfac.factors import Factors, KroneckerFactor, LinfacConfig
+from lancet_pipeline.linfac.placement import settled
 from lancet_pipeline.linfac.sums import OuterProducts, SquaredProjections, UnitSums
 from lancet_pipeline.linfac.units import find_units
 from lancet_pipeline.models.loading import fingerprint
@@ -33,7 +34,8 @@ def fit_factors(
     Tokens: S = E[sum_t ds_t ds_t^T], A = the mean of a_t a_t^T over tokens.
 
     Costs one forward and one activation-only backward pass over `batches` (two with eigenvalue correction), which are
-    kept in memory, and two eigendecompositions a unit. The result does not depend on how sequences are batched.
+    kept in memory, and two eigendecompositions a unit, on the model's device. Sums and factors for which the device has no
+    room are kept by the host (`placement`). The result does not depend on how sequences are batched.
 
     Args:
         engine: where the passes over `batches` run; in this process where absent.
@@ -56,11 +58,11 @@ def fit_factors(
     blocks = []
     for index in range(len(units)):
         unit = sums.pop(index)
-        gradient_factor, input_factor = unit.factors(config)
+        gradient_factor, input_factor = (matrix.to(model.device) for matrix in unit.factors(config))
         block = KroneckerFactor(*_eigh(gradient_factor), *_eigh(input_factor))
         if sequences > 1:
             reliability.add(block, [unit.factors(config, half) for half in (0, 1)])
-        blocks.append(block)
+        blocks.append(KroneckerFactor(*settled(*block.tensors().values())))
     if config.eigenvalue_correction:
         squares = [torch.zeros_like(block.eigenvalues()) for block in blocks]
         work = SquaredProjections(units, tuple(blocks), config)
@@ -92,7 +94,7 @@ class _Reliability:
         probe = torch.randn(eigenvalues.shape, generator=self._generator).to(eigenvalues.device)
         solved = eigenvalues.sqrt() * probe / damped
         unrotated = block.gradient_vectors @ solved @ block.input_vectors.T
-        first, second = (gradient @ unrotated @ inputs for gradient, inputs in halves)
+        first, second = (gradient.to(probe.device) @ unrotated @ inputs.to(probe.device) for gradient, inputs in halves)
         difference = block.gradient_vectors.T @ (first - second) @ block.input_vectors
         self._signal += (eigenvalues * solved.square()).sum().item()
         self._error += (eigenvalues * (difference / damped / 2).square()).sum().item()

@@ -24,6 +24,7 @@ from lancet_pipeline.data.batches import TokenBatch, TokenSequence, bucketed, co
 from lancet_pipeline.errors import IntegrityError
 from lancet_pipeline.linfac.engine import Engine, InProcess
 from lancet_pipeline.linfac.scores import Query, require_model, score_batch
+from lancet_pipeline.models.memory import Backoff
 from lancet_pipeline.progress import Track, no_progress
 
 if TYPE_CHECKING:
@@ -164,13 +165,17 @@ class ScorePass:
     most_pieces = None
 
     def __call__(self, model: "PreTrainedModel", batches: Iterable[TokenBatch]) -> Iterator[_Rows]:
-        query = self.query.to(model.device)
-        for batch in batches:
+        query, backoff = self.query.to(model.device), Backoff()
+
+        def rows(batch: TokenBatch) -> _Rows:
             found = score_batch(model, batch, query)
             lengths = batch.attention_mask.sum(1).tolist()
             positions, largest = largest_shares(found.shares, lengths, self.top_tokens)
             pooled, norms = found.shares.double().sum(1).cpu().numpy(), found.squared_norms.sqrt().cpu().numpy()
-            yield _Rows([b""] * len(batch), found.by_group.cpu().numpy(), pooled, norms, positions, largest)
+            return _Rows([b""] * len(batch), found.by_group.cpu().numpy(), pooled, norms, positions, largest)
+
+        for batch in batches:
+            yield _Rows.joined(backoff.each(rows, batch))
 
     def to_table(self, part: _Rows) -> pa.Table:
         return part.table()

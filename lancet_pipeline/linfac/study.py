@@ -19,6 +19,7 @@ from lancet_pipeline.linfac.journal import Scores, score_dataset
 from lancet_pipeline.linfac.refinement import Refinement
 from lancet_pipeline.linfac.scores import Query, SelfInfluencePass, floored, query_gradient
 from lancet_pipeline.models.loading import fingerprint
+from lancet_pipeline.models.memory import Backoff
 from lancet_pipeline.models.reuse import Drift, may_stay
 from lancet_pipeline.progress import Track, no_progress
 from lancet_pipeline.study import Study
@@ -238,18 +239,23 @@ def _clusters(model: "PreTrainedModel", asked: list[TokenSequence], study: Study
     from sklearn.cluster import KMeans
 
     states = np.empty((len(asked), model.config.hidden_size), dtype=np.float32)
+
+    def mean_states(chosen: Sequence[TokenSequence]) -> np.ndarray:
+        batch = collate(chosen).to(model.device)
+        hidden = model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+            output_hidden_states=True,
+            use_cache=False,
+        ).hidden_states[-1]
+        mask = batch.loss_mask[..., None]
+        return ((hidden * mask).sum(1) / mask.sum(1)).float().cpu().numpy()
+
+    backoff = Backoff()
     with torch.no_grad():
         for group in bucketed(asked, study.compute.batch_tokens):
-            batch = collate([asked[i] for i in group]).to(model.device)
-            hidden = model(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                position_ids=batch.position_ids,
-                output_hidden_states=True,
-                use_cache=False,
-            ).hidden_states[-1]
-            mask = batch.loss_mask[..., None]
-            states[group] = ((hidden * mask).sum(1) / mask.sum(1)).float().cpu().numpy()
+            states[group] = np.concatenate(backoff.over(mean_states, [asked[i] for i in group]))
     count = min(study.linfac.query_clusters, len(asked))
     labels = KMeans(count, random_state=study.seed, n_init=4).fit_predict(states)
     return [f"cluster {label + 1}" for label in labels]

@@ -1,7 +1,7 @@
 """The sums over data that factors are made of: passes that any engine can run."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,9 @@ import torch
 
 from lancet_pipeline.data.batches import TokenBatch
 from lancet_pipeline.linfac.factors import KroneckerFactor, LinfacConfig, sketched
-from lancet_pipeline.linfac.units import Unit, backward_pass
+from lancet_pipeline.linfac.placement import settled
+from lancet_pipeline.linfac.units import Labels, Unit, sum_over
+from lancet_pipeline.models.memory import Backoff
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,7 +39,7 @@ class UnitSums:
     def add(self, half: int, products: tuple[torch.Tensor, torch.Tensor], sequences: int, tokens: int) -> None:
         held = self.products[half]
         if held is None:
-            self.products[half] = products
+            self.products[half] = settled(*products)
         else:
             for total, part in zip(held, products, strict=True):
                 total.add_(part.to(total.device))
@@ -56,9 +58,12 @@ class UnitSums:
         halves = [half] if half is not None else [0, 1]
         parts = [products for h in halves if (products := self.products[h]) is not None]
         sequences, tokens = (sum(counts[h] for h in halves) for counts in (self.sequences, self.tokens))
-        gradient_factor = sum(gradient for gradient, _ in parts) / sequences
+        (first, second), *others = parts
+        for gradient, inputs in others:  # each may be on the device or the host
+            first, second = first + gradient.to(first.device), second + inputs.to(second.device)
+        gradient_factor = first / sequences
         scale = sequences * gradient_factor.trace().item() if config.factors == "sequence" else tokens
-        return gradient_factor, sum(inputs for _, inputs in parts) / max(scale, torch.finfo(torch.float32).tiny)
+        return gradient_factor, second / max(scale, torch.finfo(torch.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -71,19 +76,22 @@ class OuterProducts:
 
     def __call__(self, model: "PreTrainedModel", batches: Iterable[TokenBatch]) -> Iterator[UnitSums]:
         sums = {unit: UnitSums(index) for index, unit in enumerate(self.units)}
-        seen = 0
+        seen, backoff = 0, Backoff()
         for batch in batches:
             batch = batch.to(model.device)
 
-            def add(unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor, batch=batch, first=seen % 2) -> None:
+            def add(
+                part: slice, unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor, batch=batch, seen=seen
+            ) -> None:
                 inputs, gradients = (sketched(values, self.config) for values in (inputs, gradients))
-                for half in range(min(2, len(batch))):
-                    rows = slice(half, None, 2)
-                    attended = batch.attention_mask[rows].bool()
-                    products = self._products(inputs[rows], gradients[rows], attended)
-                    sums[unit].add((half + first) % 2, products, len(attended), int(attended.sum()))
+                attention = batch.attention_mask[part].bool()
+                halves = [slice(half, None, 2) for half in range(min(2, len(attention)))]
+                products = [self._products(inputs[rows], gradients[rows], attention[rows]) for rows in halves]
+                for half, (rows, one) in enumerate(zip(halves, products, strict=True)):
+                    place, attended = (half + seen + part.start) % 2, attention[rows]
+                    sums[unit].add(place, one, len(attended), int(attended.sum()))
 
-            backward_pass(model, batch, self.units, add, label_choice(self.config))
+            sum_over(model, batch, self.units, add, backoff, label_choice(self.config))
             seen += len(batch)
         yield from sums.values()
 
@@ -128,14 +136,15 @@ class SquaredProjections:
         squares = [torch.zeros_like(block.eigenvalues()) for block in self.blocks]
         places = {unit: index for index, unit in enumerate(self.units)}
 
-        def add(unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
+        def add(_part: slice, unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
             block, total = self.blocks[places[unit]], squares[places[unit]]
             rotated_inputs = sketched(inputs, self.config) @ block.input_vectors.to(inputs.device)
             rotated_gradients = sketched(gradients, self.config) @ block.gradient_vectors.to(inputs.device)
             total += (rotated_gradients.mT @ rotated_inputs).square_().sum(0).to(total.device)
 
+        backoff = Backoff()
         for batch in batches:
-            backward_pass(model, batch, self.units, add, label_choice(self.config))
+            sum_over(model, batch, self.units, add, backoff, label_choice(self.config))
         yield from enumerate(squares)
 
     def to_table(self, part: tuple[int, torch.Tensor]) -> pa.Table:
@@ -147,9 +156,11 @@ class SquaredProjections:
             yield row["unit"], _matrix(row["squares"], like=self.blocks[row["unit"]].eigenvalues())
 
 
-def label_choice(config: LinfacConfig) -> Callable[[torch.Tensor, TokenBatch], torch.Tensor] | None:
+def label_choice(config: LinfacConfig) -> Labels | None:
     """What `backward_pass` takes as `labels`."""
-    return None if config.labels == "true" else lambda logits, batch: sample_labels(logits, batch, config.seed)
+    if config.labels == "true":
+        return None
+    return lambda logits, batch, rows: sample_labels(logits, batch, config.seed, rows)
 
 
 def token_outer_product(vectors_nd: torch.Tensor) -> torch.Tensor:
@@ -178,8 +189,8 @@ def sequence_outer_products(inputs_bta: torch.Tensor, gradients_bts: torch.Tenso
     return gradient_outer, input_outer
 
 
-def sample_labels(logits: torch.Tensor, batch: TokenBatch, seed: int) -> torch.Tensor:
-    """One label for each loss position from the model's own distribution: [n] int64.
+def sample_labels(logits: torch.Tensor, batch: TokenBatch, seed: int, rows: slice = slice(None)) -> torch.Tensor:
+    """One label for each of the loss positions `rows` from the model's own distribution, given there: [n] int64.
 
     The uniform draws of a sequence are seeded by its tokens, so that they do not depend on the batch it is in.
     """
@@ -189,7 +200,7 @@ def sample_labels(logits: torch.Tensor, batch: TokenBatch, seed: int) -> torch.T
         digest = hashlib.sha256(seed.to_bytes(8, "little") + tokens).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
         draws.append(torch.rand(int(mask.sum()), generator=generator))
-    uniform = torch.cat(draws).to(logits.device)
+    uniform = torch.cat(draws)[rows].to(logits.device)
     cumulative = logits.softmax(-1).cumsum(-1)
     picked = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0]
     return picked.clamp_max(logits.shape[-1] - 1)

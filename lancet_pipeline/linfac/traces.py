@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
-from lancet_pipeline.data.batches import TokenSequence, bucketed, collate
+from lancet_pipeline.data.batches import TokenBatch, TokenSequence, bucketed, collate
 from lancet_pipeline.linfac.engine import Engine, InProcess
 from lancet_pipeline.linfac.factors import Factors
 from lancet_pipeline.linfac.journal import largest_shares, score_dataset
 from lancet_pipeline.linfac.scores import Query, mean_gradient, score_row_tokens
 from lancet_pipeline.linfac.study import preconditioned_queries, query_sequences, score_scale
+from lancet_pipeline.models.memory import Backoff
 from lancet_pipeline.progress import Track, no_progress
 from lancet_pipeline.study import Study
 
@@ -119,11 +121,17 @@ def _tokens(
 ) -> list[list[dict[str, Any]]]:
     """The tokens of each sequence with the largest shares of its influence on the query group `columns` gives for it."""
     found: list[list[dict[str, Any]]] = [[] for _ in sequences]
+    backoff = Backoff()
     for group in bucketed(sequences, study.compute.batch_tokens):
-        members = [sequences[i] for i in group]
-        shares_bt = score_row_tokens(model, collate(members), query, [columns[i] for i in group])
-        positions, shares = largest_shares(shares_bt, [len(sequence) for sequence in members], TOP_TOKENS)
-        for i, sequence, where, row in zip(group, members, positions, shares, strict=True):
+        batch = collate([sequences[i] for i in group])
+
+        def shares_of(rows: slice, batch: TokenBatch = batch, group: list[int] = group) -> torch.Tensor:
+            return score_row_tokens(model, batch.part(rows), query, [columns[i] for i in group[rows]])
+
+        shares_bt = torch.cat(backoff.run(shares_of, len(group), batch.input_ids.shape[1], batch.name))
+        lengths = [len(sequences[i]) for i in group]
+        for i, where, row in zip(group, *largest_shares(shares_bt, lengths, TOP_TOKENS), strict=True):
+            sequence = sequences[i]
             found[i] = [
                 {"position": int(p), "token": tokenizer.decode([int(sequence.input_ids[p])]), "share": s}
                 for p, s in zip(where, row, strict=True)

@@ -42,7 +42,8 @@ def build_base_model(
     if study.model.source == "given":
         return model, tokenizer, []
     assert study.model.training is not None
-    curve = train(model, sequences, study.model.training, seed=study.seed, track=track)
+    checkpointing = study.compute.activation_checkpointing
+    curve = train(model, sequences, study.model.training, seed=study.seed, checkpointing=checkpointing, track=track)
     return model, tokenizer, curve
 
 

@@ -2,15 +2,16 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from lancet_pipeline.data.batches import TokenBatch, TokenSequence, collate, epoch_batches
 from lancet_pipeline.errors import LancetError
-from lancet_pipeline.models.likelihood import response_logits
+from lancet_pipeline.models.likelihood import token_logps
+from lancet_pipeline.models.memory import Backoff, Checkpointing, States, activation_checkpointing, adamw, attempt
 from lancet_pipeline.progress import Track, no_progress
 from lancet_pipeline.study import Training
 
@@ -30,12 +31,12 @@ class Optimiser:
         warmup_fraction: float,
         weight_decay: float,
         max_grad_norm: float,
+        optimizer_states: States = "32bit",
     ) -> None:
         self._named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._parameters = list(self._named.values())
-        self._adamw = torch.optim.AdamW(
-            self._parameters, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.95)
-        )
+        self._adamw = adamw(self._parameters, optimizer_states, learning_rate=learning_rate, weight_decay=weight_decay)
+        self._wide = optimizer_states == "32bit"
         self._steps, self._learning_rate, self._max_grad_norm = steps, learning_rate, max_grad_norm
         self._warmup = max(1, round(warmup_fraction * steps))
         self.step = 0
@@ -47,7 +48,30 @@ class Optimiser:
             LancetError: the loss or its gradient is not finite; the parameters are then those before the step.
         """
         self._adamw.zero_grad(set_to_none=True)
-        loss.backward()
+        return self._update(_differentiated(loss))
+
+    def descend_in_parts(
+        self, batch: TokenBatch, loss_of: Callable[[TokenBatch], torch.Tensor], backoff: Backoff
+    ) -> float:
+        """As `descend`, of the sum of `loss_of` over parts of `batch` that fit into memory; of the whole where it fits.
+
+        Raises:
+            InputError: a sequence that does not fit by itself.
+        """
+        rows, width = batch.input_ids.shape
+        while True:
+            self._adamw.zero_grad(set_to_none=True)
+            losses: list[torch.Tensor] = []
+            for part in backoff.parts(rows, width):
+                loss = attempt(lambda part=part: _differentiated(loss_of(batch.part(part))))
+                if loss is None:
+                    backoff.smaller(part, width, batch.name)
+                    break
+                losses.append(loss[0])
+            else:
+                return self._update(torch.stack(losses).sum())
+
+    def _update(self, loss: torch.Tensor) -> float:
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             raise LancetError(
@@ -61,8 +85,9 @@ class Optimiser:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Moments of the trained parameters by `parameter/moment`."""
+        # The 256 levels of 8-bit moments are one tensor for all parameters, which a file of tensors refuses.
         return {
-            f"{name}/{key}": value
+            f"{name}/{key}": value.clone() if key.startswith("qmap") else torch.as_tensor(value)
             for name, parameter in self._named.items()
             for key, value in self._adamw.state[parameter].items()
         }
@@ -73,7 +98,10 @@ class Optimiser:
         for key, value in state.items():
             name, _, moment = key.rpartition("/")
             parameter = self._named[name]
-            self._adamw.state[parameter][moment] = value if moment == "step" else value.to(parameter.device)
+            if moment != "step":
+                self._adamw.state[parameter][moment] = value.to(parameter.device)
+            else:  # a tensor of the host in one AdamW, a number in the other
+                self._adamw.state[parameter][moment] = value if self._wide else int(value)
 
     def _factor(self) -> float:
         if self.step < self._warmup:
@@ -88,12 +116,19 @@ def train(
     settings: Training,
     *,
     seed: int,
+    checkpointing: Checkpointing = "auto",
     track: Track = no_progress,
 ) -> list[float]:
     """Train `model` in place on the mean token loss of each batch; returns the loss of every step.
 
+    A batch that does not fit into memory is taken in parts whose gradients add up to its own.
+
+    Args:
+        checkpointing: of activations, see `memory.activation_checkpointing`.
+
     Raises:
         LancetError: there is nothing to train on, or the loss diverges.
+        InputError: a sequence that does not fit by itself.
     """
     if not sequences:
         raise LancetError("training: there is no sequence to train on")
@@ -110,11 +145,22 @@ def train(
     model.train()
     optimiser = Optimiser(model, steps=steps, **_optimiser(settings))
     curve = []
-    for batch in track(itertools.islice(batches(), steps), steps, "training"):
-        curve.append(optimiser.descend(torch.nn.functional.cross_entropy(*response_logits(model, batch))))
+    backoff = Backoff()
+    with activation_checkpointing(model, checkpointing):
+        for batch in track(itertools.islice(batches(), steps), steps, "training"):
+            tokens = batch.loss_tokens.sum()
+            curve.append(
+                optimiser.descend_in_parts(batch, lambda part, n=tokens: -token_logps(model, part).sum() / n, backoff)
+            )
     model.eval()
     return curve
 
 
-def _optimiser(settings: Training) -> dict[str, float]:
-    return settings.model_dump(include={"learning_rate", "warmup_fraction", "weight_decay", "max_grad_norm"})
+def _differentiated(loss: torch.Tensor) -> torch.Tensor:
+    loss.backward()
+    return loss.detach()
+
+
+def _optimiser(settings: Training) -> dict[str, Any]:
+    names = {"learning_rate", "warmup_fraction", "weight_decay", "max_grad_norm", "optimizer_states"}
+    return settings.model_dump(include=names)
