@@ -25,6 +25,7 @@ import yaml
 from benchmarks.studies import StudyRun, run_study
 from lancet_pipeline.correction import correct
 from lancet_pipeline.correction.study import labelled_pairs, selected
+from lancet_pipeline.data.readers import read_samples
 from lancet_pipeline.data.tokenization import tokenize_held_out
 from lancet_pipeline.deployment import deployment
 from lancet_pipeline.errors import LancetError
@@ -46,7 +47,7 @@ def main(
 ) -> None:
     path = write_study(data, samples, held_out, folder.absolute(), home)
     run = run_study(path, home, "corrected_model", "reference_models")
-    rows = read_source(run.study, "harmful_prompts").to_pylist()
+    rows = read_samples(run.study.data.harmful, responses=True).to_pylist()
     benign = read_source(run.study, "utility_responses").to_pylist()
     values: dict[str, np.ndarray] = {}
     result: dict[str, Any] = {"data": data, "samples": samples, "threads": torch.get_num_threads(), "models": {}}

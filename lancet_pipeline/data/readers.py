@@ -27,7 +27,9 @@ def read_samples(source: DataSource, *, responses: bool = False) -> pa.Table:
         responses: whether every sample must carry a response.
 
     Returns:
-        Table in `data.schema.SAMPLES`, sorted by `sample_id`, cut to `source.rows`.
+        Table in `data.schema.SAMPLES`, sorted by `sample_id`, cut to `source.rows`. Where no responses are asked for, each
+        prompt stands there once, with the first of its samples: data sets of answers repeat their prompts, and a prompt
+        that is asked twice would count twice in every rate.
 
     Raises:
         InputError: the source does not exist or its content does not fit; nothing has been computed then.
@@ -40,6 +42,7 @@ def read_samples(source: DataSource, *, responses: bool = False) -> pa.Table:
         one = source if part is None else source.model_copy(update={"path": str(part)})
         tables[describe(one)] = _samples(one, place, responses)
     table = _joined(tables, repeats_dropped=source.preset != "plain")
+    table = table if responses else _distinct_prompts(table)
     if source.rows is None:
         return table
     start, stop = source.rows
@@ -80,6 +83,13 @@ def _joined(tables: Mapping[str, pa.Table], *, repeats_dropped: bool) -> pa.Tabl
         first |= dict.fromkeys(table["sample_id"].to_pylist(), place)
         kept.append(table)
     return pa.concat_tables(kept).sort_by("sample_id").combine_chunks()
+
+
+def _distinct_prompts(table: pa.Table) -> pa.Table:
+    first: dict[str, int] = {}
+    for row, prompt in enumerate(table["prompt"].to_pylist()):
+        first.setdefault(prompt, row)
+    return table.take(list(first.values()))
 
 
 def data_files(folder: Path) -> list[Path]:

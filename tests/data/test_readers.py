@@ -99,6 +99,14 @@ def test_row_ranges_are_disjoint_parts(tmp_path):
         read_samples(source.model_copy(update={"rows": (10, 12)}))
 
 
+def test_prompts_stand_once_and_their_row_ranges_share_none(tmp_path):
+    rows = [{"prompt": f"p{i % 6}", "response": f"r{i}"} for i in range(18)]
+    source = write(tmp_path / "data.jsonl", rows)
+    parts = [read_samples(source.model_copy(update={"rows": r}))["prompt"].to_pylist() for r in ((0, 2), (2, 6))]
+    assert sorted(parts[0] + parts[1]) == [f"p{i}" for i in range(6)]
+    assert read_samples(source, responses=True).num_rows == 18
+
+
 def test_hh_rlhf_rows_become_a_safe_and_an_unsafe_sample():
     row = {
         "chosen": "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: and?\n\nAssistant: good",

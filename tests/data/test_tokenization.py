@@ -5,6 +5,8 @@ import pytest
 from lancet_pipeline.data.schema import to_samples
 from lancet_pipeline.data.tokenization import load_prepared, prompt_text, save_prepared, tokenize, train_tokenizer
 from lancet_pipeline.errors import InputError
+from lancet_pipeline.evaluation.generation import end_of_turn
+from lancet_pipeline.study import PACKAGED_STUDIES, load_study
 
 ROWS = [
     {"sample_id": "a", "prompt": "How are you?", "response": "Fine, thank you."},
@@ -37,6 +39,14 @@ def test_too_long_is_an_error_cut_or_left_out_as_the_study_says(tokenizer):
     assert [s.sample_id for s in tokenize(tokenizer, ROWS, max_length=40, overlength="drop")] == ["a", "b"]
     with pytest.raises(InputError, match="no sample fits"):
         tokenize(tokenizer, ROWS[2:], max_length=40, overlength="drop")
+
+
+@pytest.mark.parametrize("name", ["hh_opt27b", "beavertails_llama2_7b", "saferlhf_llama31_8b"])
+def test_the_papers_base_models_learn_where_an_answer_ends(tokenizer, name):
+    tokenizer.chat_template = load_study(PACKAGED_STUDIES / f"{name}.yaml").data.chat_template
+    ids = tokenize(tokenizer, ROWS[:1], max_length=256)[0].input_ids.tolist()
+    assert tokenizer.decode(ids) == "Human: How are you?\n\nAssistant: Fine, thank you.<|end|>"
+    assert end_of_turn(tokenizer) == [ids[-1]]
 
 
 def test_templates_that_cannot_be_split_are_refused(tokenizer):
