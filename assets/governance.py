@@ -3,11 +3,11 @@
 import json
 
 from lancet_pipeline import summary
-from lancet_pipeline.artifacts import sha256
 from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
 from lancet_pipeline.data.readers import read_rows
 from lancet_pipeline.evaluation.gates import all_gates
 from lancet_pipeline.evaluation.validation import validate_judge
+from lancet_pipeline.files import sha256
 from lancet_pipeline.governance.bundle import MANIFEST, write_bundle
 from lancet_pipeline.governance.collection import collect_evidence
 from lancet_pipeline.governance.decisions import read_decisions

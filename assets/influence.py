@@ -4,14 +4,20 @@ import json
 import time
 
 from lancet_pipeline import plots
-from lancet_pipeline.artifacts import sha256, take_over
 from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
 from lancet_pipeline.data.expectations import meets, score_expectations, trace_expectations
 from lancet_pipeline.data.tokenization import load_prepared
 from lancet_pipeline.evaluation.influence import retrieval
 from lancet_pipeline.evaluation.queries import read_rows
 from lancet_pipeline.evaluation.reports import answers
-from lancet_pipeline.evaluation.traced_outputs import read_traces, sound, traced_answers, traced_queries, write_traces
+from lancet_pipeline.evaluation.traced_outputs import (
+    all_sound,
+    read_traces,
+    traced_answers,
+    traced_queries,
+    write_traces,
+)
+from lancet_pipeline.files import sha256, take_over
 from lancet_pipeline.linfac import Factors
 from lancet_pipeline.linfac.study import (
     fit_study_factors,
@@ -21,8 +27,9 @@ from lancet_pipeline.linfac.study import (
     read_scores,
     write_scores,
 )
-from lancet_pipeline.linfac.traces import KEPT, trace_outputs
+from lancet_pipeline.linfac.traces import trace_outputs
 from lancet_pipeline.models.reuse import record_seen
+from lancet_pipeline.selection.study import ranked_roles
 
 SUFFICIENT_RELIABILITY = 0.8
 CHOSEN = "damping.json"
@@ -47,7 +54,7 @@ def linfac_factors(run: StageRun) -> Outcome:
     if previous and kept:
         take_over(previous, run.out)
     else:
-        fit_study_factors(model, sequences, run.study, run.track).save(run.out)
+        fit_study_factors(model, sequences, run.study, run.track, run.engine("base_model", model)).save(run.out)
         if run.study.model.reuse is not None:
             record_seen(sequences, run.out)
     factors = Factors.load(run.out, run.device)
@@ -102,6 +109,7 @@ def influence_scores(run: StageRun) -> Outcome:
         journal=run.store.journal,
         track=run.track,
         damping=_known_damping(run, factors_hash),
+        engine=run.engine("base_model", model),
     )
     seconds = time.monotonic() - started
     if run.study.model.reuse is not None:
@@ -157,11 +165,11 @@ def output_traces(run: StageRun) -> Outcome:
         track=run.track,
     )
     outputs = traced_queries(queries, corrected)
-    for report in ("harmlessness", "ood"):
-        generations = read_rows(run.input(f"{report}_report") / "generations.parquet")
-        outputs += traced_answers(report, generations, limit)
-    chosen = read_rows(run.input("pareto_pairs") / "samples.parquet")
-    roles = {row["sample_id"]: row["role"] for row in chosen if row["role"] in KEPT}
+    outputs += traced_answers(
+        "harmlessness", read_rows(run.input("harmlessness_report") / "generations.parquet"), limit
+    )
+    outputs += traced_answers("ood", read_rows(run.input("ood_report") / "generations.parquet"), limit)
+    roles = ranked_roles(run.input("pareto_pairs"))
     model, tokenizer = run.model("base_model")
     _, sequences = load_prepared(run.input("prepared_data"))
     scores = run.store.manifest(run.study.name, "influence_scores", run.versions["influence_scores"])
@@ -176,6 +184,7 @@ def output_traces(run: StageRun) -> Outcome:
         run.study,
         damping=scores["metrics"]["damping"],
         journal=run.store.journal,
+        engine=run.engine("base_model", model),
         track=run.track,
     )
     seconds = time.monotonic() - started
@@ -187,7 +196,7 @@ def output_traces(run: StageRun) -> Outcome:
         metrics={"outputs": len(outputs), "samples": len(roles), "tracing_seconds": seconds},
         checks=[
             Check("every_output_is_traced_once", valid, details),
-            Check("traces_hold_selected_samples", all(sound(trace, roles) for trace in written["samples"].to_pylist())),
+            Check("traces_hold_selected_samples", all_sound(written, roles)),
         ],
     )
 

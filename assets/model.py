@@ -1,12 +1,12 @@
 """The model as trained, its references, and its own undesirable outputs."""
 
 from lancet_pipeline import plots
-from lancet_pipeline.artifacts import take_over
 from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
 from lancet_pipeline.data.expectations import generation_expectations, meets
 from lancet_pipeline.data.tokenization import load_prepared
 from lancet_pipeline.evaluation.queries import undesirable_answers, write_rows
 from lancet_pipeline.evaluation.validation import require_agreement
+from lancet_pipeline.files import take_over
 from lancet_pipeline.models.base import build_reference_models, write_base_model
 from lancet_pipeline.models.loading import finite_parameters, load_model, save_model
 from lancet_pipeline.models.reuse import may_stay

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import dagster as dg
 import pyarrow as pa
 
-from lancet_pipeline.artifacts import ArtifactStore, environment, now, study_lock
+from lancet_pipeline.artifacts import ArtifactStore, environment, now
 from lancet_pipeline.data.schema import content_hash
 from lancet_pipeline.errors import IntegrityError, LancetError
 from lancet_pipeline.evaluation.judges import Judge
@@ -23,6 +23,7 @@ from lancet_pipeline.faults import TRIES, passing_fault, seconds_to_wait
 from lancet_pipeline.governance.signing import Signing
 from lancet_pipeline.graph import STAGES, Stage
 from lancet_pipeline.inputs import read_source, source_version, unchanged
+from lancet_pipeline.linfac.engine import Engine
 from lancet_pipeline.models.loading import load_model, load_tokenizer
 from lancet_pipeline.progress import Track
 from lancet_pipeline.resources import Compute, JudgeSource, ModelSource, RunPlan, Store, Tracking
@@ -88,6 +89,10 @@ class StageRun:
         folder = self.input(asset) / part
         model = load_model(folder, dtype=self.study.model.dtype, device=self.device)
         return model, load_tokenizer(folder)
+
+    def engine(self, asset: str, model: Any) -> Engine:
+        """Where passes of `model`, which the input `asset` holds, run."""
+        return self.compute.engine(self.study, model, self.input(asset))
 
     def train(self, function: Callable[..., R], *arguments: Any) -> R:
         """Call `function(study, *arguments)`, which trains a model, with a checkpoint where the study's `compute` says."""
@@ -201,10 +206,11 @@ def stage_asset(
                         track=logged_progress(context),
                     )
 
-                with study_lock(artifacts.root, study.name):
+                with artifacts.lock(study.name):
                     wanted = (study.name, stage.name, known[stage.name])
                     shared = not stage.names_study and study.model.reuse is None
-                    if artifacts.has(*wanted) or (shared and artifacts.adopt(*wanted)):
+                    there = artifacts.has(*wanted) or artifacts.publish(*wanted)
+                    if there or (shared and artifacts.adopt(*wanted)):
                         yield from _reuse(context, definition, study, artifacts, known, tracking)
                     else:
                         yield from _materialize(context, definition, study, artifacts, known, begin)

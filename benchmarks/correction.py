@@ -126,6 +126,7 @@ class Bench:
         }
         benign = self._prompts.pop("benign")
         self._benign = {part: [row for row in benign if _in_validation(row) is part] for part in (True, False)}
+        self.test_benign = self._benign[False]
         self._held_out = read_source(self.study, "utility_responses").to_pylist()
         self._cache = home / "benchmarks" / "correction" / self.study.name
 
@@ -158,7 +159,7 @@ class Bench:
             result = result | self._kept(f"relearning {name}", settings, lambda: self._relearned(name, settings))
         return result
 
-    def _model(self, name: str, settings: Settings) -> tuple[Any, Any, float, list[dict[str, float]]]:
+    def model(self, name: str, settings: Settings) -> tuple[Any, Any, float, list[dict[str, float]]]:
         if name == "base":
             return *self.run.model("base_model"), self.run.manifest("base_model")["seconds"], []
         if name == "retrain_clean":
@@ -203,7 +204,7 @@ class Bench:
         }
 
     def _tested(self, name: str, settings: Settings) -> dict[str, Any]:
-        model, tokenizer, seconds, curve = self._model(name, settings)
+        model, tokenizer, seconds, curve = self.model(name, settings)
         tokens, evaluation = self.study.compute.batch_tokens, self.study.evaluation
         models = {name: lambda: (model, tokenizer)}
 
@@ -224,7 +225,7 @@ class Bench:
             "ood_": harm("ood", False),
             "utility": utility_report(
                 models,
-                self._benign[False],
+                self.test_benign,
                 lambda tokenizer: tokenize_held_out(tokenizer, self._held_out, self.study.data),
                 self.judge,
                 evaluation.model_copy(update={"sampled": False}),
@@ -266,7 +267,7 @@ class Bench:
         return sum(self.run.manifest(asset)["seconds"] for asset in needed)
 
     def _relearned(self, name: str, settings: Settings) -> dict[str, Any]:
-        model, tokenizer, _, _ = self._model(name, settings)
+        model, tokenizer, _, _ = self.model(name, settings)
         labels = self.samples["is_safe"].to_pylist()
         harmful = [s for s, is_safe in zip(self.sequences, labels, strict=True) if is_safe is False]
         prompts = self._prompts["harmful"][:100]

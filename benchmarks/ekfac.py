@@ -19,7 +19,7 @@ from torch import nn
 from lancet_pipeline.data.batches import TokenBatch, TokenSequence, collate
 from lancet_pipeline.linfac import Factors, LinfacConfig, find_units
 from lancet_pipeline.linfac.factors import KroneckerFactor
-from lancet_pipeline.linfac.fitting import sample_labels
+from lancet_pipeline.linfac.sums import sample_labels
 from lancet_pipeline.models.loading import fingerprint
 
 

@@ -1,34 +1,47 @@
 """The artifact store: what each asset wrote, whole or absent, under the version that it was computed for.
 
 ROOT/artifacts/STUDY/ASSET/VERSION[:16]/   the files, and manifest.json with the SHA-256 of each
+ROOT/artifacts/STUDY/ASSET/current         the version that was written or confirmed last
+
+With a URL, that is the store and ROOT its cache:
+
+URL/objects/STUDY/SHA256                                a file's content; content never changes under its name
+URL/artifacts/STUDY/ASSET/VERSION[:16]/manifest.json    written last, so that an artifact is whole or absent there too
+URL/artifacts/STUDY/ASSET/current
 """
 
-import errno
+import fnmatch
 import hashlib
 import json
 import os
 import platform
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from lancet_pipeline.errors import InputError, IntegrityError
-
-MANIFEST = "manifest.json"
+from lancet_pipeline.files import MANIFEST, full_disk, hash_files, sha256, take_over, verify_files, whole_or_absent
+from lancet_pipeline.locks import lease, study_lock
+from lancet_pipeline.remote import Remote
 
 
 class ArtifactStore:
-    """Artifacts of all studies below one root directory."""
+    """Artifacts of all studies below one root directory, or with `url` below that, as `remote.check_url` wants it. What
+    asks a URL raises Unreachable where it does not answer, and InputError where it says no."""
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, url: str = "") -> None:
         self.root = Path(root).expanduser().absolute()
+        self.remote = Remote(url) if url else None
         self._verified: set[Path] = set()
+
+    @property
+    def place(self) -> str:
+        """Where the artifacts are, for messages."""
+        return self.remote.url if self.remote else str(self.root)
 
     @property
     def journal(self) -> Path:
@@ -39,75 +52,143 @@ class ArtifactStore:
         """Where training that makes an artifact of `version` says how far it is, until it is done."""
         return self.root / "checkpoints" / f"{version[:16]}.safetensors"
 
+    def address(self, study: str, asset: str, version: str) -> str:
+        """Where an artifact is, for messages: its folder, or its URL."""
+        key = _key(study, asset, version)
+        return self.remote.address(key) if self.remote else str(self.root / key)
+
     def folder(self, study: str, asset: str, version: str) -> Path:
         return self.root / "artifacts" / study / asset / version[:16]
 
+    @contextmanager
+    def lock(self, study: str, wait: float = 0.0) -> Iterator[None]:
+        """One run on a study at a time, in all processes and on all machines that share the URL; see `locks`. The same
+        process may hold it more than once. Raises Busy after `wait` seconds."""
+        with study_lock(self.root, study, wait) as first:
+            if first and self.remote is not None:
+                with lease(self.remote, self.root, study, wait):
+                    yield
+            else:
+                yield
+
     def has(self, study: str, asset: str, version: str) -> bool:
         """Whether an artifact is there and, where it says on which bytes of its inputs it was built, those are."""
-        if not self._written(study, asset, version):
-            return False
-        record = self.manifest(study, asset, version)
+        record = self._find(study, asset, version)
+        return record is not None and self._built_on_what_is_there(study, record)
+
+    def _built_on_what_is_there(self, study: str, record: Mapping[str, Any]) -> bool:
         built_on = record.get("built_on", {})
         return all(self.digest(study, name, record["inputs"][name]) == digest for name, digest in built_on.items())
 
     def digest(self, study: str, asset: str, version: str) -> str | None:
         """SHA-256 over the list of an artifact's files; None where it is not there."""
-        if not self._written(study, asset, version):
+        record = self._find(study, asset, version)
+        if record is None:
             return None
-        files = self.manifest(study, asset, version)["files"]
-        return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-
-    def _written(self, study: str, asset: str, version: str) -> bool:
-        return (self.folder(study, asset, version) / MANIFEST).is_file()
+        return hashlib.sha256(json.dumps(record["files"], sort_keys=True).encode()).hexdigest()
 
     def manifest(self, study: str, asset: str, version: str) -> dict[str, Any]:
+        record = self._find(study, asset, version)
+        if record is None:
+            raise InputError(f"{self.address(study, asset, version)}: no such artifact; run `lancet run {study}` first")
+        return record
+
+    def _find(self, study: str, asset: str, version: str) -> dict[str, Any] | None:
+        if self.remote is not None:
+            content = self.remote.get(f"{_key(study, asset, version)}/{MANIFEST}")
+            return None if content is None else json.loads(content)
+        return self._cached(study, asset, version)
+
+    def _cached(self, study: str, asset: str, version: str) -> dict[str, Any] | None:
         path = self.folder(study, asset, version) / MANIFEST
-        if not path.is_file():
-            raise InputError(f"{path.parent}: no such artifact; run `lancet run {study}` first")
-        return json.loads(path.read_text())
+        return json.loads(path.read_text()) if path.is_file() else None
 
     def read(self, study: str, asset: str, version: str) -> Path:
-        """Folder of an artifact, once its bytes agree with its manifest (checked once a process).
+        """Folder of an artifact, once its bytes agree with its manifest (checked once a process). What the cache of a URL
+        does not have, or not whole, is fetched.
 
         Raises:
             IntegrityError: a file is missing, added or changed.
         """
         folder = self.folder(study, asset, version)
         if folder not in self._verified:
-            verify_files(folder, self.manifest(study, asset, version)["files"], {MANIFEST})
+            manifest = self.manifest(study, asset, version)
+            if self.remote is None:
+                verify_files(folder, manifest["files"], {MANIFEST})
+            else:
+                (self.root / "locks").mkdir(parents=True, exist_ok=True)
+                with FileLock(self.root / "locks" / ".cache.lock"):  # nobody fetches what another process fetches
+                    if not _agrees(folder, manifest):
+                        self._fetch(self.remote, folder, manifest)
             self._verified.add(folder)
         return folder
 
+    def _fetch(self, remote: Remote, folder: Path, manifest: Mapping[str, Any]) -> None:
+        remedy = f"restore it, or remove {remote.address(_key(*_names(manifest)))}/{MANIFEST} and run again"
+        with self._folder(folder) as staging:
+            for entry in manifest["files"]:
+                target, key = staging / entry["path"], f"objects/{manifest['study']}/{entry['sha256']}"
+                if not target.resolve().is_relative_to(staging.resolve()):
+                    raise IntegrityError(f"{remote.address(key)}: would be written outside of {folder}; {remedy}")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if not remote.fetch(key, target):
+                    raise IntegrityError(f"{remote.address(key)}: missing, it is {entry['path']}; {remedy}")
+                if sha256(target) != entry["sha256"]:
+                    raise IntegrityError(
+                        f"{remote.address(key)}: its bytes are not those of its name, it is {entry['path']}; {remedy}"
+                    )
+            (staging / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True))
+
     @contextmanager
     def write(self, study: str, asset: str, version: str, record: dict[str, Any]) -> Iterator[Path]:
-        """A folder to write into, that takes its place with a manifest holding `record` when the block ends well.
+        """A folder to write into, that takes its place with a manifest holding `record` when the block ends well, and is
+        uploaded then.
 
         Raises:
             InputError: the disk is full.
         """
         final = self.folder(study, asset, version)
-        try:
-            final.parent.mkdir(parents=True, exist_ok=True)
-            staging = Path(tempfile.mkdtemp(prefix=f".{version[:16]}-", dir=final.parent))
-        except OSError as error:
-            raise _full_disk(error, self.root) from error
-        try:
+        with self._folder(final) as staging:
             yield staging
             files = hash_files(staging)
             manifest = {"asset": asset, "study": study, "version": version, **record, "files": files}
             (staging / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True))
-            for path in staging.rglob("*"):
-                _sync(path)
-            if final.exists():  # an earlier copy that is broken, or built on other bytes: `has` said no
-                shutil.rmtree(final)
-            staging.rename(final)
-            _sync(final.parent)
-        except BaseException as error:
-            shutil.rmtree(staging, ignore_errors=True)
-            if isinstance(error, Exception) and not isinstance(error, InputError):
-                raise _full_disk(error, self.root) from error
-            raise
+        self._upload(final, manifest)
         self.confirm(study, asset, version)
+
+    @contextmanager
+    def _folder(self, final: Path) -> Iterator[Path]:
+        """`whole_or_absent` in place of a copy that is broken, or built on other bytes: `has` said no."""
+        try:
+            with whole_or_absent(final, replace=True, mode=0o700) as staging:
+                yield staging
+        except (InputError, IntegrityError):
+            raise
+        except Exception as error:
+            raise full_disk(error, self.root) from error
+
+    def _upload(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+        if self.remote is not None:
+            for entry in manifest["files"]:
+                self.remote.put(f"objects/{manifest['study']}/{entry['sha256']}", folder / entry["path"])
+            self.remote.put(f"{_key(*_names(manifest))}/{MANIFEST}", (folder / MANIFEST).read_bytes())
+
+    def publish(self, study: str, asset: str, version: str) -> bool:
+        """Upload what the cache has of an artifact and the URL does not: an upload was cut short, or the home is older
+        than its URL.
+
+        Returns:
+            Whether the artifact is there now.
+        """
+        manifest = self._cached(study, asset, version)
+        if self.remote is None or manifest is None or not self._built_on_what_is_there(study, manifest):
+            return False
+        folder = self.folder(study, asset, version)
+        if not _agrees(folder, manifest):
+            return False
+        self._upload(folder, manifest)
+        self.confirm(study, asset, version)
+        return True
 
     def adopt(self, study: str, asset: str, version: str) -> bool:
         """Take over the same version of an asset from another study: equal versions are equal content, but for studies
@@ -119,10 +200,9 @@ class ArtifactStore:
         Returns:
             Whether another study had it.
         """
-        for path in sorted(self.root.glob(f"artifacts/*/{asset}/{version[:16]}/{MANIFEST}")):
-            owner = path.parents[2].name
-            record = self.manifest(owner, asset, version)
-            if record["version"] != version:
+        for owner in self.studies(f"{asset}/{version[:16]}"):
+            record = self._find(owner, asset, version)
+            if record is None or record["version"] != version:
                 continue
             try:
                 source = self.read(owner, asset, version)
@@ -133,18 +213,42 @@ class ArtifactStore:
             return True
         return False
 
+    def studies(self, artifact: str = "*/*") -> list[str]:
+        """Studies that have an artifact, in alphabetical order; one whose ASSET/VERSION[:16] fits the pattern."""
+        return sorted({key.split("/")[1] for key in self._manifests("*", artifact)})
+
+    def versions(self, study: str) -> list[tuple[str, str]]:
+        """Asset and first 16 digits of the version of every artifact of a study, in alphabetical order."""
+        return sorted((key.split("/")[2], key.split("/")[3]) for key in self._manifests(study, "*/*"))
+
+    def _manifests(self, study: str, artifact: str) -> list[str]:
+        pattern = f"artifacts/{study}/{artifact}/{MANIFEST}"
+        if self.remote is not None:
+            prefix = "artifacts" if study == "*" else f"artifacts/{study}"
+            return fnmatch.filter(self.remote.keys(prefix), pattern)
+        keys = (path.relative_to(self.root).as_posix() for path in self.root.glob(pattern))
+        return [key for key in keys if "/." not in key]
+
     def current(self, study: str, asset: str) -> str | None:
         """Version that was written or confirmed last, None where there is none."""
-        pointer = self.root / "artifacts" / study / asset / "current"
+        key = f"artifacts/{study}/{asset}/current"
+        if self.remote is not None:
+            content = self.remote.get(key)
+            return None if content is None else content.decode().strip()
+        pointer = self.root / key
         return pointer.read_text().strip() if pointer.is_file() else None
 
     def confirm(self, study: str, asset: str, version: str) -> None:
         """Make a version that is there the current one."""
-        if self.current(study, asset) != version:
-            folder = self.root / "artifacts" / study / asset
-            temporary = folder / f".current-{os.getpid()}"
-            temporary.write_text(version)
-            temporary.replace(folder / "current")
+        if self.current(study, asset) == version:
+            return
+        key = f"artifacts/{study}/{asset}/current"
+        if self.remote is not None:
+            self.remote.put(key, version.encode())
+            return
+        temporary = self.root / f"{key.removesuffix('current')}.current-{os.getpid()}"
+        temporary.write_text(version)
+        temporary.replace(self.root / key)
 
     def lineage(self, study: str, roots: Mapping[str, str]) -> dict[str, dict[str, Any]]:
         """Manifests of `roots` (asset -> version) and of every stage they were computed from, by asset."""
@@ -152,80 +256,28 @@ class ArtifactStore:
         waiting = list(roots.items())
         while waiting:
             name, version = waiting.pop()
-            if name in found or not self._written(study, name, version):
-                continue  # sources have versions but no folder
-            found[name] = self.manifest(study, name, version)
-            waiting += found[name]["inputs"].items()
+            record = None if name in found else self._find(study, name, version)
+            if record is not None:  # sources have versions but no folder
+                found[name] = record
+                waiting += record["inputs"].items()
         return found
 
 
-@contextmanager
-def study_lock(root: Path, study: str, wait: float = 0.0) -> Iterator[None]:
-    """One run on a study at a time, in all processes; the same process may hold it more than once.
+def _key(study: str, asset: str, version: str) -> str:
+    return f"artifacts/{study}/{asset}/{version[:16]}"
 
-    Args:
-        wait: seconds that another run is waited for.
 
-    Raises:
-        InputError: another run holds it.
-    """
-    path = root / "locks" / f"{study}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, timeout=0, is_singleton=True, thread_local=False)
+def _names(manifest: Mapping[str, Any]) -> tuple[str, str, str]:
+    return manifest["study"], manifest["asset"], manifest["version"]
+
+
+def _agrees(folder: Path, manifest: Mapping[str, Any]) -> bool:
+    """Whether a folder of the cache holds what a manifest says."""
     try:
-        lock.acquire(timeout=wait)
-    except Timeout:
-        raise InputError(
-            f"study '{study}': another run is going on ({path}); wait for it to end, or use another --home"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def is_locked(root: Path, study: str) -> bool:
-    """Whether a run on a study is going on, in any process."""
-    try:
-        with study_lock(root, study):
-            return False
-    except InputError:
-        return True
-
-
-def hash_files(folder: Path) -> list[dict[str, Any]]:
-    """Relative path, size and SHA-256 of every file below `folder`, by path."""
-    return [
-        {"path": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size, "sha256": sha256(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    ]
-
-
-def verify_files(folder: Path, files: list[Mapping[str, Any]], besides: set[str]) -> None:
-    """Compare `folder` with a list made by `hash_files`; files named in `besides` are not looked at.
-
-    Raises:
-        IntegrityError: names the first file, in the order of paths, that is missing, added or changed.
-    """
-    promised = {entry["path"]: entry for entry in files}
-    present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() or p.is_symlink()} - besides
-    for path in sorted(promised.keys() | present):
-        if path not in present:
-            raise IntegrityError(
-                f"{folder / path}: missing, though the manifest lists it; restore it, or remove {folder} and run again"
-            )
-        if path not in promised:
-            raise IntegrityError(f"{folder / path}: the manifest does not list it; remove it")
-        if (folder / path).is_symlink() or sha256(folder / path) != promised[path]["sha256"]:
-            raise IntegrityError(
-                f"{folder / path}: its bytes are not those of the manifest; restore it, or remove {folder} and run again"
-            )
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        verify_files(folder, manifest["files"], {MANIFEST})
+    except IntegrityError:
+        return False
+    return folder.is_dir()
 
 
 def environment() -> dict[str, str]:
@@ -238,37 +290,3 @@ def environment() -> dict[str, str]:
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def take_over(source: Path, target: Path) -> None:
-    """Every file below `source`, but for its manifest, below `target` too: hard links where the disk has them."""
-    for path in sorted(source.rglob("*")):
-        if path.is_file() and path != source / MANIFEST:
-            copy = target / path.relative_to(source)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            _link(path, copy)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a disk without hard links
-        shutil.copyfile(source, target)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _full_disk(error: Exception, root: Path) -> Exception:
-    """`error`, or what to do about it where its cause is a full disk (libraries wrap that in errors of their own)."""
-    full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
-    existing = next(path for path in (root, *root.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    if (not full and not (isinstance(error, OSError) or "No space" in str(error))) or (not full and free > 2**20):
-        return error
-    return InputError(f"{root}: the disk is full ({free / 2**20:.0f} MiB free); free some space or use another --home")

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 
 import dagster as dg
 
-from lancet_pipeline.artifacts import ArtifactStore, is_locked
+from lancet_pipeline.artifacts import ArtifactStore
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.graph import REPORTS, STAGES, upstream
+from lancet_pipeline.locks import is_locked
 from lancet_pipeline.observation import (
     Look,
     Watch,

@@ -82,11 +82,10 @@ def summary(
     as_json: AsJson = False,
 ) -> None:
     """Figures of the last run of a study."""
-    from lancet_pipeline.artifacts import ArtifactStore
     from lancet_pipeline.summary import summarise
 
     where = _deployment(home)
-    figures = summarise(ArtifactStore(where.home), study_name(study))
+    figures = summarise(where.store(), study_name(study))
     if as_json:
         print(json.dumps(figures, indent=2))
     else:
@@ -105,13 +104,12 @@ def trace(
     as_json: AsJson = False,
 ) -> None:
     """Training samples and tokens behind the base model's answer to a prompt."""
-    from lancet_pipeline.artifacts import ArtifactStore
     from lancet_pipeline.study import find_study, load_study
     from lancet_pipeline.tracing import logged_answer, trace_answer
 
     where = _deployment(home)
     settings = load_study(find_study(study, where.study_directories))
-    store = ArtifactStore(where.home)
+    store = where.store()
     if (prompt is None) == (answer_id is None):
         raise InputError("lancet trace: give either --prompt or --id")
     if answer_id is not None:
@@ -214,7 +212,7 @@ def experiment_run(experiment: ExperimentName, home: Home = None) -> None:
     found = load_experiment(find_experiment(experiment, where.experiment_directories), where.study_directories)
     plans = plan_experiment(found, where)
     waiting = sum(bool(plan.stale) for plan in plans)
-    _tell(f"experiment {found.name}: {waiting} of {len(plans)} variants to run, results go to {where.home}")
+    _tell(f"experiment {found.name}: {waiting} of {len(plans)} variants to run, results go to {where.store().place}")
     failures = run_experiment(plans, _tell)
     if failures:
         raise LancetError(
@@ -232,14 +230,13 @@ def experiment_summary(
     as_json: AsJson = False,
 ) -> None:
     """Figures at every value of every factor: mean and range over seeds."""
-    from lancet_pipeline.artifacts import ArtifactStore
     from lancet_pipeline.experiment import find_experiment, load_experiment
     from lancet_pipeline.running import variant_versions
     from lancet_pipeline.sensitivity import FIGURES, summarise_experiment
 
     where = _deployment(home)
     found = load_experiment(find_experiment(experiment, where.experiment_directories), where.study_directories)
-    result = summarise_experiment(found, ArtifactStore(where.home), variant_versions(found, where))
+    result = summarise_experiment(found, where.store(), variant_versions(found, where))
     if plots is not None:
         from lancet_pipeline.plots import sensitivity
 
@@ -283,7 +280,6 @@ def _deployment(home: Path | None) -> Deployment:
 
 
 def _run(study: str, home: Path | None, until: str | None) -> None:
-    from lancet_pipeline.artifacts import ArtifactStore
     from lancet_pipeline.running import execute, plan_run
     from lancet_pipeline.summary import summarise
 
@@ -291,12 +287,12 @@ def _run(study: str, home: Path | None, until: str | None) -> None:
     plan = plan_run(study, where, until)
     name = plan.study.name
     if plan.stale:
-        print(f"study {name}: {len(plan.stale)} assets to run, results go to {where.home}", file=sys.stderr)
+        print(f"study {name}: {len(plan.stale)} assets to run, results go to {where.store().place}", file=sys.stderr)
     else:
         print(f"study {name}: nothing changed, nothing to run", file=sys.stderr)
     execute(plan)
     if until is None:
-        _print_summary(summarise(ArtifactStore(where.home), name), where)
+        _print_summary(summarise(where.store(), name), where)
 
 
 def _print_summary(figures: dict[str, Any], where: Deployment) -> None:

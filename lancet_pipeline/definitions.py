@@ -37,7 +37,10 @@ def build_definitions(where: Deployment, study_files: Mapping[str, str] | None =
         experiment_directories=list(map(str, where.experiment_directories)),
         files=dict(study_files or {}),
     )
-    store, models = Store(home=home), ModelSource(directories=list(map(str, where.model_directories)))
+    store, models = (
+        Store(home=home, artifacts=where.artifacts),
+        ModelSource(directories=list(map(str, where.model_directories))),
+    )
     return dg.Definitions(
         assets=dg.load_assets_from_modules([data, model, influence, selection, correction, evaluation, governance]),
         jobs=[correction_job, experiment_job],

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lancet_pipeline.artifacts import ArtifactStore
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.experiment import PACKAGED_EXPERIMENTS
 from lancet_pipeline.governance.signing import Signing
+from lancet_pipeline.remote import VARIABLE as ARTIFACTS
+from lancet_pipeline.remote import check_url
 from lancet_pipeline.study import PACKAGED_STUDIES
 
 DAGSTER_POSTGRES = "LANCET_DAGSTER_POSTGRES_URL"
@@ -21,7 +24,8 @@ class Deployment:
     tracking_uri: an MLflow server; empty for a SQLite file below home. signing: who signs audit bundles.
     alerts: whether LANCET_WEBHOOK names a webhook; its URL is a secret, which the resource `Alerts` reads where it is used.
     page: address of Dagster's page, for links.
-    dagster_postgres_url: Dagster's database; empty for SQLite files below home."""
+    dagster_postgres_url: Dagster's database; empty for SQLite files below home.
+    artifacts: URL of the store of artifacts, whose cache is home then; empty for home alone."""
 
     home: Path
     study_directories: tuple[Path, ...]
@@ -32,17 +36,21 @@ class Deployment:
     alerts: bool = False
     page: str = ""
     dagster_postgres_url: str = ""
+    artifacts: str = ""
+
+    def store(self) -> ArtifactStore:
+        return ArtifactStore(self.home, self.artifacts)
 
 
 def deployment(environ: Mapping[str, str], home: Path | None = None) -> Deployment:
     """The deployment that LANCET_HOME, LANCET_STUDIES, LANCET_EXPERIMENTS, LANCET_MODELS, MLFLOW_TRACKING_URI,
-    LANCET_WEBHOOK, LANCET_PAGE, LANCET_DAGSTER_POSTGRES_URL and those of `_signing` describe.
+    LANCET_WEBHOOK, LANCET_PAGE, LANCET_DAGSTER_POSTGRES_URL, LANCET_ARTIFACTS and those of `_signing` describe.
 
     Args:
         home: goes before LANCET_HOME.
 
     Raises:
-        InputError: an address with a password in it.
+        InputError: an address with a password in it, or one of artifacts that is no URL.
     """
     tracking = environ.get("MLFLOW_TRACKING_URI", "")
     if re.search(r"//[^/@\s]*:[^/@\s]*@", tracking):
@@ -61,6 +69,7 @@ def deployment(environ: Mapping[str, str], home: Path | None = None) -> Deployme
         bool(environ.get("LANCET_WEBHOOK")),
         environ.get("LANCET_PAGE", ""),
         environ.get(DAGSTER_POSTGRES, ""),
+        check_url(environ.get(ARTIFACTS, "")),
     )
 
 

@@ -125,7 +125,7 @@ _STAGES = (
         "correction",
         ("pareto_pairs", "base_model", "prepared_data"),
         ("correction", "pareto.pairing", "seed"),
-        "3",
+        "4",
     ),
     Stage(
         "harmlessness_report",

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from lancet_pipeline.artifacts import sha256
 from lancet_pipeline.data.readers import read_rows, read_samples
 from lancet_pipeline.data.schema import content_hash
 from lancet_pipeline.errors import InputError
+from lancet_pipeline.files import sha256
 from lancet_pipeline.models.loading import check_checkpoint, check_files
+from lancet_pipeline.models.memory import require_memory_packages
 from lancet_pipeline.study import JudgeSettings, Study
 
 if TYPE_CHECKING:
@@ -38,8 +39,10 @@ def source_versions(study: Study, model_directories: Sequence[Path]) -> dict[str
     """Content version of every source of a study; reading them validates them all.
 
     Raises:
-        InputError: the first source that does not fit, or evaluation prompts that the training data or the probes hold.
+        InputError: the first source that does not fit, evaluation prompts that the training data or the probes hold, or a
+            setting that needs a package which is not installed.
     """
+    require_memory_packages(study)
     tables = {name: read_source(study, name) for name in _TABLES}
     _check_held_out(tables)
     versions = {name: content_hash(table) for name, table in tables.items()}

@@ -93,11 +93,13 @@ def promote(
     version: int | None = None,
     now: datetime | None = None,
     trust: Trust = Trust(),  # noqa: B008, a frozen value
+    artifacts: str = "",
 ) -> dict[str, Any]:
     """Make the candidate, or `version`, the champion for `valid_days`. The present champion's approval is renewed so, too.
 
     Args:
         trust: what the bundle's signature is held against.
+        artifacts: URL of the store of artifacts; empty where `home` is.
 
     Returns:
         The entry of the log.
@@ -109,10 +111,11 @@ def promote(
     """
     approver, reason = _signed(approver, reason, "promote")
     moment = now or datetime.now(UTC)
+    store = ArtifactStore(home, artifacts)
     with decision_lock(home, study):
         _, versions = _consistent(home, tracking, study)
-        chosen = _version(versions, version, study) if version is not None else _candidate(home, versions, study)
-        found = evaluate(ArtifactStore(home), study, chosen.tags, trust)
+        chosen = _version(versions, version, study) if version is not None else _candidate(store, versions, study)
+        found = evaluate(store, study, chosen.tags, trust)
         values = {"model": chosen.name, "version": chosen.number, "bundle": chosen.tags.get(BUNDLE_TAG, "")}
         values |= {"gates": found.gates, "moment": moment, "actor": approver}
         if found.faults:
@@ -256,12 +259,11 @@ def _version(versions: Sequence[RegisteredVersion], number: int, study: str) -> 
     )
 
 
-def _candidate(home: Path, versions: Sequence[RegisteredVersion], study: str) -> RegisteredVersion:
+def _candidate(store: ArtifactStore, versions: Sequence[RegisteredVersion], study: str) -> RegisteredVersion:
     """The version with the alias, where it is the one that the last run stands for."""
     found = next((version for version in versions if "candidate" in version.aliases), None)
     if found is None:
         raise InputError(f"study '{study}': the registry has no candidate of it; run `lancet run {study}` first")
-    store = ArtifactStore(home)
     current = store.current(study, "registered_model")
     held = found.tags.get(f"{VERSION_TAG}registered_model")
     if current is not None and held is None:

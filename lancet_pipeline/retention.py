@@ -4,8 +4,10 @@ What refers to an artifact: the pointer to a study's or variant's last version o
 the registry, an audit bundle; and whatever those were computed from. Bundles are evidence and stay, with all that they
 rest on, until somebody removes them by hand. A study that is being run is left alone.
 
-A folder is renamed before its files go, so that a crash leaves no artifact that is there by half: what it leaves is
-listed again the next time.
+A folder is renamed before its files go, and a manifest goes before the objects that it names, so that a crash leaves no
+artifact that is there by half: what it leaves is listed again the next time.
+
+With a URL for artifacts, what is not referred to goes there and from the home, which is its cache.
 """
 
 import os
@@ -17,9 +19,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from lancet_pipeline.artifacts import MANIFEST, ArtifactStore, study_lock
+from lancet_pipeline.artifacts import ArtifactStore
 from lancet_pipeline.errors import InputError
+from lancet_pipeline.files import MANIFEST
 from lancet_pipeline.governance.readiness import VERSION_TAG
+from lancet_pipeline.locks import Busy
+from lancet_pipeline.remote_retention import RemoteArtifacts, remote_studies
 
 DAY = 86_400.0
 REMOVED = ".removed-"
@@ -30,12 +35,13 @@ RegistryTags = Callable[[str], Sequence[Mapping[str, str]]]
 
 @dataclass(frozen=True)
 class Unreferenced:
-    """Something that may go. kind: the asset, or what else it is. bytes: on the disk; a file with several links counts
-    its share of each."""
+    """Something that may go. kind: the asset, or what else it is. path: of a file or folder, or the address of an artifact or
+    object below a URL. bytes: on the disk; a file with several links, or an object of several artifacts, counts its share
+    of each."""
 
     study: str
     kind: str
-    path: Path
+    path: Path | str
     bytes: int
 
 
@@ -47,16 +53,17 @@ class Found:
     locked: list[str]
 
 
-def find_unreferenced(home: Path, registry: RegistryTags, now: float | None = None) -> Found:
+def find_unreferenced(home: Path, registry: RegistryTags, now: float | None = None, artifacts: str = "") -> Found:
     """List what may go, by study and path; nothing is changed.
 
     Args:
         now: seconds since the epoch; what a running command may be writing counts as left over after a day.
+        artifacts: URL of the store of artifacts; empty where `home` is.
 
     Raises:
         InputError: a manifest that cannot be read, or a study's folder that is no folder below HOME/artifacts.
     """
-    store = ArtifactStore(home)
+    store = ArtifactStore(home, artifacts)
     items: list[Unreferenced] = []
     locked: list[str] = []
     for study in _studies(store):
@@ -71,15 +78,16 @@ def find_unreferenced(home: Path, registry: RegistryTags, now: float | None = No
     return Found(items, locked)
 
 
-def remove(home: Path, items: Sequence[Unreferenced], registry: RegistryTags) -> int:
+def remove(home: Path, items: Sequence[Unreferenced], registry: RegistryTags, artifacts: str = "") -> int:
     """Delete `items`, as far as nothing refers to them by now; returns how many went.
 
     Raises:
         InputError: an item that does not lie where artifacts or checkpoints lie; nothing is deleted then.
     """
-    store = ArtifactStore(home)
+    store = ArtifactStore(home, artifacts)
     for item in items:
-        _check_inside(store, item.path)
+        if isinstance(item.path, Path):
+            _check_inside(store, item.path)
     removed = 0
     for study in sorted({item.study for item in items}):
         wanted = {item.path for item in items if item.study == study}
@@ -87,8 +95,12 @@ def remove(home: Path, items: Sequence[Unreferenced], registry: RegistryTags) ->
             if not _at_rest(stack, store, study):
                 continue
             still = {item.path for item in _of_study(store, study, registry(study), time.time())}
-            for path in sorted(wanted & still):
-                _remove(path)
+            remote = store.remote and RemoteArtifacts(store, study)
+            for path in sorted(wanted & still, key=str):
+                if isinstance(path, Path):
+                    _remove(path)
+                elif remote is not None:
+                    remote.remove(path)
                 removed += 1
     return removed
 
@@ -101,67 +113,70 @@ def journal_bytes(home: Path) -> int:
 def _at_rest(stack: ExitStack, store: ArtifactStore, study: str) -> bool:
     """Whether no run on the study is going on; none begins then until `stack` ends."""
     try:
-        stack.enter_context(study_lock(store.root, study))
-    except InputError:
+        stack.enter_context(store.lock(study))
+    except Busy:
         return False
     return True
 
 
 def _studies(store: ArtifactStore) -> list[str]:
     folder = store.root / "artifacts"
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
     for name in names:
         _check_inside(store, folder / name)
-    return names
+    return sorted({*names, *remote_studies(store)})
 
 
 def _of_study(
     store: ArtifactStore, study: str, registered: Sequence[Mapping[str, str]], now: float
 ) -> list[Unreferenced]:
-    folder = store.root / "artifacts" / study
-    kept = _referenced(store, study, registered)
+    present, kept = store.versions(study), _referenced(store, study, registered)
     found = []
-    for asset in sorted(path for path in folder.iterdir() if path.is_dir()):
+    for asset in sorted(path for path in (store.root / "artifacts" / study).glob("*") if path.is_dir()):
         for path in sorted(asset.iterdir()):
             if path.name.startswith(REMOVED):
                 found.append(Unreferenced(study, "half removed", path, _size(path)))
             elif path.name.startswith("."):
                 if now - _last_change(path) > DAY:
                     found.append(Unreferenced(study, "half written", path, _size(path)))
-            elif path.is_dir() and path not in kept:
-                found.append(Unreferenced(study, asset.name, path, _size(path)))
+            elif path.is_dir() and (asset.name, path.name) not in kept:
+                unsent = store.remote is not None and (asset.name, path.name) not in present
+                if not unsent or now - _last_change(path) > DAY:  # an upload that failed is tried again
+                    found.append(Unreferenced(study, asset.name, path, _size(path)))
     for path in sorted((store.root / "checkpoints").glob("*.safetensors")):
-        if any((asset / path.stem / MANIFEST).is_file() for asset in folder.iterdir()):
+        if path.stem in {version for _, version in present}:
             found.append(Unreferenced(study, "checkpoint", path, _size(path)))
+    if store.remote is not None:
+        found += [Unreferenced(study, *item) for item in RemoteArtifacts(store, study).unreferenced(kept, now - DAY)]
     return found
 
 
-def _referenced(store: ArtifactStore, study: str, registered: Sequence[Mapping[str, str]]) -> set[Path]:
-    """Folders of the artifacts that something refers to, and of all that they were computed from."""
-    folder = store.root / "artifacts" / study
+def _referenced(store: ArtifactStore, study: str, registered: Sequence[Mapping[str, str]]) -> set[tuple[str, str]]:
+    """Asset and first 16 digits of the version of the artifacts that something refers to, and of all that they were
+    computed from."""
+    present = store.versions(study)
     waiting: list[tuple[str, str]] = []
-    for asset in folder.iterdir():
-        version = store.current(study, asset.name)
+    for asset in sorted({asset for asset, _ in present}):
+        version = store.current(study, asset)
         if version is not None:
-            waiting.append((asset.name, version))
+            waiting.append((asset, version))
     for tags in registered:
         waiting += [
             (key.removeprefix(VERSION_TAG), value) for key, value in tags.items() if key.startswith(VERSION_TAG)
         ]
-    for path in folder.glob(f"audit_bundle/*/{MANIFEST}"):
-        if not path.parent.name.startswith("."):
-            waiting.append(("audit_bundle", path.parent.name))
-    kept: set[Path] = set()
+    waiting += [(asset, version) for asset, version in present if asset == "audit_bundle"]
+    kept: set[tuple[str, str]] = set()
     while waiting:
         asset, version = waiting.pop()
-        path = store.folder(study, asset, version)
-        if path in kept or not store.has(study, asset, version):
-            continue  # sources have versions but no folder
-        kept.add(path)
+        if (asset, version[:16]) in kept:
+            continue
         try:
-            waiting += store.manifest(study, asset, version)["inputs"].items()
+            if store.has(study, asset, version):  # sources have versions but no folder
+                kept.add((asset, version[:16]))
+                waiting += store.manifest(study, asset, version)["inputs"].items()
         except (ValueError, KeyError):
-            raise InputError(f"{path / MANIFEST}: cannot be read; restore it, or remove {path} and run again") from None
+            path = store.address(study, asset, version)
+            raise InputError(f"{path}/{MANIFEST}: cannot be read; restore it, or remove {path} and run again") from None
     return kept
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lancet_pipeline.artifacts import ArtifactStore, study_lock
 from lancet_pipeline.deployment import Deployment
 from lancet_pipeline.errors import InputError, LancetError
 from lancet_pipeline.experiment import Experiment, forget_failure, record_failure
@@ -60,7 +59,7 @@ def plan_study(
     Raises:
         InputError: the disk is too small for what is out of date, or the signer of bundles cannot be used.
     """
-    store = ArtifactStore(where.home)
+    store = where.store()
     stale = [asset for asset in wanted if not store.has(study.name, asset, known[asset])]
     if stale:
         _check_disk(study, where)
@@ -75,8 +74,8 @@ def execute(plan: Plan) -> None:
     Raises:
         LancetError: an asset failed; an InputError where the input is to blame.
     """
-    with study_lock(plan.where.home, plan.study.name):
-        store = ArtifactStore(plan.where.home)
+    store = plan.where.store()
+    with store.lock(plan.study.name):
         for asset, version in plan.versions.items():
             if asset in STAGES and asset not in plan.stale and store.has(plan.study.name, asset, version):
                 store.confirm(plan.study.name, asset, version)
@@ -171,7 +170,7 @@ def _execute_in_dagster(plan: Plan) -> None:
     with dg.DagsterInstance.from_config(str(dagster_home(plan.where))) as instance:
         instance.add_dynamic_partitions("study", [plan.study.name])
         if not plan.where.dagster_postgres_url:  # a database of servers may hold the runs of other homes, too
-            end_lost_runs(instance, ArtifactStore(plan.where.home), time.time())
+            end_lost_runs(instance, plan.where.store(), time.time())
         for arrival in source_events(plan.study.name, plan.versions):
             instance.report_runless_asset_event(arrival)
         result = definitions.resolve_job_def(plan.job).execute_in_process(
@@ -235,7 +234,12 @@ def readable_error(event, where: Deployment | None = None) -> LancetError:
         return LancetError(f"{event.step_key}: the run was stopped")
     name, _, text = message.partition(": ")
     short = name.rpartition(".")[2]
-    kind = {"InputError": InputError, "LancetError": LancetError, "IntegrityError": LancetError}.get(short)
+    kind = {
+        "InputError": InputError,
+        "Busy": InputError,
+        "LancetError": LancetError,
+        "IntegrityError": LancetError,
+    }.get(short)
     if kind is not None:
         return kind(f"{event.step_key}: {text}")
     if where is not None and (lost := lost_server(where, message)) is not None:

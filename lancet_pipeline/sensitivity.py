@@ -46,7 +46,7 @@ def summarise_experiment(
     failures = [{"variant": name, "reason": reason} for name, reason in reasons.items() if reason is not None]
     if not done and not failures:
         raise InputError(
-            f"experiment '{experiment.name}': nothing has been run in {store.root} with the present settings; "
+            f"experiment '{experiment.name}': nothing has been run in {store.place} with the present settings; "
             f"run `lancet experiment run {experiment.name}` first"
         )
     models = {name: model_figures(store, name, lineage) for name, lineage in done.items()}

@@ -99,6 +99,9 @@ class Training(Settings):
     weight_decay: NonNegative = 0.0
     max_grad_norm: Positive = 1.0
     loss_on: Literal["response", "sequence"] = Field(default="response", description="Tokens that carry loss.")
+    optimizer_states: Literal["32bit", "8bit"] = Field(
+        default="32bit", description="Precision of AdamW's moments; 8bit needs lancet-pipeline[memory]."
+    )
 
 
 class ReuseSettings(Settings):
@@ -228,6 +231,9 @@ class CorrectionSettings(Settings):
     learning_rate: Positive = 2e-4
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     max_grad_norm: Positive = 1.0
+    optimizer_states: Literal["32bit", "8bit"] = Field(
+        default="32bit", description="Precision of AdamW's moments; 8bit needs lancet-pipeline[memory]."
+    )
     lora: LoraSettings | None = Field(default=None, description="All parameters are trained where absent.")
     retain_budget: Annotated[float, Field(gt=1)] = Field(
         default=1.05,
@@ -335,10 +341,19 @@ class ComputeSettings(Settings):
         default="in_process", description="Where passes over the data and training run."
     )
     address: str | None = Field(
-        default=None, description="Of the Ray cluster, such as auto or ray://HOST:10001; absent: one on this machine."
+        default=None,
+        description="Of the Ray cluster, HOST:6379 or auto; absent: a cluster on this machine, for this run.",
     )
     workers: Count | None = Field(
         default=None, description="Ray workers, a core or a GPU each; absent: as many as the cluster has."
+    )
+    shard_batches: Count = Field(
+        default=16, description="Batches that a Ray worker takes at once, and may have to repeat."
+    )
+    activation_checkpointing: bool | Literal["auto"] = Field(
+        default="auto",
+        description="Training and correction compute activations again in the backward pass instead of keeping them; auto: "
+        "models from 10^9 parameters on.",
     )
 
 

@@ -42,7 +42,7 @@ def last_run(store: ArtifactStore, study: str) -> dict[str, dict[str, Any]]:
         if version is not None and store.has(study, asset, version):
             lineage = store.lineage(study, {asset: version})
             return store.lineage(study, {asset: version, **_other_reports(store, study, lineage)})
-    raise InputError(f"study '{study}': nothing has been run in {store.root}; run `lancet run {study}` first")
+    raise InputError(f"study '{study}': nothing has been run in {store.place}; run `lancet run {study}` first")
 
 
 def _other_reports(store: ArtifactStore, study: str, lineage: Lineage) -> dict[str, str]:

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import dagster as dg
 
+from lancet_pipeline.linfac.engine import Engine, InProcess
 from lancet_pipeline.progress import Track
 from lancet_pipeline.study import Study
 
@@ -30,6 +31,14 @@ class Compute(dg.ConfigurableResource):
         if wanted == "auto":
             return "cuda" if torch.cuda.is_available() else "cpu"
         return wanted
+
+    def engine(self, study: Study, model: Any, folder: Path) -> Engine:
+        """Where passes of `model`, which is stored in `folder`, over the data of a study run."""
+        if study.compute.engine == "in_process":
+            return InProcess(model)
+        from lancet_pipeline.scale.ray_engine import RayEngine
+
+        return RayEngine(folder, study.model.dtype, self.device or study.compute.device, study.compute)
 
     def train(self, study: Study, work: Callable[..., R], device: str, folder: Path, track: Track) -> R:
         """Call `work(device=..., track=...)`, which trains a model: in this process, or on every worker of the study's Ray

@@ -5,7 +5,6 @@ from contextlib import ExitStack
 import dagster as dg
 from pydantic import PrivateAttr
 
-from lancet_pipeline.artifacts import study_lock
 from lancet_pipeline.observation import known_versions
 from lancet_pipeline.resources.models import ModelSource
 from lancet_pipeline.resources.store import Store
@@ -34,7 +33,7 @@ class RunPlan(dg.ConfigurableResource):
         """
         if partition not in self._read:
             study = self.catalog.load(partition)
-            self._held.enter_context(study_lock(self.store.open().root, study.name, wait=WAIT_SECONDS))
+            self._held.enter_context(self.store.open().lock(study.name, wait=WAIT_SECONDS))
             self._read[partition] = study, known_versions(study, self.models.paths())
         return self._read[partition]
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from governance.conftest import build_evidence, digest
 
-from lancet_pipeline.artifacts import ArtifactStore, sha256
+from lancet_pipeline.artifacts import ArtifactStore
 from lancet_pipeline.evaluation.gates import all_gates
+from lancet_pipeline.files import sha256
 from lancet_pipeline.governance.bundle import MANIFEST, write_bundle
 from lancet_pipeline.governance.evidence import Evidence
 from lancet_pipeline.governance.signing import Signing

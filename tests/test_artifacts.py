@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from lancet_pipeline.artifacts import ArtifactStore, study_lock
+from lancet_pipeline.artifacts import ArtifactStore
 from lancet_pipeline.errors import InputError, IntegrityError
+from lancet_pipeline.locks import study_lock
 
 VERSION = "a" * 64
 
@@ -48,7 +49,7 @@ def test_what_was_written_is_read(tmp_path):
 
 def test_a_second_process_is_refused_while_one_holds_the_study(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from lancet_pipeline.artifacts import study_lock\n"
+        "import sys; from pathlib import Path; from lancet_pipeline.locks import study_lock\n"
         "with study_lock(Path(sys.argv[1]), 's'): pass"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]

@@ -7,11 +7,12 @@ import pytest
 import yaml
 from conftest import tiny_tree, training_rows, write_jsonl, write_tiny_study
 
-from lancet_pipeline.artifacts import ArtifactStore, study_lock
+from lancet_pipeline.artifacts import ArtifactStore
 from lancet_pipeline.automation import end_lost_runs
 from lancet_pipeline.definitions import build_definitions
 from lancet_pipeline.deployment import deployment
 from lancet_pipeline.graph import REPORTS, SOURCES, STAGES, upstream
+from lancet_pipeline.locks import study_lock
 from lancet_pipeline.observation import known_versions
 from lancet_pipeline.study import load_study
 

@@ -12,12 +12,12 @@ import sqlalchemy.exc
 from conftest import training_rows, write_jsonl
 from mlflow.exceptions import MlflowException
 
-from lancet_pipeline.artifacts import is_locked
 from lancet_pipeline.assets.stage import StageRun, tried_again
 from lancet_pipeline.endings import alerts_of
 from lancet_pipeline.errors import InputError, IntegrityError, Unreachable
 from lancet_pipeline.faults import passing_fault
 from lancet_pipeline.graph import STAGES
+from lancet_pipeline.locks import is_locked
 from lancet_pipeline.resources import Alerts, ModelSource, RunPlan, Store, StudyCatalog
 
 
@@ -104,7 +104,7 @@ def test_a_run_holds_its_study_from_its_first_asset_to_its_end(plan, tmp_path):
         import subprocess
         import sys
 
-        code = "import sys; from pathlib import Path; from lancet_pipeline.artifacts import is_locked\n"
+        code = "import sys; from pathlib import Path; from lancet_pipeline.locks import is_locked\n"
         code += "print(is_locked(Path(sys.argv[1]), 'tiny'))"
         command = [sys.executable, "-c", code, str(tmp_path / "home")]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout == "True\n"

@@ -138,7 +138,7 @@ def test_a_study_that_is_being_run_is_left_alone(tmp_path):
     artifact(tmp_path, "base_model", "b" * 64)
     items = find_unreferenced(tmp_path, unregistered).items
     code = (
-        "import sys; from pathlib import Path; from lancet_pipeline.artifacts import study_lock\n"
+        "import sys; from pathlib import Path; from lancet_pipeline.locks import study_lock\n"
         "with study_lock(Path(sys.argv[1]), 's'): print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from lancet_pipeline.artifacts import ArtifactStore, take_over
+from lancet_pipeline.artifacts import ArtifactStore
 from lancet_pipeline.assets.stage import _save_plots
+from lancet_pipeline.files import take_over
 
 VERSION = "a" * 64
 

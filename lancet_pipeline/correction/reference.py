@@ -7,7 +7,8 @@ import torch
 
 from lancet_pipeline.data.batches import TokenSequence, bucketed, collate
 from lancet_pipeline.models import distributed
-from lancet_pipeline.models.likelihood import response_logits, response_logps
+from lancet_pipeline.models.likelihood import read_logits, response_logps
+from lancet_pipeline.models.memory import Backoff
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,16 +30,24 @@ class Reference:
     ) -> None:
         self._logps: dict[str, float] = {}
         self._logits: dict[str, torch.Tensor] = {}
+
+        def keep_logps(sequences: Sequence[TokenSequence]) -> None:
+            logps = response_logps(model, collate(sequences).to(model.device))
+            self._logps.update(zip((s.sample_id for s in sequences), logps.tolist(), strict=True))
+
+        def keep_logits(sequences: Sequence[TokenSequence]) -> None:
+            batch = collate(sequences).to(model.device)
+            logits = read_logits(model, batch, lambda logits, _rows: logits.cpu())
+            rows = logits.split(batch.loss_tokens.tolist())
+            self._logits.update(zip((s.sample_id for s in sequences), rows, strict=True))
+
+        backoff = Backoff()
         with torch.no_grad():
             for sequences, _ in distributed.rounds(_batches(influential, batch_tokens)):
-                logps = response_logps(model, collate(sequences).to(model.device))
-                self._logps.update(zip((s.sample_id for s in sequences), logps.tolist(), strict=True))
+                backoff.over(keep_logps, sequences)
             self._logps = distributed.merged(self._logps)
             for sequences, _ in distributed.in_step(_batches(retained, batch_tokens)):
-                batch = collate(sequences).to(model.device)
-                logits, _ = response_logits(model, batch)
-                rows = logits.cpu().split(batch.loss_tokens.tolist())
-                self._logits.update(zip((s.sample_id for s in sequences), rows, strict=True))
+                backoff.over(keep_logits, sequences)
 
     def logps_of(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:
         """[P] float32."""

@@ -54,6 +54,7 @@ def correct_study_model(
         seed=study.seed,
         batch_tokens=study.compute.batch_tokens,
         checkpoint=checkpoint,
+        checkpointing=study.compute.activation_checkpointing,
         track=track,
     )
 

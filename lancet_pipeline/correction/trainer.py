@@ -17,8 +17,9 @@ from lancet_pipeline.data.batches import TokenSequence, collate
 from lancet_pipeline.errors import InputError, LancetError
 from lancet_pipeline.models import distributed
 from lancet_pipeline.models.checkpoints import CHECKPOINT_SECONDS, Checkpoint, CheckpointFile
-from lancet_pipeline.models.likelihood import perplexity, response_logits, response_logps
+from lancet_pipeline.models.likelihood import perplexity, read_logits, response_logps, token_logps
 from lancet_pipeline.models.loading import fingerprint
+from lancet_pipeline.models.memory import Checkpointing, activation_checkpointing
 from lancet_pipeline.models.training import Optimiser
 from lancet_pipeline.progress import Track, no_progress
 from lancet_pipeline.study import CorrectionSettings
@@ -60,6 +61,7 @@ def correct(
     batch_tokens: int = 4096,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    checkpointing: Checkpointing = "auto",
     track: Track = no_progress,
 ) -> Correction:
     """Correct `model` in place and leave it with the best parameters that respect the retain budget.
@@ -77,6 +79,7 @@ def correct(
         checkpoint: file that says where the correction stands, written no more often than every `checkpoint_seconds`
             (`checkpoints.CheckpointFile`) and gone at the end. A correction that finds its own goes on from there, on any
             number of ranks, to the same parameters.
+        checkpointing: of activations, see `memory.activation_checkpointing`.
 
     Raises:
         InputError: no pair, a pair of one and the same text, or too few neutral samples.
@@ -85,7 +88,7 @@ def correct(
     _require_pairs(pairs)
     retained, watched, generator = hold_apart(neutral, settings, seed)
     file = CheckpointFile(checkpoint, _key(model, pairs, neutral, settings, seed), checkpoint_seconds)
-    with trainable(model, settings.lora, seed):
+    with trainable(model, settings.lora, seed), activation_checkpointing(model, checkpointing):
         work = _Work(model, pairs, retained, watched, settings, generator, batch_tokens)
         if (found := file.load()) is not None:
             work.restore(found)
@@ -133,6 +136,7 @@ class _Work:
             warmup_fraction=settings.warmup_fraction,
             weight_decay=0.0,
             max_grad_norm=settings.max_grad_norm,
+            optimizer_states=settings.optimizer_states,
         )
         self.curve: list[dict[str, float]] = []
         self.best: dict[str, torch.Tensor] = {}
@@ -239,12 +243,13 @@ class _Work:
         return distributed.share(self._retained[step * count :][:count])
 
     def _retain(self, kept: Sequence[TokenSequence], mine: bool) -> torch.Tensor:
-        logits, labels = response_logits(self.model, collate(kept).to(self.model.device))
+        batch = collate(kept).to(self.model.device)
         if self.method.retain == "likelihood":
-            term = torch.nn.functional.cross_entropy(logits, labels)
+            terms = -token_logps(self.model, batch)
         else:
-            term = GENERATORS[self.settings.generator](logits, self._reference.logits_of(kept).to(logits)).mean()
-        return distributed.mean(term, len(labels) * mine)
+            divergence, reference = GENERATORS[self.settings.generator], self._reference.logits_of(kept)
+            terms = read_logits(self.model, batch, lambda logits, rows: divergence(logits, reference[rows].to(logits)))
+        return distributed.mean(terms.mean(), len(terms) * mine)
 
     def _perplexity_ratio(self) -> float:
         return perplexity(self.model, self._watched, self._batch_tokens) / self._initial_perplexity

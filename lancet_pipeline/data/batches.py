@@ -43,6 +43,10 @@ class TokenBatch:
         names = tuple(self.names[int(row)] for row in chosen) if self.names else ()
         return TokenBatch(self.input_ids[chosen], self.attention_mask[chosen], self.loss_mask[chosen], names)
 
+    def part(self, rows: slice) -> "TokenBatch":
+        """Neighbouring sequences; the batch itself where they are all."""
+        return self if rows == slice(0, len(self)) else self.rows(torch.arange(rows.start, rows.stop))
+
     def to(self, device: torch.device | str) -> "TokenBatch":
         tensors = (self.input_ids, self.attention_mask, self.loss_mask)
         return TokenBatch(*(tensor.to(device) for tensor in tensors), self.names)

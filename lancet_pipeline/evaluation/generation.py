@@ -9,6 +9,7 @@ import torch
 
 from lancet_pipeline.data.tokenization import prompt_text
 from lancet_pipeline.errors import InputError
+from lancet_pipeline.models.memory import Backoff
 from lancet_pipeline.progress import Track, no_progress
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ def complete(
     groups = [order[start : start + size] for start in range(0, len(order), size)]
     answers = [Answer("", True)] * len(prompts)
     ends = end_of_turn(tokenizer)
-    for group in track(groups, len(groups), "generating"):
+
+    def answer(group: list[int]) -> None:
         width = max(len(encoded[i]) for i in group)
         ids = torch.full((len(group), width), tokenizer.pad_token_id)
         mask = torch.zeros_like(ids)
@@ -108,6 +110,15 @@ def complete(
         texts = tokenizer.batch_decode(new, skip_special_tokens=True)
         for index, text, ids_ in zip(group, texts, new.tolist(), strict=True):
             answers[index] = Answer(text.strip(), any(end in ids_ for end in ends))
+
+    backoff = Backoff()
+    for group in track(groups, len(groups), "generating"):
+        backoff.run(
+            lambda rows, group=group: answer(group[rows]),
+            len(group),
+            max(len(encoded[i]) for i in group) + max_new_tokens,
+            lambda i, group=group: f"prompt {group[i] + 1} ({prompts[group[i]][:60]!r})",
+        )
     return answers
 
 

@@ -8,6 +8,7 @@ import torch
 
 from lancet_pipeline.data.batches import TokenSequence, bucketed, collate
 from lancet_pipeline.models.likelihood import response_logps
+from lancet_pipeline.models.memory import Backoff
 from lancet_pipeline.progress import Track, no_progress
 
 if TYPE_CHECKING:
@@ -23,10 +24,15 @@ def negative_log_likelihoods(
     """Mean negative log-likelihood of a response token, in nats, of each sequence: [N] float64."""
     found = np.empty(len(sequences))
     groups = bucketed(sequences, batch_tokens)
+
+    def mean_losses(chosen: Sequence[TokenSequence]) -> np.ndarray:
+        batch = collate(chosen).to(model.device)
+        return -(response_logps(model, batch) / batch.loss_tokens).double().cpu().numpy()
+
+    backoff = Backoff()
     with torch.no_grad():
         for indices in track(groups, len(groups), "likelihoods"):
-            batch = collate([sequences[i] for i in indices]).to(model.device)
-            found[indices] = -(response_logps(model, batch) / batch.loss_tokens).double().cpu().numpy()
+            found[indices] = np.concatenate(backoff.over(mean_losses, [sequences[i] for i in indices]))
     return found
 
 

@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from lancet_pipeline.data.batches import TokenSequence, collate, epoch_batches
-from lancet_pipeline.models.likelihood import response_logits
+from lancet_pipeline.models.likelihood import token_logps
 from lancet_pipeline.models.training import Optimiser
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def relearning_curve(
     while optimiser.step < steps:
         for indices in epoch_batches(harmful, batch_size, generator):
             batch = collate([harmful[i] for i in indices]).to(student.device)
-            optimiser.descend(torch.nn.functional.cross_entropy(*response_logits(student, batch)))
+            optimiser.descend(-token_logps(student, batch).mean())
             if optimiser.step % every == 0:
                 curve.append((optimiser.step, measure(student)))
             if optimiser.step == steps:

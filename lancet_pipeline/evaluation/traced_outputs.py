@@ -43,6 +43,11 @@ def read_traces(folder: Path) -> pa.Table:
     return pq.read_table(folder / "traces.parquet")
 
 
+def all_sound(traces: pa.Table, roles: Mapping[str, str]) -> bool:
+    """Whether every trace is `sound`."""
+    return all(sound(trace, roles) for trace in traces["samples"].to_pylist())
+
+
 def sound(trace: Sequence[Mapping[str, Any]], roles: Mapping[str, str]) -> bool:
     """Whether the samples behind an output are selected ones, each once and in its role, and all numbers finite."""
     ids = [sample["sample_id"] for sample in trace]

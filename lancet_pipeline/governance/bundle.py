@@ -17,8 +17,6 @@ import json
 import math
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +24,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lancet_pipeline.artifacts import hash_files, sha256
 from lancet_pipeline.errors import InputError
+from lancet_pipeline.files import hash_files, sha256, whole_or_absent
 from lancet_pipeline.governance.bom import bill_of_materials
 from lancet_pipeline.governance.data_docs import render_data_docs
 from lancet_pipeline.governance.evidence import Evidence
@@ -98,33 +96,20 @@ def write_bundle(evidence: Evidence, folder: Path, signing: Signing) -> dict[str
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
             raise InputError(f"'{name}': the name of a plot or asset may hold letters, digits, '_', '-' and '.' only")
     public_key = enclosed_key(signing)  # a signer that cannot be used is found before anything is written
-    staging = None
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        # The signature names the directory, so the files lie below one of that name from the start.
-        work = staging / folder.name
-        work.mkdir()
-        _write_files(evidence, work)
-        if public_key is not None:
-            (work / PUBLIC_KEY).write_bytes(public_key)
-        _write_json(work / MANIFEST, _manifest(evidence, signing) | {"files": hash_files(work)})
-        _write_text(work / DIGEST, sha256(work / MANIFEST) + "\n")
-        sign_folder(work, signing)
-        manifest = _own_check(work, signing)
-        for path in (*work.rglob("*"), work):
-            _sync(path)
-        work.rename(folder)
-        _sync(folder.parent)
+        with whole_or_absent(folder) as work:  # of the same name, which the signature holds
+            _write_files(evidence, work)
+            if public_key is not None:
+                (work / PUBLIC_KEY).write_bytes(public_key)
+            _write_json(work / MANIFEST, _manifest(evidence, signing) | {"files": hash_files(work)})
+            _write_text(work / DIGEST, sha256(work / MANIFEST) + "\n")
+            sign_folder(work, signing)
+            return _own_check(work, signing)
     except OSError as error:
         raise InputError(
             f"{folder}: the bundle cannot be written ({error.strerror or error}); nothing was left there; free some "
             "space, or choose another directory"
         ) from error
-    finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
-    return manifest
 
 
 def _refuse_occupied(folder: Path) -> None:
@@ -196,14 +181,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 __all__ = ["DIGEST", "FORMAT", "MANIFEST", "verify_bundle", "write_bundle"]

@@ -57,12 +57,11 @@ def bundle(
     home: Home = None,
 ) -> None:
     """Write and sign the audit bundle of the last run afresh, with the decisions up to now, for handing out."""
-    from lancet_pipeline.artifacts import ArtifactStore
     from lancet_pipeline.governance.bundle import write_bundle
     from lancet_pipeline.governance.collection import collect_last_run
 
     where = deployment(os.environ, home)
-    evidence = collect_last_run(ArtifactStore(where.home), study_name(study))
+    evidence = collect_last_run(where.store(), study_name(study))
     manifest = write_bundle(evidence, out.absolute(), where.signing)
     print(f"{out}: written: {len(manifest['files'])} files, signed by {manifest['signer']}")
     print(f"next        lancet verify {out}")

@@ -79,7 +79,7 @@ def collect_last_run(store: ArtifactStore, study: str) -> Evidence:
     version = store.current(study, "audit_bundle")
     if version is None or not store.has(study, "audit_bundle", version):
         raise InputError(
-            f"study '{study}': no run came as far as audit_bundle in {store.root}; run `lancet run {study}`"
+            f"study '{study}': no run came as far as audit_bundle in {store.place}; run `lancet run {study}`"
         )
     bundle = store.read(study, "audit_bundle", version) / "bundle"
     settings = Study.model_validate_json((bundle / "study.json").read_text())

@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -56,6 +55,7 @@ def promote(
         version=version,
         valid_days=valid_days or settings.governance.approval_days,
         trust=own_trust(where.signing),
+        artifacts=where.artifacts,
     )
     print(
         f"study {settings.name}: version {entry['version']} is champion, approved by {entry['actor']} until "
@@ -131,11 +131,11 @@ def gc(
     def tags(study: str) -> list[Mapping[str, str]]:
         return [version.tags for version in tracking.registered(study)]
 
-    found = find_unreferenced(where.home, tags)
+    found = find_unreferenced(where.home, tags, artifacts=where.artifacts)
     journal = journal_bytes(where.home)
     size = sum(item.bytes for item in found.items)
     if not as_json:
-        _print_unreferenced(found.items, where.home)
+        _print_unreferenced(found.items, where.store().place)
         for study in found.locked:
             print(f"skipped     study {study}: a run is going on")
         print(
@@ -148,7 +148,7 @@ def gc(
             if not sys.stdin.isatty():
                 raise InputError("lancet gc --delete: nobody to ask; add --yes to delete without a question")
             typer.confirm(f"Delete {len(found.items)} of these, {_mebibytes(size)}?", abort=True, err=True)
-        removed = remove(where.home, found.items, tags)
+        removed = remove(where.home, found.items, tags, where.artifacts)
     if as_json:
         items = [{**asdict(item), "path": str(item.path)} for item in found.items]
         report = {"unreferenced": items, "bytes": size, "locked": found.locked, "journal_bytes": journal}
@@ -191,13 +191,13 @@ def print_standing(study: str, where: Deployment) -> None:
         print(f"next        {found.next_command}")
 
 
-def _print_unreferenced(items: Sequence[Any], home: Path) -> None:
+def _print_unreferenced(items: Sequence[Any], place: str) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     if not items:
-        print(f"{home}: everything there is referred to; nothing to remove")
+        print(f"{place}: everything there is referred to; nothing to remove")
         return
     groups: dict[tuple[str, str], list[Any]] = {}
     for item in items:

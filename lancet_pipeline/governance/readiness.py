@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lancet_pipeline.artifacts import ArtifactStore, sha256
+from lancet_pipeline.artifacts import ArtifactStore
 from lancet_pipeline.errors import InputError, IntegrityError
 from lancet_pipeline.evaluation.gates import all_gates
+from lancet_pipeline.files import sha256
 from lancet_pipeline.governance.signature import Trust
 from lancet_pipeline.governance.verification import MANIFEST, inspect_bundle
 from lancet_pipeline.study import EvaluationSettings
@@ -41,7 +42,7 @@ def evaluate(store: ArtifactStore, study: str, tags: Mapping[str, str], trust: T
     roots = {asset: version for asset, version in behind.items() if version is not None}
     absent = [asset for asset in BEHIND if asset not in roots or not store.has(study, asset, roots[asset])]
     if absent:
-        return Evaluation({}, [f"{asset} of this version is not in {store.root}" for asset in absent], [])
+        return Evaluation({}, [f"{asset} of this version is not in {store.place}" for asset in absent], [])
     lineage = store.lineage(study, roots)
     try:
         for asset, manifest in lineage.items():

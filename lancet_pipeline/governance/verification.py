@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lancet_pipeline.artifacts import sha256, verify_files
 from lancet_pipeline.errors import InputError, IntegrityError
+from lancet_pipeline.files import sha256, verify_files
 from lancet_pipeline.governance.keys import load_public_key
 from lancet_pipeline.governance.signature import Trust, check_signature, signed_digest
 from lancet_pipeline.governance.signing import SIGNATURE

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from lancet_pipeline.errors import InputError, IntegrityError
+from lancet_pipeline.linfac.placement import is_crowded
 from lancet_pipeline.linfac.units import Unit, UnitKind
 from lancet_pipeline.models.loading import fingerprint
 
@@ -67,6 +68,9 @@ class KroneckerFactor:
         """Curvature along each pair of eigenvectors, [d_s, d_a]."""
         return torch.outer(self.gradient_values, self.input_values) if self.corrected is None else self.corrected
 
+    def to(self, device: torch.device) -> "KroneckerFactor":
+        return KroneckerFactor(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
+
     def tensors(self) -> dict[str, torch.Tensor]:
         return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
 
@@ -103,6 +107,11 @@ class Factors:
         """The same factors with another rho."""
         return replace(self, config=replace(self.config, damping=damping))
 
+    def to(self, device: torch.device | str) -> "Factors":
+        """The factors on a device, as far as it has room for them (`placement`); the others come to it when they are used."""
+        device = torch.device(device)
+        return replace(self, blocks=tuple(b if is_crowded(device) else b.to(device) for b in self.blocks))
+
     def require(self, model: "PreTrainedModel") -> None:
         """Raises:
         InputError: the factors were fitted on another model.
@@ -123,7 +132,7 @@ class Factors:
 
     def precondition_each(self, index: int, gradient: torch.Tensor, dampings: Sequence[float]) -> list[torch.Tensor]:
         """The same under each of several values of rho, for one rotation into the eigenbasis."""
-        block, rotated = self.blocks[index], self._rotated(index, gradient)
+        block, rotated = self.blocks[index].to(gradient.device), self._rotated(index, gradient)
         gradient_sketch, input_sketch = self._sketches(gradient)
         found = []
         for rho in dampings:
@@ -136,12 +145,12 @@ class Factors:
 
     def squared_norm(self, index: int, gradient: torch.Tensor) -> torch.Tensor:
         """M^T (G_hat + lambda I)^-1 M of modular gradients [B, d_s, d_a] of unit `index`: [B]."""
-        damped = self.blocks[index].eigenvalues() + self.damping_value
+        damped = self.blocks[index].eigenvalues().to(gradient.device) + self.damping_value
         return (self._rotated(index, gradient).square_() / damped).flatten(1).sum(1)
 
     def _rotated(self, index: int, gradient: torch.Tensor) -> torch.Tensor:
         """Gradients [..., d_s, d_a] in the eigenbasis of unit `index`, after its sketches."""
-        block = self.blocks[index]
+        block = self.blocks[index].to(gradient.device)
         gradient_sketch, input_sketch = self._sketches(gradient)
         if gradient_sketch is not None:
             gradient = gradient_sketch.T @ gradient
@@ -215,7 +224,7 @@ class Factors:
         fields: list[dict[str, torch.Tensor]] = [{} for _ in units]
         for key, tensor in tensors.items():
             index, field = key.split(".")
-            fields[int(index)][field] = tensor.to(device)
+            fields[int(index)][field] = tensor
         return Factors(
             LinfacConfig(**json.loads(header["config"])),
             units,
@@ -224,7 +233,7 @@ class Factors:
             int(header["sequences"]),
             header["model"],
             float(header["reliability"]),
-        )
+        ).to(device)
 
 
 def sketched(values: torch.Tensor, config: LinfacConfig) -> torch.Tensor:

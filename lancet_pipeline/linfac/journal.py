@@ -10,8 +10,8 @@ import hashlib
 import io
 import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,9 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from lancet_pipeline.data.batches import TokenSequence, bucketed, collate
+from lancet_pipeline.data.batches import TokenBatch, TokenSequence, bucketed, collate
 from lancet_pipeline.errors import IntegrityError
+from lancet_pipeline.linfac.engine import Engine, InProcess
 from lancet_pipeline.linfac.scores import Query, require_model, score_batch
+from lancet_pipeline.models.memory import Backoff
 from lancet_pipeline.progress import Track, no_progress
 
 if TYPE_CHECKING:
@@ -59,12 +61,16 @@ def score_dataset(
     journal: Path | None = None,
     top_tokens: int = 8,
     flush_seconds: float = 20.0,
+    engine: Engine | None = None,
     track: Track = no_progress,
 ) -> Scores:
     """Score `sequences`, those that `journal` does not hold yet.
 
     The journal is written to every `flush_seconds`, between batches. Batches are formed from the longest sequence to
     the shortest, so that what a killed run left over forms the very batches that the whole run would have formed.
+
+    Args:
+        engine: where the pass over the data runs; in this process where absent.
 
     Raises:
         InputError: a query of another model.
@@ -76,8 +82,9 @@ def score_dataset(
     known = _Rows.empty(len(query.weights), top_tokens) if folder is None else _read(folder, query, top_tokens)
     held = {key: row for row, key in enumerate(known.keys)}
     missing = list({key: index for index, key in enumerate(keys) if key not in held}.values())
-    parts = [known]
-    for part in _score(model, [sequences[i] for i in missing], query, batch_tokens, top_tokens, flush_seconds, track):
+    work, parts = ScorePass(query, top_tokens), [known]
+    new = [sequences[i] for i in missing]
+    for part in _scored(engine or InProcess(model), work, new, batch_tokens, flush_seconds, track):
         if folder is not None:
             _write(folder, part)
         parts.append(part)
@@ -114,26 +121,85 @@ class _Rows:
             *(np.concatenate([getattr(part, column) for part in parts]) for column in COLUMNS),
         )
 
+    def table(self) -> pa.Table:
+        return pa.table(
+            {
+                "key": pa.array(self.keys, pa.binary()),
+                "pooled": self.pooled,
+                "norms": self.norms,
+                **{
+                    column: pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+                    for column, values in (
+                        ("by_group", self.by_group),
+                        ("positions", self.positions),
+                        ("shares", self.shares),
+                    )
+                },
+            }
+        )
 
-def _score(
-    model: "PreTrainedModel",
+    @staticmethod
+    def of(table: pa.Table) -> "_Rows":
+        table = table.combine_chunks()
+
+        def matrix(column: str) -> np.ndarray:
+            values = table[column].chunk(0)
+            return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), -1)
+
+        return _Rows(
+            table["key"].to_pylist(),
+            matrix("by_group"),
+            table["pooled"].to_numpy(),
+            table["norms"].to_numpy(),
+            matrix("positions"),
+            matrix("shares"),
+        )
+
+
+@dataclass(frozen=True)
+class ScorePass:
+    """The pass that scores: for each batch its rows, whose keys stay with those who know the sequences."""
+
+    query: Query
+    top_tokens: int
+    most_pieces = None
+
+    def __call__(self, model: "PreTrainedModel", batches: Iterable[TokenBatch]) -> Iterator[_Rows]:
+        query, backoff = self.query.to(model.device), Backoff()
+
+        def rows(batch: TokenBatch) -> _Rows:
+            found = score_batch(model, batch, query)
+            lengths = batch.attention_mask.sum(1).tolist()
+            positions, largest = largest_shares(found.shares, lengths, self.top_tokens)
+            pooled, norms = found.shares.double().sum(1).cpu().numpy(), found.squared_norms.sqrt().cpu().numpy()
+            return _Rows([b""] * len(batch), found.by_group.cpu().numpy(), pooled, norms, positions, largest)
+
+        for batch in batches:
+            yield _Rows.joined(backoff.each(rows, batch))
+
+    def to_table(self, part: _Rows) -> pa.Table:
+        return part.table()
+
+    def from_table(self, table: pa.Table) -> Iterator[_Rows]:
+        yield _Rows.of(table)
+
+
+def _scored(
+    engine: Engine,
+    work: ScorePass,
     sequences: list[TokenSequence],
-    query: Query,
     batch_tokens: int,
-    top_tokens: int,
     flush_seconds: float,
     track: Track,
 ) -> Iterator[_Rows]:
+    """Rows of all `sequences`, those of the last `flush_seconds` together."""
     groups = bucketed(sequences, batch_tokens)
+    keys = iter([sequences[i].key() for group in groups for i in group])
+    batches = (collate([sequences[i] for i in group]) for group in groups)
     waiting: list[_Rows] = []
     last = time.monotonic()
-    for group in track(groups, len(groups), "scoring"):
-        chosen = [sequences[i] for i in group]
-        found = score_batch(model, collate(chosen), query)
-        positions, largest = largest_shares(found.shares, [len(sequence) for sequence in chosen], top_tokens)
-        pooled, norms = found.shares.double().sum(1).cpu().numpy(), found.squared_norms.sqrt().cpu().numpy()
-        by_group = found.by_group.cpu().numpy()
-        waiting.append(_Rows([s.key() for s in chosen], by_group, pooled, norms, positions, largest))
+    for part in engine.run(work, batches, len(groups), "scoring", track):
+        waiting.append(replace(part, keys=[next(keys) for _ in part.keys]))
         if time.monotonic() - last >= flush_seconds:
             yield _Rows.joined(waiting)
             waiting, last = [], time.monotonic()
@@ -164,23 +230,8 @@ def _settings_key(query: Query, top_tokens: int) -> str:
 
 
 def _write(folder: Path, rows: _Rows) -> None:
-    table = pa.table(
-        {
-            "key": pa.array(rows.keys, pa.binary(16)),
-            "pooled": rows.pooled,
-            "norms": rows.norms,
-            **{
-                column: pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
-                for column, values in (
-                    ("by_group", rows.by_group),
-                    ("positions", rows.positions),
-                    ("shares", rows.shares),
-                )
-            },
-        }
-    )
     buffer = io.BytesIO()
-    pq.write_table(table, buffer)
+    pq.write_table(rows.table(), buffer)
     content = buffer.getvalue()
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{os.getpid()}"
@@ -197,20 +248,5 @@ def _read(folder: Path, query: Query, top_tokens: int) -> _Rows:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != path.stem:
             raise IntegrityError(f"{path}: its bytes have changed; remove it, and its samples are scored again")
-        table = pq.read_table(io.BytesIO(content)).combine_chunks()
-
-        def matrix(column: str, table: pa.Table = table) -> np.ndarray:
-            values = table[column].chunk(0)
-            return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), -1)
-
-        parts.append(
-            _Rows(
-                table["key"].to_pylist(),
-                matrix("by_group"),
-                table["pooled"].to_numpy(),
-                table["norms"].to_numpy(),
-                matrix("positions"),
-                matrix("shares"),
-            )
-        )
+        parts.append(_Rows.of(pq.read_table(io.BytesIO(content))))
     return _Rows.joined(parts)

@@ -1,18 +1,20 @@
 """Preconditioned query gradients, and training sequences scored against them without per-sample gradients."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from lancet_pipeline.data.batches import TokenBatch
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.linfac.factors import Factors
 from lancet_pipeline.linfac.refinement import Refinement, refine
-from lancet_pipeline.linfac.units import Unit, backward_pass
+from lancet_pipeline.linfac.units import Unit, backward_pass, sum_over
 from lancet_pipeline.models.loading import fingerprint
+from lancet_pipeline.models.memory import Backoff
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,6 +36,9 @@ class Query:
     matrices: tuple[torch.Tensor, ...]
     weights: tuple[float, ...]
     model: str
+
+    def to(self, device: torch.device | str) -> "Query":
+        return replace(self, matrices=tuple(matrix.to(device) for matrix in self.matrices))
 
     def pooled(self) -> "Query":
         """All queries as one batch: the mean of the groups by their number of queries."""
@@ -89,7 +94,9 @@ def score_sequences(model: "PreTrainedModel", batches: Iterable[TokenBatch], que
         InputError: a query of another model.
     """
     require_model(query, model)
-    scores = torch.cat([_group_scores(model, batch, query).cpu() for batch in batches])
+    backoff = Backoff()
+    found = [backoff.each(lambda part: _group_scores(model, part, query).cpu(), batch) for batch in batches]
+    scores = torch.cat([part for parts in found for part in parts])
     return scores[:, 0] if query.groups is None else scores
 
 
@@ -150,14 +157,14 @@ def score_batch(model: "PreTrainedModel", batch: TokenBatch, query: Query) -> Ba
 
 def gradient_norms(model: "PreTrainedModel", batches: Iterable[TokenBatch], units: Sequence[Unit]) -> torch.Tensor:
     """Norm of every sequence's gradient over all `units`: [N] float32."""
-    found = []
-    for batch in batches:
+
+    def norms(batch: TokenBatch) -> torch.Tensor:
         total = _Sum()
-        backward_pass(
-            model, batch, units, lambda _unit, inputs, gradients, to=total: to.add(squared_norms(inputs, gradients))
-        )
-        found.append(total.value.sqrt().cpu())
-    return torch.cat(found)
+        backward_pass(model, batch, units, lambda _unit, inputs, gradients: total.add(squared_norms(inputs, gradients)))
+        return total.value.sqrt().cpu()
+
+    backoff = Backoff()
+    return torch.cat([part for batch in batches for part in backoff.each(norms, batch)])
 
 
 def self_influence(model: "PreTrainedModel", batches: Iterable[TokenBatch], factors: Factors) -> torch.Tensor:
@@ -170,21 +177,42 @@ def self_influence(model: "PreTrainedModel", batches: Iterable[TokenBatch], fact
         InputError: factors of another model.
     """
     factors.require(model)
-    places = {unit: index for index, unit in enumerate(factors.units)}
-    found = []
-    for batch in batches:
-        total = _Sum()
+    return torch.from_numpy(np.concatenate(list(SelfInfluencePass(factors)(model, batches))))
 
-        def add(unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor, total: _Sum = total) -> None:
-            norms = [
-                factors.squared_norm(places[unit], gradients[rows].float().mT @ inputs[rows].float())
-                for rows in _row_chunks(inputs, gradients)
-            ]
-            total.add(torch.cat(norms))
 
-        backward_pass(model, batch, factors.units, add)
-        found.append(total.value.cpu())
-    return torch.cat(found)
+@dataclass(frozen=True)
+class SelfInfluencePass:
+    """The pass of `self_influence`, [B] float32 for each batch."""
+
+    factors: Factors
+    most_pieces = None
+
+    def __call__(self, model: "PreTrainedModel", batches: Iterable[TokenBatch]) -> Iterator[np.ndarray]:
+        factors = self.factors.to(model.device)
+        places = {unit: index for index, unit in enumerate(factors.units)}
+
+        def squares(batch: TokenBatch) -> np.ndarray:
+            total = _Sum()
+
+            def add(unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
+                norms = [
+                    factors.squared_norm(places[unit], gradients[rows].float().mT @ inputs[rows].float())
+                    for rows in _row_chunks(inputs, gradients)
+                ]
+                total.add(torch.cat(norms))
+
+            backward_pass(model, batch, factors.units, add)
+            return total.value.cpu().numpy()
+
+        backoff = Backoff()
+        for batch in batches:
+            yield np.concatenate(backoff.each(squares, batch))
+
+    def to_table(self, part: np.ndarray) -> pa.Table:
+        return pa.table({"self_influence": part})
+
+    def from_table(self, table: pa.Table) -> Iterator[np.ndarray]:
+        yield table["self_influence"].to_numpy()
 
 
 def require_model(query: Query, model: "PreTrainedModel") -> None:
@@ -232,12 +260,13 @@ def mean_gradient(
     sums: dict[Unit, torch.Tensor] = {}
     count = 0
 
-    def accumulate(unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
+    def accumulate(_part: slice, unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
         gradient = gradients.float().flatten(0, 1).T @ inputs.float().flatten(0, 1)
         sums[unit] = sums[unit] + gradient if unit in sums else gradient
 
+    backoff = Backoff()
     for batch in batches:
-        backward_pass(model, batch, units, accumulate)
+        sum_over(model, batch, units, accumulate, backoff)
         count += len(batch)
     if count == 0:
         raise InputError(f"query_gradient: group '{group}' has no queries; give at least one")

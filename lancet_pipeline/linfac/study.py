@@ -12,12 +12,14 @@ import pyarrow.parquet as pq
 from lancet_pipeline.data.batches import TokenBatch, TokenSequence, bucketed, collate
 from lancet_pipeline.data.tokenization import tokenize
 from lancet_pipeline.linfac.damping import DampingChoice, choose_damping
+from lancet_pipeline.linfac.engine import Engine, InProcess
 from lancet_pipeline.linfac.factors import Factors, LinfacConfig
 from lancet_pipeline.linfac.fitting import fit_factors
 from lancet_pipeline.linfac.journal import Scores, score_dataset
 from lancet_pipeline.linfac.refinement import Refinement
-from lancet_pipeline.linfac.scores import Query, floored, query_gradient, self_influence
+from lancet_pipeline.linfac.scores import Query, SelfInfluencePass, floored, query_gradient
 from lancet_pipeline.models.loading import fingerprint
+from lancet_pipeline.models.memory import Backoff
 from lancet_pipeline.models.reuse import Drift, may_stay
 from lancet_pipeline.progress import Track, no_progress
 from lancet_pipeline.study import Study
@@ -29,7 +31,11 @@ SMALLEST_BUDGET, LARGEST_UNLABELLED = 32, 256
 
 
 def fit_study_factors(
-    model: "PreTrainedModel", sequences: Sequence[TokenSequence], study: Study, track: Track = no_progress
+    model: "PreTrainedModel",
+    sequences: Sequence[TokenSequence],
+    study: Study,
+    track: Track = no_progress,
+    engine: Engine | None = None,
 ) -> Factors:
     """Factors from a random part of the training sequences: `linfac.factor_samples`, or an eighth of them."""
     settings = study.linfac
@@ -42,8 +48,8 @@ def fit_study_factors(
         seed=study.seed,
     )
     budget = settings.factor_samples or default_budget(len(sequences))
-    batches, count = _batches(_sample(sequences, budget, study.seed), study.compute.batch_tokens)
-    return fit_factors(model, track(batches, count, "fitting factors"), config)
+    batches, _ = _batches(_sample(sequences, budget, study.seed), study.compute.batch_tokens)
+    return fit_factors(model, batches, config, engine=engine, track=track)
 
 
 def kept_factors(
@@ -99,14 +105,16 @@ def influence(
     track: Track = no_progress,
     damping: float | None = None,
     top_tokens: int = 8,
+    engine: Engine | None = None,
 ) -> Influence:
     """Influence of every training sequence on `queries` (rows with sample_id, prompt, response).
 
     Args:
         journal: keeps what has been scored, see `lancet_pipeline.linfac.journal`.
         damping: in place of the study's.
+        engine: where passes over all `sequences` run; in this process where absent.
     """
-    settings, batch_tokens = study.linfac, study.compute.batch_tokens
+    settings, batch_tokens, engine = study.linfac, study.compute.batch_tokens, engine or InProcess(model)
     asked = query_sequences(tokenizer, queries, study.data.max_length)
     choice = None
     if damping is None:
@@ -119,9 +127,16 @@ def influence(
     factors = factors.damped(damping)
     query = preconditioned_queries(model, factors, _grouped(model, asked, queries, study), sequences, study)
     raw = score_dataset(
-        model, sequences, query, batch_tokens=batch_tokens, journal=journal, top_tokens=top_tokens, track=track
+        model,
+        sequences,
+        query,
+        batch_tokens=batch_tokens,
+        journal=journal,
+        top_tokens=top_tokens,
+        engine=engine,
+        track=track,
     )
-    scale = score_scale(model, sequences, raw, factors, study, track)
+    scale = score_scale(sequences, raw, factors, study, engine, track)
     groups = {
         name: raw.by_group[:, column].astype(np.float64) / scale for column, name in enumerate(query.groups or ())
     }
@@ -224,30 +239,30 @@ def _clusters(model: "PreTrainedModel", asked: list[TokenSequence], study: Study
     from sklearn.cluster import KMeans
 
     states = np.empty((len(asked), model.config.hidden_size), dtype=np.float32)
+
+    def mean_states(chosen: Sequence[TokenSequence]) -> np.ndarray:
+        batch = collate(chosen).to(model.device)
+        hidden = model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+            output_hidden_states=True,
+            use_cache=False,
+        ).hidden_states[-1]
+        mask = batch.loss_mask[..., None]
+        return ((hidden * mask).sum(1) / mask.sum(1)).float().cpu().numpy()
+
+    backoff = Backoff()
     with torch.no_grad():
         for group in bucketed(asked, study.compute.batch_tokens):
-            batch = collate([asked[i] for i in group]).to(model.device)
-            hidden = model(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                position_ids=batch.position_ids,
-                output_hidden_states=True,
-                use_cache=False,
-            ).hidden_states[-1]
-            mask = batch.loss_mask[..., None]
-            states[group] = ((hidden * mask).sum(1) / mask.sum(1)).float().cpu().numpy()
+            states[group] = np.concatenate(backoff.over(mean_states, [asked[i] for i in group]))
     count = min(study.linfac.query_clusters, len(asked))
     labels = KMeans(count, random_state=study.seed, n_init=4).fit_predict(states)
     return [f"cluster {label + 1}" for label in labels]
 
 
 def score_scale(
-    model: "PreTrainedModel",
-    sequences: Sequence[TokenSequence],
-    raw: Scores,
-    factors: Factors,
-    study: Study,
-    track: Track,
+    sequences: Sequence[TokenSequence], raw: Scores, factors: Factors, study: Study, engine: Engine, track: Track
 ) -> np.ndarray:
     """What each score is divided by, [N] float64."""
     if study.linfac.normalisation == "gradient_norm":
@@ -256,9 +271,10 @@ def score_scale(
         return np.array([len(s) - max(s.response_start, 1) for s in sequences], dtype=np.float64)
     if study.linfac.normalisation == "self_influence":
         groups = bucketed(sequences, study.compute.batch_tokens)
-        batches = (collate([sequences[i] for i in group]) for group in track(groups, len(groups), "self-influence"))
+        batches = (collate([sequences[i] for i in group]) for group in groups)
+        found = engine.run(SelfInfluencePass(factors), batches, len(groups), "self-influence", track)
         own = np.empty(len(sequences))
-        own[[i for group in groups for i in group]] = self_influence(model, batches, factors).double().numpy()
+        own[[i for group in groups for i in group]] = np.concatenate(list(found))
         return floored(np.sqrt(own))
     return np.ones(len(sequences))
 

@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
-from lancet_pipeline.data.batches import TokenSequence, bucketed, collate
+from lancet_pipeline.data.batches import TokenBatch, TokenSequence, bucketed, collate
+from lancet_pipeline.linfac.engine import Engine, InProcess
 from lancet_pipeline.linfac.factors import Factors
 from lancet_pipeline.linfac.journal import largest_shares, score_dataset
 from lancet_pipeline.linfac.scores import Query, mean_gradient, score_row_tokens
 from lancet_pipeline.linfac.study import preconditioned_queries, query_sequences, score_scale
+from lancet_pipeline.models.memory import Backoff
 from lancet_pipeline.progress import Track, no_progress
 from lancet_pipeline.study import Study
 
@@ -37,6 +40,7 @@ def trace_outputs(
     *,
     damping: float,
     journal: Path | None = None,
+    engine: Engine | None = None,
     track: Track = no_progress,
 ) -> list[list[dict[str, Any]]]:
     """The selected training samples that drive or counter each output most, that output alone being the query.
@@ -50,6 +54,7 @@ def trace_outputs(
         roles: sample_id -> role; only those in KEPT are scored.
         outputs: rows with sample_id, prompt, response, finished.
         damping: of the run.
+        engine: where passes over the selected samples run; in this process where absent.
 
     Returns:
         For each output, `{sample_id, role, score, tokens [{position, token, share}]}`: of the driving samples those with
@@ -58,7 +63,7 @@ def trace_outputs(
     """
     if not outputs:
         return []
-    damped = factors.damped(damping)
+    damped, engine = factors.damped(damping), engine or InProcess(model)
     chosen = [sequence for sequence in sequences if roles.get(sequence.sample_id) in KEPT]
     role = [roles[sequence.sample_id] for sequence in chosen]
     numbered = [{**row, "sample_id": str(number)} for number, row in enumerate(outputs)]
@@ -72,10 +77,17 @@ def trace_outputs(
         groups = {output.sample_id: [output] for output in asked[start : start + size]}
         query = preconditioned_queries(model, damped, groups, sequences, study)
         raw = score_dataset(
-            model, chosen, query, batch_tokens=study.compute.batch_tokens, journal=journal, top_tokens=1, track=track
+            model,
+            chosen,
+            query,
+            batch_tokens=study.compute.batch_tokens,
+            journal=journal,
+            top_tokens=1,
+            engine=engine,
+            track=track,
         )
         if scale is None:
-            scale = score_scale(model, chosen, raw, damped, study, track)
+            scale = score_scale(chosen, raw, damped, study, engine, track)
         kept = [(column, i) for column in range(len(groups)) for i in _strongest(raw.by_group[:, column] / scale, role)]
         tokens = _tokens(model, tokenizer, [chosen[i] for _, i in kept], query, [column for column, _ in kept], study)
         for (column, i), found in zip(kept, tokens, strict=True):
@@ -109,11 +121,17 @@ def _tokens(
 ) -> list[list[dict[str, Any]]]:
     """The tokens of each sequence with the largest shares of its influence on the query group `columns` gives for it."""
     found: list[list[dict[str, Any]]] = [[] for _ in sequences]
+    backoff = Backoff()
     for group in bucketed(sequences, study.compute.batch_tokens):
-        members = [sequences[i] for i in group]
-        shares_bt = score_row_tokens(model, collate(members), query, [columns[i] for i in group])
-        positions, shares = largest_shares(shares_bt, [len(sequence) for sequence in members], TOP_TOKENS)
-        for i, sequence, where, row in zip(group, members, positions, shares, strict=True):
+        batch = collate([sequences[i] for i in group])
+
+        def shares_of(rows: slice, batch: TokenBatch = batch, group: list[int] = group) -> torch.Tensor:
+            return score_row_tokens(model, batch.part(rows), query, [columns[i] for i in group[rows]])
+
+        shares_bt = torch.cat(backoff.run(shares_of, len(group), batch.input_ids.shape[1], batch.name))
+        lengths = [len(sequences[i]) for i in group]
+        for i, where, row in zip(group, *largest_shares(shares_bt, lengths, TOP_TOKENS), strict=True):
+            sequence = sequences[i]
             found[i] = [
                 {"position": int(p), "token": tokenizer.decode([int(sequence.input_ids[p])]), "share": s}
                 for p, s in zip(where, row, strict=True)

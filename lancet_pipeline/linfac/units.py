@@ -11,7 +11,8 @@ from torch import nn
 from lancet_pipeline.data.batches import TokenBatch
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.models.architectures import layers_of, projections, sublayers_of
-from lancet_pipeline.models.likelihood import response_logits, sum_by_sequence
+from lancet_pipeline.models.likelihood import loss_tokens, read_logits, sum_by_sequence
+from lancet_pipeline.models.memory import Backoff
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,6 +31,7 @@ class Unit:
 
 
 Consume = Callable[[Unit, torch.Tensor, torch.Tensor], None]
+Labels = Callable[[torch.Tensor, TokenBatch, slice], torch.Tensor]
 
 
 def find_units(model: "PreTrainedModel", kind: UnitKind) -> list[Unit]:
@@ -62,7 +64,7 @@ def backward_pass(
     batch: TokenBatch,
     units: Sequence[Unit],
     consume: Consume,
-    labels: Callable[[torch.Tensor, TokenBatch], torch.Tensor] | None = None,
+    labels: Labels | None = None,
 ) -> torch.Tensor:
     """One forward and one activation-only backward pass; `consume(unit, a, ds)` is called for each unit.
 
@@ -71,8 +73,8 @@ def backward_pass(
     log-probability summed over its loss tokens.
 
     Args:
-        labels: chooses the tokens whose log-probability is differentiated, from the logits [n, vocab] of all
-            loss positions; the tokens of the batch where absent.
+        labels: chooses the tokens [m] whose log-probability is differentiated, from the logits [m, vocab] of a slice of
+            all loss positions of the batch; the tokens of the batch where absent.
 
     Returns:
         Log-probability of each sequence, [B] float32.
@@ -102,16 +104,19 @@ def backward_pass(
     def by_sequence(values: torch.Tensor) -> torch.Tensor:
         return values.unflatten(0, batch.input_ids.shape) if values.dim() == 2 else values  # OPT flattens its FFN
 
+    def logps(logits: torch.Tensor, rows: slice) -> torch.Tensor:
+        targets = tokens[rows] if labels is None else labels(logits.detach(), batch, rows)
+        return -nn.functional.cross_entropy(logits, targets, reduction="none")
+
     batch = batch.to(model.device)
+    tokens = loss_tokens(batch)
     handles = []
     with frozen(model), torch.enable_grad():
         try:
             for unit in units:
                 handles.append(model.get_submodule(unit.input_module).register_forward_pre_hook(read(unit)))
                 handles.append(model.get_submodule(unit.output_module).register_forward_hook(watch(unit)))
-            logits, tokens = response_logits(model, batch)
-            targets = tokens if labels is None else labels(logits.detach(), batch)
-            token_logps = -nn.functional.cross_entropy(logits, targets, reduction="none")
+            token_logps = read_logits(model, batch, logps)
             last_gradients = torch.autograd.grad(token_logps.sum(), leaves)
         finally:
             for handle in handles:
@@ -120,6 +125,39 @@ def backward_pass(
     if not all(values.isfinite().all() for values in (token_logps, *last_gradients)):
         raise _not_finite(model, batch)
     return sum_by_sequence(token_logps.detach(), batch)
+
+
+def sum_over(
+    model: "PreTrainedModel",
+    batch: TokenBatch,
+    units: Sequence[Unit],
+    add: Callable[[slice, Unit, torch.Tensor, torch.Tensor], None],
+    backoff: Backoff,
+    labels: Labels | None = None,
+) -> None:
+    """As `backward_pass`, for sums over sequences: `add(rows, unit, a, ds)` gets each unit of every sequence once.
+
+    rows: the slice of the batch that `a` and `ds` are of, all of it where it fits into memory. `add` must change its sums
+    last of all, so that nothing of it stays where it is out of memory.
+    """
+    summed = [frozenset[Unit]()] * len(batch)
+
+    def work(rows: slice) -> None:
+        # Units that were summed before the rest was out of memory are not summed again in its halves.
+        before, done = summed[rows.start], set[Unit]()
+
+        def add_once(unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
+            add(rows, unit, inputs, gradients)
+            done.add(unit)
+
+        left = [unit for unit in units if unit not in before]
+        try:
+            if left:
+                backward_pass(model, batch.part(rows), left, add_once, labels)
+        finally:
+            summed[rows] = [before | done] * (rows.stop - rows.start)
+
+    backoff.run(work, len(batch), batch.input_ids.shape[1], batch.name)
 
 
 def _check(model: "PreTrainedModel", batch: TokenBatch) -> None:

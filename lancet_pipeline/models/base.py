@@ -85,7 +85,15 @@ def build_base_model(
     if settings.training is None:
         distributed.shard(model)
         return model, tokenizer, []
-    curve = train(model, sequences, settings.training, seed=study.seed, checkpoint=checkpoint, track=track)
+    curve = train(
+        model,
+        sequences,
+        settings.training,
+        seed=study.seed,
+        checkpointing=study.compute.activation_checkpointing,
+        checkpoint=checkpoint,
+        track=track,
+    )
     return model, tokenizer, curve
 
 

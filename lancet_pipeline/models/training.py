@@ -3,9 +3,9 @@
 import hashlib
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,8 +14,9 @@ from lancet_pipeline.data.batches import TokenBatch, TokenSequence, collate, epo
 from lancet_pipeline.errors import LancetError
 from lancet_pipeline.models import distributed
 from lancet_pipeline.models.checkpoints import CHECKPOINT_SECONDS, Checkpoint, CheckpointFile
-from lancet_pipeline.models.likelihood import response_logits
+from lancet_pipeline.models.likelihood import token_logps
 from lancet_pipeline.models.loading import fingerprint
+from lancet_pipeline.models.memory import Backoff, Checkpointing, States, activation_checkpointing, adamw, attempt
 from lancet_pipeline.progress import Track, no_progress
 from lancet_pipeline.study import Training
 
@@ -35,12 +36,12 @@ class Optimiser:
         warmup_fraction: float,
         weight_decay: float,
         max_grad_norm: float,
+        optimizer_states: States = "32bit",
     ) -> None:
         self._named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._parameters = list(self._named.values())
-        self._adamw = torch.optim.AdamW(
-            self._parameters, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.95)
-        )
+        self._adamw = adamw(self._parameters, optimizer_states, learning_rate=learning_rate, weight_decay=weight_decay)
+        self._wide = optimizer_states == "32bit"
         self._steps, self._learning_rate, self._max_grad_norm = steps, learning_rate, max_grad_norm
         self._warmup = max(1, round(warmup_fraction * steps))
         self.step = 0
@@ -52,7 +53,30 @@ class Optimiser:
             LancetError: the loss or its gradient is not finite; the parameters are then those before the step.
         """
         self._adamw.zero_grad(set_to_none=True)
-        loss.backward()
+        return self._update(_differentiated(loss))
+
+    def descend_in_parts(
+        self, batch: TokenBatch, loss_of: Callable[[TokenBatch], torch.Tensor], backoff: Backoff
+    ) -> float:
+        """As `descend`, of the sum of `loss_of` over parts of `batch` that fit into memory; of the whole where it fits.
+
+        Raises:
+            InputError: a sequence that does not fit by itself.
+        """
+        rows, width = batch.input_ids.shape
+        while True:
+            self._adamw.zero_grad(set_to_none=True)
+            losses: list[torch.Tensor] = []
+            for part in backoff.parts(rows, width):
+                loss = attempt(lambda part=part: _differentiated(loss_of(batch.part(part))))
+                if loss is None:
+                    backoff.smaller(part, width, batch.name)
+                    break
+                losses.append(loss[0])
+            else:
+                return self._update(torch.stack(losses).sum())
+
+    def _update(self, loss: torch.Tensor) -> float:
         norm = distributed.full(torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm))
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             raise LancetError(
@@ -66,9 +90,10 @@ class Optimiser:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Moments of the trained parameters by `parameter/moment`, whole; on several ranks at rank 0 only."""
+        # The 256 levels of 8-bit moments are one tensor for all parameters, which a file of tensors refuses.
         return distributed.gathered(
             {
-                f"{name}/{key}": value
+                f"{name}/{key}": value.clone() if key.startswith("qmap") else torch.as_tensor(value)
                 for name, parameter in self._named.items()
                 for key, value in self._adamw.state[parameter].items()
             }
@@ -80,9 +105,13 @@ class Optimiser:
         for key in distributed.agreed(list(state)):
             name, _, moment = key.rpartition("/")
             parameter, value = self._named[name], state.get(key)
-            self._adamw.state[parameter][moment] = (
-                distributed.agreed(value) if moment == "step" else distributed.placed(value, parameter.detach())
-            )
+            if moment != "step":
+                self._adamw.state[parameter][moment] = (
+                    distributed.placed(value, parameter.detach()) if self._wide else value.to(parameter.device)
+                )
+            else:  # a tensor of the host in one AdamW, a number in the other
+                step_of = distributed.agreed(value)
+                self._adamw.state[parameter][moment] = step_of if self._wide else int(step_of)
 
     def _factor(self) -> float:
         if self.step < self._warmup:
@@ -97,21 +126,25 @@ def train(
     settings: Training,
     *,
     seed: int,
+    checkpointing: Checkpointing = "auto",
     checkpoint: Path | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     track: Track = no_progress,
 ) -> list[float]:
     """Train `model` in place on the mean token loss of each batch; returns the loss of every step.
 
-    Called on every rank of a process group, with the same arguments, it shards the model (`distributed.shard`), and each rank
-    takes its share of every batch.
+    A batch that does not fit into memory is taken in parts whose gradients add up to its own. Called on every rank of a
+    process group, with the same arguments, it shards the model (`distributed.shard`), and each rank takes its share of
+    every batch.
 
     Args:
+        checkpointing: of activations, see `memory.activation_checkpointing`.
         checkpoint: file that says where the training stands (`checkpoints.CheckpointFile`), gone at the end. Training that
             finds its own goes on from there, on any number of ranks.
 
     Raises:
         LancetError: there is nothing to train on, or the loss diverges.
+        InputError: a sequence that does not fit by itself.
     """
     if not sequences:
         raise LancetError("training: there is no sequence to train on")
@@ -133,18 +166,27 @@ def train(
         distributed.load(dict(model.named_parameters()), found.parameters)
         curve = found.progress["curve"]
         optimiser.restore(len(curve), found.moments)
-    begun = len(curve)
-    for indices in track(itertools.islice(schedule(), begun, steps), steps - begun, "training"):
-        own, mine = distributed.share(indices)
-        batch: TokenBatch = collate([sequences[i] for i in own], loss_on=settings.loss_on).to(device)
-        logits, labels = response_logits(model, batch)
-        loss = distributed.mean(torch.nn.functional.cross_entropy(logits, labels), len(labels) * mine)
-        curve.append(optimiser.descend(loss))
-        if file.due():
-            file.save(lambda: _snapshot(model, optimiser, curve))
+    begun, backoff = len(curve), Backoff()
+    with activation_checkpointing(model, checkpointing):
+        for indices in track(itertools.islice(schedule(), begun, steps), steps - begun, "training"):
+            own, mine = distributed.share(indices)
+            batch = collate([sequences[i] for i in own], loss_on=settings.loss_on).to(device)
+            tokens = batch.loss_tokens.sum()
+
+            def loss_of(part: TokenBatch, tokens: torch.Tensor = tokens, mine: bool = mine) -> torch.Tensor:
+                return distributed.mean(-token_logps(model, part).sum() / tokens, int(tokens) * mine)
+
+            curve.append(optimiser.descend_in_parts(batch, loss_of, backoff))
+            if file.due():
+                file.save(lambda: _snapshot(model, optimiser, curve))
     file.remove()
     model.eval()
     return curve
+
+
+def _differentiated(loss: torch.Tensor) -> torch.Tensor:
+    loss.backward()
+    return loss.detach()
 
 
 def _snapshot(model: "PreTrainedModel", optimiser: Optimiser, curve: list[float]) -> Checkpoint:
@@ -162,5 +204,6 @@ def _key(model: "PreTrainedModel", sequences: Sequence[TokenSequence], settings:
     return digest.hexdigest()
 
 
-def _optimiser(settings: Training) -> dict[str, float]:
-    return settings.model_dump(include={"learning_rate", "warmup_fraction", "weight_decay", "max_grad_norm"})
+def _optimiser(settings: Training) -> dict[str, Any]:
+    names = {"learning_rate", "warmup_fraction", "weight_decay", "max_grad_norm", "optimizer_states"}
+    return settings.model_dump(include=names)

@@ -83,6 +83,12 @@ def write_choice(choice: Choice, folder: Path) -> None:
     (folder / "selection.json").write_text(json.dumps(choice.figures, indent=2, sort_keys=True))
 
 
+def ranked_roles(folder: Path) -> dict[str, str]:
+    """sample_id -> `driving` or `countering`, of a choice that was written to `folder`."""
+    rows = pq.read_table(folder / "samples.parquet", columns=["sample_id", "role"]).to_pylist()
+    return {row["sample_id"]: row["role"] for row in rows if row["role"] != "neutral"}
+
+
 def _roles(selection: Selection) -> dict[str, np.ndarray]:
     return {
         "driving": selection.positive.indices,

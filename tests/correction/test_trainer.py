@@ -5,9 +5,11 @@ import copy
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lancet_pipeline.correction import METHODS, RankedPair, correct
+from lancet_pipeline.correction.precision import trainable
 from lancet_pipeline.data.batches import TokenSequence, collate
 from lancet_pipeline.errors import InputError, LancetError
 from lancet_pipeline.models.likelihood import response_logps
@@ -105,11 +107,16 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("lora", [None, LoraSettings(rank=2, alpha=4.0)])
-def test_a_killed_correction_goes_on_to_the_same_parameters(setting, tmp_path, lora):
+@pytest.mark.parametrize(
+    ("lora", "states"), [(None, "32bit"), (LoraSettings(rank=2, alpha=4.0), "32bit"), (None, "8bit")]
+)
+def test_a_killed_correction_goes_on_to_the_same_parameters(setting, tmp_path, lora, states):
+    if states == "8bit":
+        pytest.importorskip("bitsandbytes")
     model, pairs, neutral = setting
+    model.resize_token_embeddings(400, mean_resizing=False)  # large enough for states in 8 bits
     whole, killed = copy.deepcopy(model), copy.deepcopy(model)
-    settings = changed(SETTINGS, lora=lora and lora.model_dump())
+    settings = changed(SETTINGS, lora=lora and lora.model_dump(), optimizer_states=states)
     expected = correct(whole, pairs, neutral, settings, seed=0)
 
     def kill(items, total, label):
@@ -122,7 +129,9 @@ def test_a_killed_correction_goes_on_to_the_same_parameters(setting, tmp_path, l
     arguments = {"seed": 0, "checkpoint": file, "checkpoint_seconds": 0.0}
     with pytest.raises(Killed):
         correct(killed, pairs, neutral, settings, **arguments, track=kill)
-    assert file.is_file()
+    with safe_open(file, framework="pt") as held:
+        moments = {held.get_tensor(name).dtype for name in held.keys() if name.startswith("moments:")}  # noqa: SIM118
+    assert (torch.uint8 in moments) == (states == "8bit")
     steps = []
 
     def watch(items, total, label):
@@ -180,6 +189,31 @@ def test_bfloat16_models_are_corrected_and_stay_bfloat16(setting):
     # The trainer saw its own steps: what it measured last is what the model does.
     assert result.curve[-1]["correction"] < result.curve[0]["correction"]
     assert result.kept["margin"] == pytest.approx(margin, rel=0.35)
+
+
+def test_adapters_on_bfloat16_weights_do_what_adapters_on_float32_weights_do(setting):
+    model, pairs, neutral = setting
+    wide = copy.deepcopy(model)
+    model.to(torch.bfloat16)
+    lora = LoraSettings(rank=2, alpha=4.0)
+    with trainable(model, lora, 0):
+        frozen = {p.dtype for p in model.parameters() if not p.requires_grad}
+        trained = {p.dtype for p in model.parameters() if p.requires_grad}
+    assert (frozen, trained) == ({torch.bfloat16}, {torch.float32})
+    settings = changed(SETTINGS, lora=lora.model_dump(), learning_rate=1e-2, retain_budget=9.0)
+    before = copy.deepcopy(model)
+    found, expected = (correct(m, pairs, neutral, settings, seed=0) for m in (model, wide))
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert found.kept["margin"] == pytest.approx(expected.kept["margin"], rel=0.1)
+    merged = gain(model, before, pairs, "preferred") - gain(model, before, pairs, "dispreferred")
+    assert merged == pytest.approx(found.kept["margin"], rel=0.35)
+
+
+def test_eight_bit_states_without_their_package_end_with_the_remedy(setting, monkeypatch):
+    monkeypatch.setattr("lancet_pipeline.models.memory.find_spec", lambda name: None)
+    model, pairs, neutral = setting
+    with pytest.raises(InputError, match=r"lancet-pipeline\[memory\]"):
+        correct(model, pairs, neutral, changed(SETTINGS, optimizer_states="8bit"), seed=0)
 
 
 def test_what_was_frozen_is_frozen_again(setting):

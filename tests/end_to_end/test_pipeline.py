@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import tiny_tree, training_rows, write_jsonl, write_tiny_study
 
-from lancet_pipeline.artifacts import ArtifactStore, study_lock
+from lancet_pipeline.artifacts import ArtifactStore
 from lancet_pipeline.graph import STAGES
+from lancet_pipeline.locks import study_lock
 from lancet_pipeline.summary import last_run
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}

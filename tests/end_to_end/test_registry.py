@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import tiny_tree, write_jsonl, write_tiny_study
 
-from lancet_pipeline.artifacts import ArtifactStore, sha256
+from lancet_pipeline.artifacts import ArtifactStore
+from lancet_pipeline.files import sha256
 from lancet_pipeline.governance.decisions import read_decisions
 from lancet_pipeline.graph import STAGES
 from lancet_pipeline.resources.tracking import Tracking

@@ -38,6 +38,23 @@ def test_answers_are_greedy_and_in_the_order_of_the_prompts(model, tokenizer, ba
     assert [(a.text, a.finished) for a in answers] == [greedy(model, tokenizer, p, 10) for p in PROMPTS]
 
 
+def test_answers_do_not_depend_on_what_fits_into_memory(model, tokenizer):
+    tried = []
+
+    def take(_module, _args, arguments):
+        tried.append(len(arguments["input_ids"]))
+        if tried[-1] > 1:
+            raise torch.OutOfMemoryError
+
+    expected = generate(model, tokenizer, PROMPTS, max_new_tokens=6)
+    handle = model.register_forward_pre_hook(take, with_kwargs=True)
+    try:
+        assert generate(model, tokenizer, PROMPTS, max_new_tokens=6) == expected
+    finally:
+        handle.remove()
+    assert sorted(rows for rows in tried if rows > 1) == [2, 4]
+
+
 def test_an_answer_that_ends_by_itself_is_finished(tokenizer, model):
     favour_the_end = model.lm_head.register_forward_hook(
         lambda module, inputs, logits: logits.index_fill(-1, torch.tensor([tokenizer.eos_token_id]), 1e4)

@@ -24,8 +24,8 @@ from lancet_pipeline.linfac import (
     score_tokens,
     self_influence,
 )
-from lancet_pipeline.linfac.fitting import sequence_outer_products
 from lancet_pipeline.linfac.scores import contract_groups, gradient_norms, squared_norms
+from lancet_pipeline.linfac.sums import sequence_outer_products
 from lancet_pipeline.linfac.units import backward_pass
 from lancet_pipeline.models.likelihood import response_logps
 

@@ -1,0 +1,112 @@
+"""Folders of files: hashed, compared with their hashes, and written whole or not at all."""
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lancet_pipeline.errors import InputError, IntegrityError
+
+MANIFEST = "manifest.json"
+
+
+@contextmanager
+def whole_or_absent(final: Path, *, replace: bool = False, mode: int = 0o777) -> Iterator[Path]:
+    """A folder of the same name beside `final` to write into, which takes its place, synced to the disk, when the block
+    ends well. Otherwise nothing is left.
+
+    Args:
+        replace: whether a folder that is there goes; without it only an empty one may be there.
+        mode: permissions of the folder, less the umask.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
+    try:
+        work = staging / final.name
+        work.mkdir(mode)
+        yield work
+        for path in (*work.rglob("*"), work):
+            sync(path)
+        if replace and final.exists():
+            shutil.rmtree(final)
+        work.rename(final)
+        sync(final.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def hash_files(folder: Path) -> list[dict[str, Any]]:
+    """Relative path, size and SHA-256 of every file below `folder`, by path."""
+    return [
+        {"path": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
+
+
+def verify_files(folder: Path, files: list[Mapping[str, Any]], besides: set[str]) -> None:
+    """Compare `folder` with a list made by `hash_files`; files named in `besides` are not looked at.
+
+    Raises:
+        IntegrityError: names the first file, in the order of paths, that is missing, added or changed.
+    """
+    promised = {entry["path"]: entry for entry in files}
+    present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() or p.is_symlink()} - besides
+    for path in sorted(promised.keys() | present):
+        if path not in present:
+            raise IntegrityError(
+                f"{folder / path}: missing, though the manifest lists it; restore it, or remove {folder} and run again"
+            )
+        if path not in promised:
+            raise IntegrityError(f"{folder / path}: the manifest does not list it; remove it")
+        if (folder / path).is_symlink() or sha256(folder / path) != promised[path]["sha256"]:
+            raise IntegrityError(
+                f"{folder / path}: its bytes are not those of the manifest; restore it, or remove {folder} and run again"
+            )
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def take_over(source: Path, target: Path) -> None:
+    """Every file below `source`, but for its manifest, below `target` too: hard links where the disk has them."""
+    for path in sorted(source.rglob("*")):
+        if path.is_file() and path != source / MANIFEST:
+            copy = target / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            _link(path, copy)
+
+
+def sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def full_disk(error: Exception, root: Path) -> Exception:
+    """`error`, or what to do about it where its cause is a full disk (libraries wrap that in errors of their own)."""
+    full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+    existing = next(path for path in (root, *root.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if (not full and not (isinstance(error, OSError) or "No space" in str(error))) or (not full and free > 2**20):
+        return error
+    return InputError(f"{root}: the disk is full ({free / 2**20:.0f} MiB free); free some space or use another --home")
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a disk without hard links
+        shutil.copyfile(source, target)

@@ -1,0 +1,168 @@
+"""What keeps models and batches within the memory of a device."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from lancet_pipeline.data.batches import TokenBatch, TokenSequence
+from lancet_pipeline.errors import InputError
+from lancet_pipeline.models.architectures import layers_of
+from lancet_pipeline.models.distributed import ranks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from lancet_pipeline.study import Study
+
+LARGE_MODEL = 10**9
+"""Parameters from which on a model computes activations again unless told otherwise."""
+
+States = Literal["32bit", "8bit"]
+Checkpointing = bool | Literal["auto"]
+T = TypeVar("T")
+
+
+@contextmanager
+def activation_checkpointing(model: "PreTrainedModel", setting: Checkpointing) -> Iterator[None]:
+    """Until the block ends, Transformer layers keep their input alone for the backward pass, and compute the rest again in it
+    (arXiv 1604.06174): a third more time. `auto` is on for models of LARGE_MODEL parameters or more.
+
+    transformers' own switch works in training mode only, which would bring dropout into a correction.
+
+    Raises:
+        InputError: the architecture is unknown.
+    """
+    on = model.num_parameters() >= LARGE_MODEL if setting == "auto" else setting
+    layers = [layer for _, layer in layers_of(model)] if on else []
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward  # the class has its own
+
+
+class Backoff:
+    """Splits what does not fit into the memory of a device, and remembers what did not for all that follows.
+
+    A batch that is out of memory is taken in halves, each of them again if it must. One of these serves a walk over batches.
+    """
+
+    def __init__(self) -> None:
+        self._tokens = math.inf
+
+    def parts(self, rows: int, width: int) -> list[slice]:
+        """Slices of `rows` sequences of `width` tokens, padding included, each halved until it is as small as what fitted."""
+        return self._halved(slice(0, rows), width)
+
+    def smaller(self, part: slice, width: int, name: Callable[[int], str]) -> None:
+        """Take note that the sequences `part` of `width` tokens were too many at once.
+
+        Raises:
+            InputError: it was one, which `name` says.
+        """
+        rows = part.stop - part.start
+        if rows == 1:
+            raise InputError(
+                f"{name(part.start)}: its {width} tokens alone do not fit into the memory of the device; lower "
+                "data.max_length, shorten or drop the sample, or take a larger device"
+            )
+        self._tokens = math.ceil(rows / 2) * width
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def run(self, work: Callable[[slice], T], rows: int, width: int, name: Callable[[int], str]) -> list[T]:
+        """What `work` gives of all `rows` sequences, in order: of all at once, or of parts of them.
+
+        `work` gets slices that only become finer: one that failed comes again in halves.
+
+        Raises:
+            InputError: a sequence that does not fit by itself.
+        """
+        waiting, found = [slice(0, rows)], []
+        while waiting:
+            first, *rest = self._halved(waiting.pop(0), width)
+            waiting = rest + waiting
+            result = attempt(lambda first=first: work(first))
+            if result is None:
+                self.smaller(first, width, name)
+                waiting.insert(0, first)
+            else:
+                found.append(result[0])
+        return found
+
+    def each(self, work: Callable[[TokenBatch], T], batch: TokenBatch) -> list[T]:
+        """As `run`, of the sequences of a batch."""
+        return self.run(lambda part: work(batch.part(part)), len(batch), batch.input_ids.shape[1], batch.name)
+
+    def over(self, work: Callable[[Sequence[TokenSequence]], T], sequences: Sequence[TokenSequence]) -> list[T]:
+        """As `run`, of sequences that are no batch yet."""
+        width = max(map(len, sequences))
+        return self.run(
+            lambda part: work(sequences[part]), len(sequences), width, lambda i: f"sample {sequences[i].sample_id}"
+        )
+
+    def _halved(self, part: slice, width: int) -> list[slice]:
+        rows = part.stop - part.start
+        if rows == 1 or rows * width <= self._tokens:
+            return [part]
+        middle = part.start + math.ceil(rows / 2)
+        return [
+            *self._halved(slice(part.start, middle), width),
+            *self._halved(slice(middle, part.stop), width),
+        ]
+
+
+def attempt(work: Callable[[], T]) -> tuple[T] | None:
+    """What `work` gives, or None where it is out of memory; nothing that it held is held any longer then.
+
+    On several ranks the error stands: the others wait for this one, which cannot begin anew by itself.
+    """
+    if ranks() > 1:
+        return (work(),)
+    try:
+        return (work(),)
+    except torch.OutOfMemoryError:
+        return None
+
+
+def require_states(states: States, setting: str) -> None:
+    """Raises InputError where the states of an optimiser that `setting` asks for need a package that is not installed."""
+    if states == "8bit" and find_spec("bitsandbytes") is None:
+        raise InputError(
+            f"{setting} = 8bit: needs the package bitsandbytes; install lancet-pipeline[memory], or take 32bit"
+        )
+
+
+def require_memory_packages(study: "Study") -> None:
+    """Raises InputError where `study` asks for a package that is not installed."""
+    if study.model.training is not None:
+        require_states(study.model.training.optimizer_states, "model.training.optimizer_states")
+    require_states(study.correction.optimizer_states, "correction.optimizer_states")
+
+
+def adamw(
+    parameters: list[torch.nn.Parameter], states: States, *, learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """AdamW with moments in 32 bits, or in 8 bits of blocks that are scaled by themselves (arXiv 2110.02861), where
+    parameters of fewer than 4,096 elements keep 32.
+
+    Raises:
+        InputError: bitsandbytes is not installed, or does not know the shards of several ranks.
+    """
+    arguments = {"lr": learning_rate, "weight_decay": weight_decay, "betas": (0.9, 0.95)}
+    if states == "32bit":
+        return torch.optim.AdamW(parameters, **arguments)
+    require_states(states, "optimizer_states")
+    if ranks() > 1:
+        raise InputError("optimizer_states = 8bit: does not go with a model that is sharded over workers; take 32bit")
+    from bitsandbytes.optim import AdamW8bit
+
+    return AdamW8bit(parameters, **arguments)

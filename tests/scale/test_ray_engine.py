@@ -1,0 +1,174 @@
+"""Passes on a real Ray cluster of several nodes on this machine: the same numbers as in one process, whatever dies."""
+
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from linfac.small import llama
+
+from lancet_pipeline.data.batches import TokenSequence, collate
+from lancet_pipeline.errors import InputError, Unreachable
+from lancet_pipeline.linfac import LinfacConfig, fit_factors, query_gradient, score_dataset
+from lancet_pipeline.linfac.journal import COLUMNS, ScorePass
+from lancet_pipeline.models.loading import load_model
+from lancet_pipeline.study import ComputeSettings
+
+ray = pytest.importorskip("ray", reason="ray is not installed; pip install 'lancet-pipeline[scale]'")
+from ray.cluster_utils import Cluster  # noqa: E402
+
+from lancet_pipeline.scale import cluster as cluster_module  # noqa: E402
+from lancet_pipeline.scale.ray_engine import RayEngine  # noqa: E402
+
+pytestmark = pytest.mark.slow
+SETTINGS = ComputeSettings(engine="ray", workers=2, shard_batches=2)
+
+
+def some_sequences(count: int) -> list[TokenSequence]:
+    generator = np.random.default_rng(0)
+    return [
+        TokenSequence(str(i), generator.integers(0, 50, int(generator.integers(6, 30))).astype(np.int32), 4)
+        for i in range(count)
+    ]
+
+
+SEQUENCES = some_sequences(200)
+BATCHES = [collate(SEQUENCES[start : start + 7]) for start in range(0, 63, 7)]
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory):
+    """A cluster whose head takes no work, and two nodes of one core each."""
+    soon = {"health_check_period_ms": 500, "health_check_failure_threshold": 4, "worker_niceness": 0}
+    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": soon}
+    found = Cluster(initialize_head=True, head_node_args=head)
+    found.add_node(num_cpus=1)
+    found.add_node(num_cpus=1)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    cluster_module.connect(ComputeSettings(engine="ray", address=found.address))
+    yield found
+    ray.shutdown()
+    found.shutdown()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    llama().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return load_model(folder, dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def factors(model):
+    return fit_factors(model, BATCHES, LinfacConfig())
+
+
+@pytest.fixture(scope="module")
+def query(model, factors):
+    return query_gradient(model, {"a": [collate(SEQUENCES[:3])], "b": [collate(SEQUENCES[3:5])]}, factors)
+
+
+@pytest.fixture(scope="module")
+def engine(nodes, folder) -> RayEngine:
+    return RayEngine(folder, "float32", "cpu", SETTINGS)
+
+
+def test_factors_are_those_of_one_process(engine, model, factors):
+    """Nine batches of seven sequences in as many pieces: every other piece starts with the other half."""
+    found = fit_factors(model, BATCHES, factors.config, engine=engine)
+    assert found.sequences == factors.sequences
+    assert found.reliability == pytest.approx(factors.reliability, rel=0.05)
+    for there, here in zip(found.blocks, factors.blocks, strict=True):
+        torch.testing.assert_close(there.eigenvalues(), here.eigenvalues(), rtol=1e-3, atol=1e-5)
+
+
+def test_an_error_of_ours_comes_back_as_it_was(engine, model, query):
+    spoilt = [*SEQUENCES[:20], TokenSequence("spoilt", np.arange(8, dtype=np.int32), 8)]
+    with pytest.raises(InputError, match=r"^sample spoilt: has no response token"):
+        score_dataset(model, spoilt, query, batch_tokens=100, engine=engine)
+
+
+def test_a_worker_that_does_not_see_the_model_says_so(nodes, model, query):
+    engine = RayEngine(Path("/nowhere/model"), "float32", "cpu", SETTINGS)
+    with pytest.raises(InputError, match="does not see the model; put --home on a file system that all nodes share"):
+        score_dataset(model, SEQUENCES[:4], query, batch_tokens=100, engine=engine)
+
+
+@dataclass(frozen=True)
+class Slow(ScorePass):
+    """Takes its time, and writes down each batch that it begins."""
+
+    log: str = ""
+
+    def __call__(self, model, batches):
+        for batch in batches:
+            with Path(self.log).open("a") as file:
+                file.write(f"{batch.names[0]}\n")
+            time.sleep(0.15)
+            yield from super().__call__(model, [batch])
+
+
+def begun(log: Path) -> int:
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+def scored_while(engine, query, log: Path, disturb) -> tuple[list, int]:
+    """Parts of 40 slow batches, with `disturb` called in the middle; and how many batches were begun."""
+    batches = [collate(SEQUENCES[start : start + 5]) for start in range(0, 200, 5)]
+
+    def watch() -> None:
+        while begun(log) < 8:
+            time.sleep(0.02)
+        disturb()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    parts = list(engine.run(Slow(query, 8, str(log)), batches, len(batches), "scoring"))
+    watcher.join()
+    return parts, begun(log)
+
+
+def require_equal(parts: list, model, query) -> None:
+    batches = [collate(SEQUENCES[start : start + 5]) for start in range(0, 200, 5)]
+    expected = list(ScorePass(query, 8)(model, batches))
+    for column in COLUMNS:
+        there, here = (np.concatenate([getattr(part, column) for part in found]) for found in (parts, expected))
+        np.testing.assert_array_equal(there, here)
+
+
+def kill_a_worker() -> None:
+    workers = [p for p in psutil.process_iter(["cmdline"]) if "MapWorker" in " ".join(p.info["cmdline"] or [])]
+    workers[0].kill()
+
+
+def test_a_killed_worker_costs_no_more_than_its_shard(engine, model, query, tmp_path):
+    parts, batches = scored_while(engine, query, tmp_path / "log", kill_a_worker)
+    require_equal(parts, model, query)
+    assert 40 <= batches <= 40 + SETTINGS.shard_batches
+
+
+def test_a_node_lost_in_the_middle_loses_nothing(engine, nodes, model, query, tmp_path):
+    lost = nodes.list_all_nodes()[-1]
+    parts, batches = scored_while(
+        engine, query, tmp_path / "log", lambda: nodes.remove_node(lost, allow_graceful=False)
+    )
+    nodes.add_node(num_cpus=1)
+    require_equal(parts, model, query)
+    assert batches >= 40
+
+
+def test_a_cluster_that_is_away_is_named():
+    if ray.is_initialized():
+        ray.shutdown()
+    with pytest.raises(Unreachable, match=r"compute.address: no Ray cluster at 127.0.0.1:1"):
+        cluster_module.connect(ComputeSettings(engine="ray", address="127.0.0.1:1"))
