@@ -72,11 +72,12 @@ def on_workers(
     )
     try:
         running = _started(trainer.fit)
-        _follow(run / _PROGRESS, running, track)
+        try:
+            _follow(run / _PROGRESS, running, track)
+        except BaseException:  # an interruption above all
+            ray.shutdown()  # which ends the workers
+            raise
         return _result(running, run)
-    except (KeyboardInterrupt, SystemExit):
-        ray.shutdown()  # which ends the workers
-        raise
     finally:
         shutil.rmtree(run, ignore_errors=True)
 
@@ -89,8 +90,8 @@ def _work(config: Mapping[str, Any]) -> Any:
     run: Path = config["run"]
     if not run.is_dir():
         raise InputError(f"{run}: a Ray worker does not see it; put --home on a file system that all nodes share")
-    if _errors(run):
-        return None  # it would come again
+    if distributed.agreed(_errors(run) != []):
+        return None  # an earlier try ended so, and this one would too
     torch.set_num_threads(config["threads"])
     own = get_device()
     if own.type == "cuda":
