@@ -60,6 +60,7 @@ def run_case(
     dtype: str = "float32",
     track: Track = no_progress,
     checkpoint_seconds: float = 60.0,
+    checkpointing: bool = False,
 ) -> None:
     """Train or correct the model in `model_folder` and write it, its curve or its error into `out`; the checkpoint lies beside
     `out`. kill_at: steps after which it is given up."""
@@ -75,6 +76,7 @@ def run_case(
         "seed": 3,
         "checkpoint": out.parent / f"{out.name.split('-')[0]}.safetensors",
         "checkpoint_seconds": checkpoint_seconds if kill_at is None else 0.0,
+        "checkpointing": checkpointing,
         "track": mortal,
     }
     try:

@@ -28,8 +28,9 @@ from lancet_pipeline.study import ComputeSettings
 R = TypeVar("R")
 MAX_FAILURES = 3
 """How often the workers are started again after one of them died."""
-_PROGRESS, _ERROR = "progress.json", "error.json"
+_PROGRESS, _ERROR = "progress.json", "error-{}.json"
 _SECONDS = 0.5
+_SECONDS_FOR_OTHERS = 5.0
 
 
 def on_workers(
@@ -71,11 +72,12 @@ def on_workers(
     )
     try:
         running = _started(trainer.fit)
-        _follow(run / _PROGRESS, running, track)
+        try:
+            _follow(run / _PROGRESS, running, track)
+        except BaseException:  # an interruption above all
+            ray.shutdown()  # which ends the workers
+            raise
         return _result(running, run)
-    except (KeyboardInterrupt, SystemExit):
-        ray.shutdown()  # which ends the workers
-        raise
     finally:
         shutil.rmtree(run, ignore_errors=True)
 
@@ -88,8 +90,8 @@ def _work(config: Mapping[str, Any]) -> Any:
     run: Path = config["run"]
     if not run.is_dir():
         raise InputError(f"{run}: a Ray worker does not see it; put --home on a file system that all nodes share")
-    if (run / _ERROR).is_file():
-        return None  # it would come again
+    if distributed.agreed(_errors(run) != []):
+        return None  # an earlier try ended so, and this one would too
     torch.set_num_threads(config["threads"])
     own = get_device()
     if own.type == "cuda":
@@ -98,14 +100,17 @@ def _work(config: Mapping[str, Any]) -> Any:
     try:
         return config["function"](device=str(own) if distributed.ranks() == 1 else "cpu", track=track)
     except LancetError as error:
-        _write(run / _ERROR, {"kind": type(error).__name__, "message": str(error)})
-        raise
+        rank = torch.distributed.get_rank()
+        _write(run / _ERROR.format(rank), {"kind": type(error).__name__, "message": str(error)})
+        if _all_failed(run, distributed.ranks()):
+            return None
+        raise  # has Ray end the others, which wait for this one
 
 
 def _result(running: "Future[Any]", run: Path) -> Any:
     failure = running.exception()
-    if (run / _ERROR).is_file():
-        error = json.loads((run / _ERROR).read_text())
+    for file in _errors(run):
+        error = json.loads(file.read_text())
         kinds = {kind.__name__: kind for kind in (LancetError, *_subclasses(LancetError))}
         raise kinds.get(error["kind"], LancetError)(error["message"])
     if failure is not None:
@@ -126,6 +131,18 @@ def _cause(failure: BaseException) -> BaseException:
             )
         return seen
     return failure
+
+
+def _errors(run: Path) -> list[Path]:
+    return sorted(run.glob(_ERROR.format("*")))
+
+
+def _all_failed(run: Path, ranks: int) -> bool:
+    """Whether every rank has an error of ours, as those have that come of the data or the settings."""
+    until = time.monotonic() + _SECONDS_FOR_OTHERS
+    while len(_errors(run)) < ranks and time.monotonic() < until:
+        time.sleep(_SECONDS / 10)
+    return len(_errors(run)) == ranks
 
 
 def _subclasses(kind: type) -> list[type]:

@@ -20,6 +20,7 @@ LORA = LoraSettings(rank=2, alpha=4.0)
 CASES = {
     "train": TRAINING,
     "train_bfloat16": TRAINING,
+    "train_checkpointing": TRAINING,
     "ibo": changed(),
     "ibo_lora": changed(lora=LORA, learning_rate=1e-2),
     "ibo_bfloat16": changed(),
@@ -32,8 +33,8 @@ CASES = {
 RESUMED = ("train", "ibo", "ibo_lora")
 
 
-def dtype_of(case: str) -> str:
-    return "bfloat16" if "bfloat16" in case else "float32"
+def options_of(case: str) -> dict:
+    return {"dtype": "bfloat16" if "bfloat16" in case else "float32", "checkpointing": "checkpointing" in case}
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +47,13 @@ def folder(tmp_path_factory):
         return partial(ranks.run_case, model, home / group / case, CASES[case.removesuffix("-killed")], **options)
 
     for case in CASES:
-        run("one", case, dtype=dtype_of(case))()
+        run("one", case, **options_of(case))()
     for case in RESUMED:
         run("one_two", f"{case}-killed", kill_at=5)()
         assert (home / "one_two" / f"{case}.safetensors").is_file()
     killed = [run(group, f"{case}-killed", kill_at=5) for group in ("two_one", "two_three") for case in RESUMED]
     resumed = [run("one_two", case) for case in RESUMED]
-    ranks.on_ranks(2, [*(run("two", case, dtype=dtype_of(case)) for case in CASES), *killed, *resumed])
+    ranks.on_ranks(2, [*(run("two", case, **options_of(case)) for case in CASES), *killed, *resumed])
     for case in RESUMED:
         run("two_one", case)()
     ranks.on_ranks(3, [run("two_three", case) for case in RESUMED])
