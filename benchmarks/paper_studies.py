@@ -28,7 +28,7 @@ from lancet_pipeline.study import PACKAGED_STUDIES, load_study
 
 STUDIES = ("hh_opt27b", "beavertails_llama2_7b", "saferlhf_llama31_8b")
 FULL_SAMPLES = 10_000
-FEWEST = 8
+FEWEST = 16
 REPLACED = {
     "queries": {"max_new_tokens": 12, "maximum": 8, "minimum": 2},
     "pareto": {"pairs": 64},
