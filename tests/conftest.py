@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# One thread a process: tests run side by side, and bits are compared between processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TOOLS = ("lock", "door", "safe", "phone", "router", "car", "gate", "alarm", "camera", "badge", "vault", "drone")
 CRIMES = ("break", "steal", "jam", "fake", "hijack")
