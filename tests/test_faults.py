@@ -94,7 +94,9 @@ def test_a_run_stays_with_the_data_it_began_with_and_takes_no_other(tiny_study, 
     study, versions = plan.of("tiny")
     write_jsonl(tiny_study.parent / "train.jsonl", training_rows()[:-1])
     assert plan.of("tiny") == (study, versions)
-    run = StageRun(study, STAGES["prepared_data"], None, versions, tmp_path, "cpu", None, None, None, None, None, "", None)
+    run = StageRun(
+        study, STAGES["prepared_data"], None, versions, tmp_path, "cpu", None, None, None, None, None, "", None
+    )
     with pytest.raises(InputError, match="training_data: changed since this run began"):
         run.source("training_data")
 

@@ -50,9 +50,11 @@ def gradients(model, data) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
 
 
 def assert_equal_up_to_rounding(found, expected) -> None:
+    """By the largest gradient of the model: some, such as those of OPT's key biases, are zero but for rounding."""
     assert found.keys() == expected.keys()
+    largest = max(gradient.abs().max().item() for gradient in expected.values())
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item())
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5 * largest)
 
 
 @pytest.fixture(autouse=True)
