@@ -7,8 +7,8 @@ from lancet_pipeline.data.tokenization import load_prepared
 from lancet_pipeline.evaluation.queries import undesirable_answers, write_rows
 from lancet_pipeline.evaluation.validation import require_agreement
 from lancet_pipeline.files import take_over
-from lancet_pipeline.models.base import build_reference_models, write_base_model
-from lancet_pipeline.models.loading import finite_parameters, load_model, save_model
+from lancet_pipeline.models.base import write_base_model, write_reference_models
+from lancet_pipeline.models.loading import finite_parameters, load_model
 from lancet_pipeline.models.reuse import may_stay
 
 FINITE = {"parameters_are_finite": "No parameter is infinite or not a number."}
@@ -51,15 +51,14 @@ def base_model(run: StageRun) -> Outcome:
 @stage_asset(kinds={"pytorch", "safetensors"}, checks=FINITE)
 def reference_models(run: StageRun) -> Outcome:
     """Models that the corrected one is measured against, such as one trained again without the unsafe samples."""
-    prepared = run.input("prepared_data")
-    finite, metrics = True, {}
-    for name, model, tokenizer, figures in build_reference_models(
-        run.study, *load_prepared(prepared), prepared, run.models.checkpoint(run.study), run.device, run.track
-    ):
-        (run.out / name).mkdir()
-        save_model(model, tokenizer, run.out / name)
-        metrics |= {f"{name}_{key}": value for key, value in figures.items()}
-        finite = finite and finite_parameters(model)
+    metrics, finite = write_reference_models(
+        run.study,
+        run.input("prepared_data"),
+        run.models.checkpoint(run.study),
+        run.out,
+        device=run.device,
+        track=run.track,
+    )
     return Outcome(metrics=metrics, checks=[Check("parameters_are_finite", finite)])
 
 

@@ -1,6 +1,6 @@
 """The model to correct, in its three cases, and the reference that is trained without unsafe samples."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,24 +97,27 @@ def build_base_model(
     return model, tokenizer, curve
 
 
-def build_reference_models(
-    study: Study,
-    samples: pa.Table,
-    sequences: Sequence[TokenSequence],
-    prepared: Path,
-    initial: str | None,
-    device: str,
-    track: Track = no_progress,
-) -> "Iterator[tuple[str, PreTrainedModel, PreTrainedTokenizerBase, dict[str, float]]]":
-    """Each of `evaluation.references`, built as the base model is: name, model, tokenizer, figures of its training.
+def write_reference_models(
+    study: Study, prepared: Path, initial: str | None, out: Path, *, device: str, track: Track = no_progress
+) -> tuple[dict[str, float], bool]:
+    """Write each of `evaluation.references`, built as the base model is, into a folder of its name below `out`.
+
+    Returns:
+        Figures of their training, named after the model; and whether all parameters are finite.
 
     Raises:
         InputError: see `clean_samples`.
     """
+    samples, sequences = load_prepared(prepared)
+    figures, finite = {}, True
     for name in study.evaluation.references:
         kept = clean_samples(samples, sequences)
         model, tokenizer, curve = build_base_model(study, kept, prepared, initial, device=device, track=track)
-        yield name, model, tokenizer, {"samples": len(kept), **({"final_loss": curve[-1]} if curve else {})}
+        (out / name).mkdir()
+        save_model(model, tokenizer, out / name)
+        figures |= {f"{name}_samples": len(kept), **({f"{name}_final_loss": curve[-1]} if curve else {})}
+        finite = finite and finite_parameters(model)
+    return figures, finite
 
 
 def clean_samples(samples: pa.Table, sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
