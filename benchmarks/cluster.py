@@ -4,8 +4,9 @@
 
 A random Llama of the demo's shape and random sequences, 8 to 64 tokens long; nothing is kept in a journal. `in_process`, `one_worker` and
 `two_workers` are interleaved over the rounds; medians. Seconds of Ray include the start of the workers (each loads torch and the
-model), not that of the cluster, which stands alone as `cluster_start_seconds`. Then a worker is killed at a random moment of as many
-runs, on a tenth of the samples: are the scores the same, and how many batches were begun again?
+model), not that of the cluster, which stands alone as `cluster_start_seconds`. Starting takes the same time whatever there is to do,
+so one and two workers are compared on `--many` samples too, once each. Then a worker is killed at a random moment of as many runs, on a
+tenth of the samples: are the scores the same, and how many batches were begun again?
 """
 
 import json
@@ -39,6 +40,7 @@ BATCH_TOKENS = 2048
 def main(
     json_out: Annotated[Path | None, typer.Option("--json")] = None,
     samples: int = 20_000,
+    many: int = 100_000,
     rounds: int = 3,
     kills: int = 10,
 ) -> None:
@@ -46,7 +48,8 @@ def main(
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with tempfile.TemporaryDirectory() as folder:
-        model, sequences = setup(Path(folder), samples)
+        model, drawn = setup(Path(folder), max(samples, many))
+        sequences = drawn[:samples]
         factors = fit_factors(model, batches_of(sequences[:256]), LinfacConfig())
         query = query_gradient(model, batches_of(sequences[:32]), factors)
         started = time.monotonic()
@@ -77,11 +80,24 @@ def main(
         median = {name: float(np.median(values)) for name, values in seconds.items()}
         result["one_worker_over_in_process"] = median["one_worker"] / median["in_process"]
         result["throughput_two_over_one"] = median["one_worker"] / median["two_workers"]
+        if many:
+            result["many"] = on_many(model, drawn[:many], query, [engines["one_worker"], engines["two_workers"]])
         if kills:
             result["kills"] = killed(model, sequences[: samples // 10], query, ray_engine(Path(folder), 2), kills)
     print(json.dumps(result, indent=2))
     if json_out is not None:
         json_out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def on_many(model: Any, sequences: list[TokenSequence], query: Query, engines: list[RayEngine]) -> dict[str, Any]:
+    seconds = []
+    for engine in engines:
+        started = time.monotonic()
+        score_dataset(model, sequences, query, batch_tokens=BATCH_TOKENS, engine=engine)
+        seconds.append(time.monotonic() - started)
+    row = {"samples": len(sequences), "seconds": seconds, "throughput_two_over_one": seconds[0] / seconds[1]}
+    print(json.dumps(row), flush=True)
+    return row
 
 
 def setup(folder: Path, samples: int) -> tuple[Any, list[TokenSequence]]:

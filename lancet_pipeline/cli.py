@@ -60,8 +60,8 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Expected time, memory and disk of every asset, before anything runs."""
-    from lancet_pipeline.scale import hardware_of
-    from lancet_pipeline.scale import plan as expect
+    from lancet_pipeline.scale.hardware import hardware_of
+    from lancet_pipeline.scale.planning import plan as expect
     from lancet_pipeline.study import find_study, load_study
 
     where, machine = _deployment(None), hardware_of(hardware)

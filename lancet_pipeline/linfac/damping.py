@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 
 from lancet_pipeline.data.batches import TokenBatch
 from lancet_pipeline.errors import InputError
@@ -116,5 +115,7 @@ def _affordable_units(factors: Factors, groups: int, layers: int) -> list[int]:
 
 def _area(positive: np.ndarray, unlabelled: np.ndarray) -> float:
     """Chance that a positive outranks an unlabelled one, a tie counting half."""
+    from scipy.stats import rankdata
+
     ranks = rankdata(np.concatenate([positive, unlabelled]))[: len(positive)]
     return float((ranks.sum() - len(positive) * (len(positive) + 1) / 2) / (len(positive) * len(unlabelled)))

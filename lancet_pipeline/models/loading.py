@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.study import Architecture
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from lancet_pipeline.study import Architecture
 
 
 def check_checkpoint(folder: Path) -> None:
@@ -155,7 +156,7 @@ def load_tokenizer(checkpoint: str | Path, revision: str | None = None) -> "PreT
 
 
 def new_model(
-    architecture: Architecture, tokenizer: "PreTrainedTokenizerBase", max_length: int, seed: int
+    architecture: "Architecture", tokenizer: "PreTrainedTokenizerBase", max_length: int, seed: int
 ) -> "PreTrainedModel":
     """A decoder with random weights that fits `tokenizer`; the same seed gives the same weights. It has none on ranks of a
     process group but the first (see `load_model`)."""

@@ -10,7 +10,8 @@ from conftest import tiny_tree, write_tiny_study
 
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.graph import STAGES
-from lancet_pipeline.scale import HARDWARE, hardware_of, plan
+from lancet_pipeline.scale.hardware import HARDWARE, hardware_of
+from lancet_pipeline.scale.planning import plan
 from lancet_pipeline.scale.shapes import KNOWN, of_config
 from lancet_pipeline.study import PACKAGED_STUDIES, load_study
 
@@ -199,7 +200,8 @@ socket.socket.connect = socket.getaddrinfo = refused
 from pathlib import Path
 from lancet_pipeline.deployment import deployment
 from lancet_pipeline.definitions import build_definitions
-from lancet_pipeline.scale import hardware_of, plan
+from lancet_pipeline.scale.hardware import hardware_of
+from lancet_pipeline.scale.planning import plan
 from lancet_pipeline.study import find_study, load_study
 where = deployment({{}}, Path({str(tmp_path)!r}))
 definitions = build_definitions(where)
