@@ -1,11 +1,11 @@
 """Constants of the cost model behind `lancet plan`, and its error on studies that they were not fitted on.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.plan --json OUT
+    OMP_NUM_THREADS=1 python -m benchmarks.plan --held-out demo --json OUT
 
 Small studies of several widths, depths, lengths and numbers of samples run whole, asset by asset. What an asset took is the time in its
 record times the share of the wall-clock time in which this process had a processor, so that other work on the machine counts
-little; one thread. Constants are fitted on the studies marked `fit`; the error is on the others. Records of finished runs (folders of
-artifacts) can be held out (`--finished`), or be part of the fit (`--fit-finished`).
+little; one thread. Constants are fitted on the studies marked `fit`; the error is on the others, and on packaged studies that are
+run whole (`--held-out`).
 """
 
 import json
@@ -49,12 +49,20 @@ POINTS: tuple[dict[str, Any], ...] = (
 )
 
 
-def measure(point: dict[str, Any], home: Path) -> dict[str, float]:
+def measure_point(point: dict[str, Any], home: Path) -> dict[str, float]:
     """Seconds of every asset of the study of a point."""
-    folder = home / point["name"]
+    folder = emptied(home / point["name"])
+    return measure(write_study(point, folder), folder)
+
+
+def emptied(folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    path = write_study(point, folder.absolute())
+    return folder.absolute()
+
+
+def measure(path: Path, folder: Path) -> dict[str, float]:
+    """Seconds of every asset of a study, run in this process with `folder` as its home."""
     where = deployment({}, folder)
     seconds = {}
     for asset in STAGES:
@@ -63,7 +71,7 @@ def measure(point: dict[str, Any], home: Path) -> dict[str, float]:
         try:
             execute(plan)
         except LancetError as error:  # a study of random words need not have samples on both sides
-            print(f"{point['name']}: {asset}: {error}", flush=True)
+            print(f"{path.stem}: {asset}: {error}", flush=True)
             break
         share = (time.process_time() - busy) / (time.perf_counter() - wall)
         manifest = ArtifactStore(folder).manifest(plan.study.name, asset, plan.versions[asset])
@@ -195,15 +203,8 @@ def compared(seconds: dict[str, float], expected: dict[str, float]) -> dict[str,
     return {"assets": assets, "total_error": total}
 
 
-def finished(folder: Path) -> dict[str, float]:
-    """Seconds of the assets of a finished run, from its records (one version an asset)."""
-    records = [json.loads(path.read_text()) for path in folder.glob("*/*/manifest.json")]
-    return {record["asset"]: record["seconds"] for record in records}
-
-
-def study_of_run(folder: Path, home: Path) -> Path:
-    """The packaged study of a run, whatever its seed."""
-    return find_study(folder.name.partition("_seed_")[0], deployment({}, home).study_directories)
+def packaged(name: str, home: Path) -> Path:
+    return find_study(name, deployment({}, home).study_directories)
 
 
 def errors_of(errors: dict[str, Any]) -> dict[str, Any]:
@@ -243,12 +244,8 @@ def main(
     measured_in: Annotated[
         Path | None, typer.Option("--measured", help="Take the measurements of an earlier --json.")
     ] = None,
-    finished_runs: Annotated[
-        list[Path] | None,
-        typer.Option("--finished", help="Artifacts of a finished run, held out; named after its study."),
-    ] = None,
-    fitted_runs: Annotated[
-        list[Path] | None, typer.Option("--fit-finished", help="As --finished, but the fit is made on it, too.")
+    held_out_studies: Annotated[
+        list[str] | None, typer.Option("--held-out", help="A packaged study, run whole and held out.")
     ] = None,
     constants: Annotated[Path | None, typer.Option(help="Write the constants as this Python module.")] = None,
 ) -> None:
@@ -260,10 +257,10 @@ def main(
             (home / point["name"]).mkdir(parents=True, exist_ok=True)
             write_study(point, (home / point["name"]).absolute())
     else:
-        measure(WARM_UP, home)
+        measure_point(WARM_UP, home)
         for point in POINTS:
             result["measured"].append(
-                {**point, "seconds": measure(point, home), "vocabulary": trained(home / point["name"])}
+                {**point, "seconds": measure_point(point, home), "vocabulary": trained(home / point["name"])}
             )
             print(json.dumps(result["measured"][-1]), flush=True)
             if json_out is not None:
@@ -273,17 +270,18 @@ def main(
         for p in result["measured"]
     }
     fitted = [point for point in result["measured"] if point["fit"]]
-    for folder in fitted_runs or []:
-        works_of[folder.name] = works(counts_of(study_of_run(folder, home)))
-        seconds = {asset: max(took - LOADING.get(asset, 0.0), 0.05) for asset, took in finished(folder).items()}
-        fitted.append({"name": folder.name, "seconds": seconds})
     found = fit(fitted, works_of)
     held_out = [point for point in result["measured"] if not point["fit"]]
     errors = {p["name"]: compared(p["seconds"], predicted(works_of[p["name"]], found)) for p in held_out}
-    for folder in finished_runs or []:
-        expected = predicted(works(counts_of(study_of_run(folder, home))), found)
-        loaded = {asset: seconds + LOADING.get(asset, 0.0) for asset, seconds in expected.items()}
-        errors[folder.name] = compared(finished(folder), loaded)
+    if held_out_studies and measured_in is not None:
+        measure_point(WARM_UP, home)  # libraries are loaded before anything is timed
+    studies = result.setdefault("studies", [])
+    for name in held_out_studies or []:
+        folder = emptied(home / name)
+        studies.append({"name": name, "seconds": measure(packaged(name, home), folder), "vocabulary": trained(folder)})
+    for study in studies:
+        counts = counts_of(packaged(study["name"], home), study["vocabulary"])
+        errors[study["name"]] = compared(study["seconds"], predicted(works(counts), found))
     in_sample = {p["name"]: compared(p["seconds"], predicted(works_of[p["name"]], found)) for p in fitted}
     result |= {"constants": found, "held_out": errors, "fitted": in_sample, "errors": errors_of(errors)}
     for name, one in (in_sample | errors).items():

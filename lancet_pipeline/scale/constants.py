@@ -1,40 +1,40 @@
 """Constants of the cost model on one CPU thread, written by `python -m benchmarks.plan --constants`; see docs/scaling.md."""
 
 SECONDS_A_FLOP = {
-    "forward": 5.705e-12,
-    "training": 6.578e-12,
-    "factors": 6.522e-12,
-    "scoring": 9.865e-12,
-    "correction": 1.033e-11,
+    "forward": 8.963e-12,
+    "training": 6.757e-12,
+    "factors": 4.055e-12,
+    "scoring": 7.754e-12,
+    "correction": 9.791e-12,
 }
-SECONDS_A_BYTE = 2.712e-10
-SECONDS_A_VISIT = 0.0003922
+SECONDS_A_BYTE = 1.264e-10
+SECONDS_A_VISIT = 0.0004206
 SECONDS_A_ROW = {
-    "prepared_data": 0.0001306,
+    "prepared_data": 0.0001767,
     "influence_scores": 0.0,
-    "pareto_pairs": 3.395e-05,
-    "output_traces": 0.008118,
-    "audit_bundle": 3.094e-05,
-    "undesirable_outputs": 0.0008067,
-    "harmlessness_report": 0.0008067,
-    "ood_report": 0.0008067,
-    "utility_report": 0.0008067,
+    "pareto_pairs": 1.397e-05,
+    "output_traces": 0.02033,
+    "audit_bundle": 1.773e-05,
+    "undesirable_outputs": 0.001446,
+    "harmlessness_report": 0.001446,
+    "ood_report": 0.001446,
+    "utility_report": 0.001446,
 }
 FIXED = {
-    "prepared_data": 3.017,
-    "base_model": 1.487,
-    "reference_models": 0.0,
-    "undesirable_outputs": 0.01669,
-    "linfac_factors": 0.3035,
-    "influence_scores": 0.6269,
-    "pareto_pairs": 0.1367,
-    "corrected_model": 0.04218,
-    "harmlessness_report": 0.0261,
-    "ood_report": 0.03038,
+    "prepared_data": 3.083,
+    "base_model": 1.6,
+    "reference_models": 0.1559,
+    "undesirable_outputs": 0.03075,
+    "linfac_factors": 0.6295,
+    "influence_scores": 1.037,
+    "pareto_pairs": 0.2223,
+    "corrected_model": 0.17,
+    "harmlessness_report": 0.08195,
+    "ood_report": 0.07619,
     "utility_report": 0.0,
     "output_traces": 0.0,
-    "audit_bundle": 0.1889,
-    "registered_model": 0.6713,
+    "audit_bundle": 0.3216,
+    "registered_model": 0.7291,
 }
 MEDIAN_ERROR = 0.11
 """Of held-out assets that took a second or more, relative."""
