@@ -5,7 +5,6 @@ import os
 import random
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -296,7 +295,7 @@ def servers(finished, tmp_path_factory):
             wait_for(address + path, process, log)
         yield addresses
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         process.wait(timeout=60)
 
 
