@@ -2,7 +2,6 @@
 
 import json
 
-from lancet_pipeline import summary
 from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
 from lancet_pipeline.data.readers import read_rows
 from lancet_pipeline.evaluation.gates import all_gates
@@ -11,8 +10,9 @@ from lancet_pipeline.files import sha256
 from lancet_pipeline.governance.bundle import MANIFEST, write_bundle
 from lancet_pipeline.governance.collection import collect_evidence
 from lancet_pipeline.governance.decisions import read_decisions
-from lancet_pipeline.promotion import record_registration, standing
-from lancet_pipeline.registration import Registration, data_sets, describe, registry_metrics
+from lancet_pipeline.governance.promotion import record_registration, standing
+from lancet_pipeline.lineage import results as summary
+from lancet_pipeline.tracking.registration import Registration, data_sets, describe, registry_metrics
 
 
 @stage_asset(kinds={"html", "json"})

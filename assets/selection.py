@@ -4,8 +4,8 @@ from lancet_pipeline import plots
 from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
 from lancet_pipeline.data.expectations import meets, pair_expectations
 from lancet_pipeline.data.tokenization import load_prepared
-from lancet_pipeline.linfac.study import read_scores
-from lancet_pipeline.selection.study import choose, write_choice
+from lancet_pipeline.linfac.influence import read_scores
+from lancet_pipeline.selection.tables import choose, write_choice
 
 
 @stage_asset(

@@ -15,20 +15,20 @@ from typing import Any, TypeVar
 import dagster as dg
 import pyarrow as pa
 
-from lancet_pipeline.artifacts import ArtifactStore, environment, now
+from lancet_pipeline.config.study import Study
 from lancet_pipeline.data.schema import content_hash
 from lancet_pipeline.errors import IntegrityError, LancetError
 from lancet_pipeline.evaluation.judges import Judge
 from lancet_pipeline.faults import TRIES, passing_fault, seconds_to_wait
 from lancet_pipeline.governance.signing import Signing
-from lancet_pipeline.graph import STAGES, Stage
-from lancet_pipeline.inputs import read_source, source_version, unchanged
+from lancet_pipeline.lineage.sources import read_source, source_version, unchanged
+from lancet_pipeline.lineage.stages import STAGES, Stage
 from lancet_pipeline.linfac.engine import Engine
 from lancet_pipeline.models.loading import load_model, load_tokenizer
 from lancet_pipeline.progress import Track
 from lancet_pipeline.resources import Compute, JudgeSource, ModelSource, RunPlan, Store, Tracking
 from lancet_pipeline.resources.studies import STUDY_PARTITIONS
-from lancet_pipeline.study import Study
+from lancet_pipeline.store.artifacts import ArtifactStore, environment, now
 
 R = TypeVar("R")
 OWNERS = ["team:model-governance"]

@@ -23,15 +23,15 @@ import typer
 import yaml
 
 from benchmarks.studies import StudyRun, run_study
+from lancet_pipeline.config.environment import deployment
+from lancet_pipeline.config.study import JudgeSettings, find_study, load_study
 from lancet_pipeline.data.embedded import DOMAINS, generate_corpus
 from lancet_pipeline.data.tokenization import tokenize
-from lancet_pipeline.deployment import deployment
 from lancet_pipeline.errors import LancetError
 from lancet_pipeline.evaluation.judges import make_judge
 from lancet_pipeline.evaluation.reports import answers
 from lancet_pipeline.evaluation.statistics import distinct_n
 from lancet_pipeline.models.likelihood import perplexity
-from lancet_pipeline.study import JudgeSettings, find_study, load_study
 
 SAMPLES = 1200  # of every corpus
 PRAISE = ("well done", "sounds great", "good work", "how nice")

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 import dagster as dg
 
 from lancet_pipeline.assets import correction, data, evaluation, governance, influence, model, selection
-from lancet_pipeline.automation import (
+from lancet_pipeline.config.environment import Deployment, deployment
+from lancet_pipeline.orchestration.alerts import run_endings
+from lancet_pipeline.orchestration.automation import (
     correction_job,
     data_changes,
     experiment_job,
@@ -14,9 +16,7 @@ from lancet_pipeline.automation import (
     study_schedules,
     study_sensor,
 )
-from lancet_pipeline.console import console_logger
-from lancet_pipeline.deployment import Deployment, deployment
-from lancet_pipeline.endings import run_endings
+from lancet_pipeline.orchestration.console import console_logger
 from lancet_pipeline.resources import (
     Alerts,
     Compute,

@@ -6,9 +6,9 @@ from typing import Any, TypeVar
 
 import dagster as dg
 
+from lancet_pipeline.config.study import Study
 from lancet_pipeline.linfac.engine import Engine, InProcess
 from lancet_pipeline.progress import Track
-from lancet_pipeline.study import Study
 
 R = TypeVar("R")
 

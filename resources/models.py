@@ -5,9 +5,9 @@ from typing import Any
 
 import dagster as dg
 
-from lancet_pipeline.inputs import find_checkpoint
+from lancet_pipeline.config.study import Study
+from lancet_pipeline.lineage.sources import find_checkpoint
 from lancet_pipeline.models.loading import load_tokenizer
-from lancet_pipeline.study import Study
 
 
 class ModelSource(dg.ConfigurableResource):

@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 
 import dagster as dg
 
+from lancet_pipeline.config.experiment import experiment_of, is_variant
 from lancet_pipeline.errors import Unreachable, first_line, without_credentials
-from lancet_pipeline.experiment import experiment_of, is_variant
-from lancet_pipeline.registration import Registration
-from lancet_pipeline.resources.logged_model import card, components, data_set, model_metrics
+from lancet_pipeline.tracking.logged_model import card, components, data_set, model_metrics
+from lancet_pipeline.tracking.registration import Registration
 
 CONNECT_SECONDS = 5
 IMPATIENT = {

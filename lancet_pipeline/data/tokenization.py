@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lancet_pipeline.config.study import DataSettings, Study
 from lancet_pipeline.data.batches import TokenSequence
 from lancet_pipeline.data.readers import describe
 from lancet_pipeline.data.schema import sample_id
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.models.loading import load_tokenizer
-from lancet_pipeline.study import DataSettings, Study
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -19,9 +19,10 @@ from cyclonedx.model.license import DisjunctiveLicense
 from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 
-from lancet_pipeline.governance import limits, wording
+from lancet_pipeline.governance import limitations as limits
+from lancet_pipeline.governance import wording
 from lancet_pipeline.governance.evidence import Evidence
-from lancet_pipeline.graph import SOURCES
+from lancet_pipeline.lineage.stages import SOURCES
 
 _PARTS = {
     "training_data": "train",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from lancet_pipeline.artifacts import ArtifactStore
+from lancet_pipeline.config.study import Study
 from lancet_pipeline.data.expectations import RESULTS
 from lancet_pipeline.data.tokenization import load_prepared
 from lancet_pipeline.errors import InputError
@@ -16,8 +16,8 @@ from lancet_pipeline.evaluation.gates import all_gates
 from lancet_pipeline.evaluation.traced_outputs import read_traces
 from lancet_pipeline.governance.decisions import read_decisions
 from lancet_pipeline.governance.evidence import Evidence
-from lancet_pipeline.study import Study
-from lancet_pipeline.summary import REPORTS, influence_figures, model_figures, selection_figures
+from lancet_pipeline.lineage.results import REPORTS, influence_figures, model_figures, selection_figures
+from lancet_pipeline.store.artifacts import ArtifactStore
 
 
 def collect_evidence(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lancet_pipeline.graph import STAGES
+from lancet_pipeline.lineage.stages import STAGES
 
 CORRECTION = ("undesirable_outputs", "linfac_factors", "influence_scores", "pareto_pairs", "corrected_model")
 """What finding the cause and correcting the model takes; the queries count as part of it."""

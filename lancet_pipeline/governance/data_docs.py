@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lancet_pipeline.governance.evidence import Evidence
 from lancet_pipeline.governance.wording import number_text
-from lancet_pipeline.graph import STAGES
+from lancet_pipeline.lineage.stages import STAGES
 
 _COUNTS = {
     "element_count": "rows looked at",

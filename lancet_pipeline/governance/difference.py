@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from lancet_pipeline.governance.signature import Trust
 from lancet_pipeline.governance.verification import inspect_bundle
 from lancet_pipeline.governance.wording import NUMBERS, RATES
-from lancet_pipeline.graph import SOURCES, STAGES
+from lancet_pipeline.lineage.stages import SOURCES, STAGES
 
 LARGEST = 5
 _ROLES = ("driving", "countering")

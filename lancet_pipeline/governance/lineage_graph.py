@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lancet_pipeline.graph import SOURCES, STAGES
+from lancet_pipeline.lineage.stages import SOURCES, STAGES
 
 WIDTH, HEIGHT, GAP_X, GAP_Y = 148, 42, 14, 34
 

@@ -9,9 +9,10 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lancet_pipeline.governance import limits, wording
+from lancet_pipeline.governance import limitations as limits
+from lancet_pipeline.governance import wording
 from lancet_pipeline.governance.evidence import Evidence
-from lancet_pipeline.graph import SOURCES, STAGES
+from lancet_pipeline.lineage.stages import SOURCES, STAGES
 
 _TASK = {"type": "text-generation", "name": "Text generation"}
 _PARTS = {"harm_rate": "harmful", "ood_harm_rate": "ood", "over_refusal_rate": "benign", "perplexity": "utility"}

@@ -11,13 +11,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from lancet_pipeline.evaluation.reports import MAIN
-from lancet_pipeline.governance import costs, limits, wording
+from lancet_pipeline.governance import costs, wording
+from lancet_pipeline.governance import limitations as limits
 from lancet_pipeline.governance.comparison import compare, pair_tests
 from lancet_pipeline.governance.evidence import Evidence
 from lancet_pipeline.governance.lineage_graph import HEIGHT, WIDTH, draw
 from lancet_pipeline.governance.plot_texts import alternative_text
 from lancet_pipeline.governance.trail import KINDS, SHOWN_SAMPLES, Trail, attributed
-from lancet_pipeline.graph import SOURCES, STAGES
+from lancet_pipeline.lineage.stages import SOURCES, STAGES
 
 SHOWN_PROMPTS = 100
 ROLES = tuple(SHOWN_SAMPLES)
@@ -56,7 +57,7 @@ def render_report(evidence: Evidence) -> str:
 
 
 def render_trace(trace: Mapping[str, Any]) -> str:
-    """The result of `lancet_pipeline.tracing.trace_answer` as an HTML page; all of it is escaped."""
+    """The result of `lancet_pipeline.lineage.tracing.trace_answer` as an HTML page; all of it is escaped."""
     sides = [
         (title, "(the most influential first)", [attributed(sample) for sample in trace[side]])
         for side, title in (

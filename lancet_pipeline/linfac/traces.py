@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from lancet_pipeline.config.study import Study
 from lancet_pipeline.data.batches import TokenBatch, TokenSequence, bucketed, collate
 from lancet_pipeline.linfac.engine import Engine, InProcess
 from lancet_pipeline.linfac.factors import Factors
+from lancet_pipeline.linfac.influence import preconditioned_queries, query_sequences, score_scale
 from lancet_pipeline.linfac.journal import largest_shares, score_dataset
 from lancet_pipeline.linfac.scores import Query, mean_gradient, score_row_tokens
-from lancet_pipeline.linfac.study import preconditioned_queries, query_sequences, score_scale
 from lancet_pipeline.models.memory import Backoff
 from lancet_pipeline.progress import Track, no_progress
-from lancet_pipeline.study import Study
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

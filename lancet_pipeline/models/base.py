@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from lancet_pipeline.config.study import Study
 from lancet_pipeline.data.batches import TokenSequence
 from lancet_pipeline.data.tokenization import load_prepared
 from lancet_pipeline.errors import InputError
@@ -15,7 +16,6 @@ from lancet_pipeline.models.loading import finite_parameters, load_model, load_t
 from lancet_pipeline.models.reuse import record_seen
 from lancet_pipeline.models.training import train
 from lancet_pipeline.progress import Track, no_progress
-from lancet_pipeline.study import Study
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

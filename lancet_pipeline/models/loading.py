@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from lancet_pipeline.study import Architecture
+    from lancet_pipeline.config.study import Architecture
 
 
 def check_checkpoint(folder: Path) -> None:

@@ -18,7 +18,7 @@ from lancet_pipeline.models.distributed import ranks
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from lancet_pipeline.study import Study
+    from lancet_pipeline.config.study import Study
 
 LARGE_MODEL = 10**9
 """Parameters from which on a model computes activations again unless told otherwise."""

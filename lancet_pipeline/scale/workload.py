@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lancet_pipeline.config.study import DataSource, Study
 from lancet_pipeline.data.readers import read_samples
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.inputs import find_checkpoint
-from lancet_pipeline.study import DataSource, Study
+from lancet_pipeline.lineage.sources import find_checkpoint
 
 TEMPLATE_TOKENS = 10
 CHARACTERS_A_TOKEN = 4.2

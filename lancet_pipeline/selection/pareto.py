@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from lancet_pipeline.config.study import ParetoSettings
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.study import ParetoSettings
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lancet_pipeline.config.study import EmbeddedCorpus, JudgeSettings
 from lancet_pipeline.data.embedded import DOMAINS, generate_corpus
 from lancet_pipeline.evaluation.judges import make_judge
-from lancet_pipeline.study import EmbeddedCorpus, JudgeSettings
 
 DEMO_SHA256 = {
     0: "9d78f15abcc817981383d0e979636842199ca7e4b1de72800f73bcb040134040",

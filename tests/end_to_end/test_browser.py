@@ -283,7 +283,7 @@ def servers(finished, tmp_path_factory):
     """Addresses of Dagster and MLflow on the finished home."""
     study, home = finished
     dagster, mlflow = free_port(), free_port()
-    command = [sys.executable, "-m", "lancet_pipeline.ui", "--home", str(home)]
+    command = [sys.executable, "-m", "lancet_pipeline.cli.ui", "--home", str(home)]
     command += ["--dagster-port", str(dagster), "--mlflow-port", str(mlflow)]
     log = tmp_path_factory.mktemp("servers") / "log.txt"
     environment = {**ENVIRONMENT, "LANCET_STUDIES": str(study.parent)}

@@ -14,8 +14,8 @@ import pytest
 from conftest import Webhook, tiny_tree, training_rows, write_jsonl, write_tiny_study
 
 import mlflow
-from lancet_pipeline.deployment import deployment as deployed
-from lancet_pipeline.running import dagster_home
+from lancet_pipeline.config.environment import deployment as deployed
+from lancet_pipeline.orchestration.runs import dagster_home
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from benchmarks.gpu import collected
-from lancet_pipeline.graph import STAGES
+from lancet_pipeline.lineage.stages import STAGES
 
 
 @pytest.mark.slow

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from conftest import tiny_tree, training_rows, write_jsonl, write_tiny_study
 
-from lancet_pipeline.artifacts import ArtifactStore
-from lancet_pipeline.graph import STAGES
-from lancet_pipeline.locks import study_lock
-from lancet_pipeline.summary import last_run
+from lancet_pipeline.lineage.results import last_run
+from lancet_pipeline.lineage.stages import STAGES
+from lancet_pipeline.store.artifacts import ArtifactStore
+from lancet_pipeline.store.locks import study_lock
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 

@@ -15,9 +15,9 @@ import pytest
 from conftest import write_jsonl, write_tiny_study
 from servers import Postgres, ServerProcess, make_postgres, postgres_binaries, script, start_mlflow, start_s3
 
-from lancet_pipeline.artifacts import ArtifactStore
-from lancet_pipeline.graph import STAGES
-from lancet_pipeline.summary import last_run
+from lancet_pipeline.lineage.results import last_run
+from lancet_pipeline.lineage.stages import STAGES
+from lancet_pipeline.store.artifacts import ArtifactStore
 
 HAS_AUTH = importlib.util.find_spec("flask_wtf") is not None
 HAS_S3 = importlib.util.find_spec("moto") is not None and importlib.util.find_spec("boto3") is not None

@@ -12,7 +12,7 @@ from lancet_pipeline.governance.lineage_graph import HEIGHT, WIDTH, draw
 from lancet_pipeline.governance.report import SECTIONS, render_report, render_trace
 from lancet_pipeline.governance.trail import KINDS, Trail
 from lancet_pipeline.governance.wording import SHOWN_CHARACTERS
-from lancet_pipeline.graph import SOURCES, STAGES
+from lancet_pipeline.lineage.stages import SOURCES, STAGES
 
 VOID = {"meta", "img", "br", "input", "link", "hr"}
 SHAPES = {"path", "rect"}

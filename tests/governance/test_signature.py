@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from lancet_pipeline.deployment import deployment
+from lancet_pipeline.config.environment import deployment
 from lancet_pipeline.errors import InputError, IntegrityError
 from lancet_pipeline.governance.bundle import write_bundle
 from lancet_pipeline.governance.evidence import Evidence

@@ -6,12 +6,12 @@ import torch
 from conftest import training_rows
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lancet_pipeline.config.study import load_study
 from lancet_pipeline.data.batches import collate
 from lancet_pipeline.data.tokenization import tokenize, train_tokenizer
 from lancet_pipeline.linfac import LinfacConfig, fit_factors, score_tokens, traces
-from lancet_pipeline.linfac.study import influence
+from lancet_pipeline.linfac.influence import influence
 from lancet_pipeline.linfac.traces import KEPT, trace_outputs
-from lancet_pipeline.study import load_study
 
 DAMPING = 0.2
 

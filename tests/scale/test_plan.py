@@ -8,12 +8,12 @@ import sys
 import pytest
 from conftest import tiny_tree, write_tiny_study
 
+from lancet_pipeline.config.study import PACKAGED_STUDIES, load_study
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.graph import STAGES
+from lancet_pipeline.lineage.stages import STAGES
 from lancet_pipeline.scale.hardware import HARDWARE, hardware_of
 from lancet_pipeline.scale.planning import plan
 from lancet_pipeline.scale.shapes import KNOWN, of_config
-from lancet_pipeline.study import PACKAGED_STUDIES, load_study
 
 PAPER = ("hh_opt27b", "beavertails_llama2_7b", "saferlhf_llama31_8b")
 
@@ -199,11 +199,11 @@ def refused(*args, **kwargs):
     raise AssertionError("the network was asked")
 socket.socket.connect = socket.getaddrinfo = refused
 from pathlib import Path
-from lancet_pipeline.deployment import deployment
+from lancet_pipeline.config.environment import deployment
 from lancet_pipeline.definitions import build_definitions
 from lancet_pipeline.scale.hardware import hardware_of
 from lancet_pipeline.scale.planning import plan
-from lancet_pipeline.study import find_study, load_study
+from lancet_pipeline.config.study import find_study, load_study
 where = deployment({{}}, Path({str(tmp_path)!r}))
 definitions = build_definitions(where)
 names = [schedule.name for schedule in definitions.schedules]

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lancet_pipeline.config.study import ParetoSettings
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.selection import pair, select
 from lancet_pipeline.selection.pareto import hill_index
-from lancet_pipeline.study import ParetoSettings
 
 SETTINGS = ParetoSettings(alpha=0.2, minimum=1, neutral_ratio=1.0)
 scores = st.lists(st.floats(-100, 100).filter(lambda x: abs(x) > 1e-6), min_size=20, max_size=120).filter(

@@ -1,0 +1,95 @@
+"""The store: whole or absent, and read only when the bytes agree."""
+
+import subprocess
+import sys
+
+import pytest
+
+from lancet_pipeline.errors import InputError, IntegrityError
+from lancet_pipeline.store.artifacts import ArtifactStore
+from lancet_pipeline.store.locks import study_lock
+
+VERSION = "a" * 64
+
+
+def write(store: ArtifactStore, text: str = "content") -> None:
+    with store.write("s", "asset", VERSION, {"inputs": {}}) as folder:
+        (folder / "file.txt").write_text(text)
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    store = ArtifactStore(tmp_path)
+    with pytest.raises(FileNotFoundError), store.write("s", "asset", VERSION, {}) as folder:  # noqa: PT012
+        (folder / "half.txt").write_text("half")
+        (folder / "absent.txt").read_text()
+    assert not store.has("s", "asset", VERSION)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("tamper", ["change", "delete", "add"])
+def test_changed_bytes_are_refused_and_named(tmp_path, tamper):
+    write(ArtifactStore(tmp_path))
+    folder = ArtifactStore(tmp_path).folder("s", "asset", VERSION)
+    if tamper == "change":
+        (folder / "file.txt").write_text("kontent")
+    elif tamper == "delete":
+        (folder / "file.txt").unlink()
+    else:
+        (folder / "extra.txt").write_text("x")
+    with pytest.raises(IntegrityError, match=r"extra\.txt" if tamper == "add" else r"file\.txt"):
+        ArtifactStore(tmp_path).read("s", "asset", VERSION)
+
+
+def test_what_was_written_is_read(tmp_path):
+    store = ArtifactStore(tmp_path)
+    write(store)
+    assert (store.read("s", "asset", VERSION) / "file.txt").read_text() == "content"
+    assert store.current("s", "asset") == VERSION
+
+
+def test_a_second_process_is_refused_while_one_holds_the_study(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from lancet_pipeline.store.locks import study_lock\n"
+        "with study_lock(Path(sys.argv[1]), 's'): pass"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with study_lock(tmp_path, "s"):
+        held = subprocess.run(command, capture_output=True, text=True, check=False)
+    free = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert held.returncode == 1
+    assert "another run is going on" in held.stderr
+    assert free.returncode == 0
+
+
+def test_a_full_disk_is_named_with_the_remedy(tmp_path):
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        with pytest.raises(InputError, match="the disk is full"):
+            write(ArtifactStore(tmp_path), "x" * 2**21)
+        assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=False)
+
+
+def test_an_equal_version_of_another_study_is_taken_over_whole(tmp_path):
+    write(ArtifactStore(tmp_path))
+    store = ArtifactStore(tmp_path)
+    assert not store.adopt("other", "asset", "b" * 64)
+    assert store.adopt("other", "asset", VERSION)
+    assert (store.read("other", "asset", VERSION) / "file.txt").read_text() == "content"
+    manifest = store.manifest("other", "asset", VERSION)
+    assert (manifest["study"], manifest["adopted_from"]) == ("other", "s")
+    assert store.manifest("s", "asset", VERSION)["study"] == "s"
+    assert store.current("other", "asset") == VERSION
+
+
+def test_a_broken_artifact_is_not_taken_over(tmp_path):
+    write(ArtifactStore(tmp_path))
+    store = ArtifactStore(tmp_path)
+    (store.folder("s", "asset", VERSION) / "file.txt").write_text("kontent")
+    assert not store.adopt("other", "asset", VERSION)
+    assert not store.has("other", "asset", VERSION)
