@@ -15,20 +15,22 @@ from typing import Any, TypeVar
 import dagster as dg
 import pyarrow as pa
 
+from lancet_pipeline.assets.retries import TRIES, passing_fault, seconds_to_wait
 from lancet_pipeline.config.study import Study
 from lancet_pipeline.data.schema import content_hash
+from lancet_pipeline.data.tokenization import load_tokenizer
 from lancet_pipeline.errors import IntegrityError, LancetError
 from lancet_pipeline.evaluation.judges import Judge
-from lancet_pipeline.faults import TRIES, passing_fault, seconds_to_wait
 from lancet_pipeline.governance.signing import Signing
 from lancet_pipeline.lineage.sources import read_source, source_version, unchanged
 from lancet_pipeline.lineage.stages import STAGES, Stage
 from lancet_pipeline.linfac.engine import Engine
-from lancet_pipeline.models.loading import load_model, load_tokenizer
+from lancet_pipeline.models.loading import load_model
 from lancet_pipeline.progress import Track
-from lancet_pipeline.resources import Compute, JudgeSource, ModelSource, RunPlan, Store, Tracking
+from lancet_pipeline.resources import Compute, JudgeSource, ModelSource, RunPlan, Store, TrackingServer
 from lancet_pipeline.resources.studies import STUDY_PARTITIONS
 from lancet_pipeline.store.artifacts import ArtifactStore, environment, now
+from lancet_pipeline.tracking.client import Tracking
 
 R = TypeVar("R")
 OWNERS = ["team:model-governance"]
@@ -181,7 +183,7 @@ def stage_asset(
             models: ModelSource,
             compute: Compute,
             judge: JudgeSource,
-            tracking: Tracking,
+            tracking: TrackingServer,
             signing: dg.ResourceParam[Signing],
         ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
             artifacts = store.open()
@@ -200,7 +202,7 @@ def stage_asset(
                         compute=compute,
                         judge=judge.make(study, device, models.paths()),
                         models=models,
-                        tracking=tracking,
+                        tracking=tracking.open(),
                         signing=signing,
                         run_id=context.run_id,
                         track=logged_progress(context),
@@ -211,7 +213,7 @@ def stage_asset(
                     shared = not stage.names_study and study.model.reuse is None
                     there = artifacts.has(*wanted) or artifacts.publish(*wanted)
                     if there or (shared and artifacts.adopt(*wanted)):
-                        yield from _reuse(context, definition, study, artifacts, known, tracking)
+                        yield from _reuse(context, definition, study, artifacts, known, tracking.open())
                     else:
                         yield from _materialize(context, definition, study, artifacts, known, begin)
 

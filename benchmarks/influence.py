@@ -336,11 +336,11 @@ def of_study(name: str, home: Path, draw: slice = slice(None)) -> Setup:
     """Base model, queries and training data of a study's last run; `draw` is a part of the data in a random order."""
     from lancet_pipeline.config.environment import deployment
     from lancet_pipeline.config.study import find_study, load_study
-    from lancet_pipeline.data.tokenization import load_prepared
+    from lancet_pipeline.data.tokenization import load_prepared, load_tokenizer
     from lancet_pipeline.evaluation.queries import read_rows
     from lancet_pipeline.lineage.results import last_run
     from lancet_pipeline.linfac.influence import query_sequences
-    from lancet_pipeline.models.loading import load_model, load_tokenizer
+    from lancet_pipeline.models.loading import load_model
     from lancet_pipeline.store.artifacts import ArtifactStore
 
     study, store = load_study(find_study(name, deployment({}, home).study_directories)), ArtifactStore(home)

@@ -14,8 +14,8 @@ from lancet_pipeline.governance.evidence import Evidence
 from lancet_pipeline.governance.promotion import record_registration
 from lancet_pipeline.governance.signing import Signing
 from lancet_pipeline.lineage.results import REPORTS
-from lancet_pipeline.resources.tracking import RegisteredVersion, Tracking
 from lancet_pipeline.store.artifacts import ArtifactStore
+from lancet_pipeline.tracking.client import RegisteredVersion, Tracking
 
 STUDY = load_study(PACKAGED_STUDIES / "demo.yaml")
 FIGURES = {

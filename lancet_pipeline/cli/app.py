@@ -176,9 +176,9 @@ def judge_validate(
     """Agreement of a judge with human labels: of refusals (partial ones apart), or of harm."""
     from lancet_pipeline.config.study import DataSource, find_study, load_study
     from lancet_pipeline.data.readers import read_rows
-    from lancet_pipeline.evaluation.judges import named_judge
+    from lancet_pipeline.evaluation.judges import named_judge, study_judge
     from lancet_pipeline.evaluation.validation import validate_judge
-    from lancet_pipeline.lineage.sources import judge_version, study_judge
+    from lancet_pipeline.lineage.sources import judge_version
 
     if judge is not None and study is not None:
         raise InputError("lancet judge validate: give either --judge or --study, whose judge is validated")

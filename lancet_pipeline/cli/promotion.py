@@ -15,7 +15,7 @@ from lancet_pipeline.errors import InputError
 
 if TYPE_CHECKING:
     from lancet_pipeline.governance.promotion import Standing
-    from lancet_pipeline.resources.tracking import Tracking
+    from lancet_pipeline.tracking.client import Tracking
 
 StudyName = Annotated[str, typer.Argument(help="Name of a study, or path to its YAML file.")]
 Approver = Annotated[str, typer.Option(help="The person who decides.")]
@@ -224,6 +224,6 @@ def _mebibytes(size: int) -> str:
 
 
 def _tracking(where: Deployment) -> "Tracking":
-    from lancet_pipeline.resources.tracking import Tracking
+    from lancet_pipeline.tracking.client import Tracking
 
     return Tracking(home=str(where.home), uri=where.tracking_uri)

@@ -14,10 +14,10 @@ from lancet_pipeline.config.study import Study
 from lancet_pipeline.correction.losses import METHODS
 from lancet_pipeline.correction.trainer import Correction, RankedPair, correct
 from lancet_pipeline.data.batches import TokenSequence
-from lancet_pipeline.data.tokenization import load_prepared
+from lancet_pipeline.data.tokenization import load_prepared, load_tokenizer
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.models import distributed
-from lancet_pipeline.models.loading import finite_parameters, load_model, load_tokenizer, save_model
+from lancet_pipeline.models.loading import finite_parameters, load_model, save_model
 from lancet_pipeline.progress import Track, no_progress
 from lancet_pipeline.selection.pairing import pair
 

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 
 from lancet_pipeline.config.study import EvaluationSettings
 from lancet_pipeline.data.batches import TokenSequence
-from lancet_pipeline.evaluation.answers import generate
 from lancet_pipeline.evaluation.judges import Judge
 from lancet_pipeline.evaluation.paraphrases import paraphrase
 from lancet_pipeline.evaluation.statistics import distinct_n, mcnemar_p, paired_tests, rate, self_bleu
+from lancet_pipeline.models.generation import generate
 from lancet_pipeline.models.likelihood import perplexity_and_accuracy
 from lancet_pipeline.progress import Track, no_progress
 

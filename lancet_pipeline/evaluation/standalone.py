@@ -6,10 +6,11 @@ from typing import Any
 
 from lancet_pipeline.config.study import DataSource
 from lancet_pipeline.data.readers import read_samples
+from lancet_pipeline.data.tokenization import load_tokenizer
 from lancet_pipeline.evaluation.judges import named_judge
 from lancet_pipeline.evaluation.reports import answers
 from lancet_pipeline.evaluation.statistics import rate
-from lancet_pipeline.models.loading import load_model, load_tokenizer
+from lancet_pipeline.models.loading import load_model
 from lancet_pipeline.progress import Track, no_progress
 
 

@@ -24,8 +24,8 @@ from lancet_pipeline.governance.decisions import (
 )
 from lancet_pipeline.governance.readiness import BUNDLE_TAG, VERSION_TAG, evaluate
 from lancet_pipeline.governance.signature import Trust
-from lancet_pipeline.resources.tracking import RegisteredVersion, Tracking, registry_name
 from lancet_pipeline.store.artifacts import ArtifactStore
+from lancet_pipeline.tracking.client import RegisteredVersion, Tracking, registry_name
 
 DECISION_TAG = "lancet.decision"
 

@@ -17,8 +17,9 @@ from typing import Any
 from lancet_pipeline.config.study import DataSource, Study
 from lancet_pipeline.data.readers import FORMATS
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.lineage.sources import find_checkpoint, source_versions
+from lancet_pipeline.lineage.sources import source_versions
 from lancet_pipeline.lineage.stages import SOURCES, versions
+from lancet_pipeline.models.loading import find_checkpoint
 
 HUB_SECONDS = 300
 """Seconds for which the answer of the hub about a revision is taken as it was."""

@@ -4,20 +4,17 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from lancet_pipeline.config.study import JudgeSettings, Study
+from lancet_pipeline.config.study import Study
 from lancet_pipeline.data.readers import read_rows, read_samples
 from lancet_pipeline.data.schema import content_hash
 from lancet_pipeline.errors import InputError
+from lancet_pipeline.evaluation.judges import located_judge
 from lancet_pipeline.files import sha256
-from lancet_pipeline.models.loading import check_checkpoint, check_files
+from lancet_pipeline.models.loading import check_checkpoint, check_files, find_checkpoint
 from lancet_pipeline.models.memory import require_memory_packages
-
-if TYPE_CHECKING:
-    from lancet_pipeline.evaluation.judges import Judge
 
 _TABLES = {
     "training_data": ("train", True),
@@ -69,17 +66,6 @@ def unchanged(source: str, planned: str, found: str) -> None:
         )
 
 
-def find_checkpoint(checkpoint: str, model_directories: Sequence[Path]) -> str:
-    """A local directory for `checkpoint` where there is one (its path, or its last part below `model_directories`);
-    the name itself, for the hub, otherwise."""
-    if Path(checkpoint).is_absolute():
-        return checkpoint
-    for directory in model_directories:
-        if (directory / checkpoint.rpartition("/")[2]).is_dir():
-            return str((directory / checkpoint.rpartition("/")[2]).absolute())
-    return checkpoint
-
-
 def checkpoint_version(study: Study, model_directories: Sequence[Path]) -> str:
     """Hash of a checkpoint's configuration, tokenizer and weights; of the commit for one on the hub."""
     if study.model.checkpoint is None:
@@ -89,23 +75,16 @@ def checkpoint_version(study: Study, model_directories: Sequence[Path]) -> str:
     )
 
 
-def study_judge(study: Study, model_directories: Sequence[Path], device: str = "cpu") -> "Judge":
-    """The judge of a study; its model is looked for as a checkpoint is (`find_checkpoint`)."""
-    from lancet_pipeline.evaluation.judges import make_judge
-
-    return make_judge(_local(study.evaluation.judge, model_directories), device)
-
-
 def judge_version(study: Study, model_directories: Sequence[Path]) -> str:
     """Hash of what a judge reads: its word list or model, and the human labels where a minimum agreement is asked.
 
     Raises:
         InputError: a word list, a model or labels that cannot be used.
     """
-    judge = _local(study.evaluation.judge, model_directories)
+    judge = located_judge(study, model_directories)
     parts: list = []
     if judge.words is not None:
-        from lancet_pipeline.evaluation.judges import read_lexicon
+        from lancet_pipeline.evaluation.judges.phrases import read_lexicon
 
         read_lexicon(Path(judge.words))
         parts.append(sha256(Path(judge.words)))
@@ -124,12 +103,6 @@ def judge_version(study: Study, model_directories: Sequence[Path]) -> str:
         rows = [json.dumps(row, sort_keys=True, default=str) for row in read_rows(judge.validation)]
         parts.append(_digest(rows))
     return _digest(parts or ["none"])
-
-
-def _local(judge: JudgeSettings, model_directories: Sequence[Path]) -> JudgeSettings:
-    if judge.model is None:
-        return judge
-    return judge.model_copy(update={"model": find_checkpoint(judge.model, model_directories)})
 
 
 def _model_version(

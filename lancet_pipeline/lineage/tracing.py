@@ -9,14 +9,14 @@ import pyarrow.parquet as pq
 
 from lancet_pipeline.config.study import Study
 from lancet_pipeline.data.batches import TokenSequence, collate
-from lancet_pipeline.data.tokenization import load_prepared
+from lancet_pipeline.data.tokenization import load_prepared, load_tokenizer
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.evaluation.answers import generate
+from lancet_pipeline.evaluation.judges import study_judge
 from lancet_pipeline.lineage.results import REPORTS, Lineage, last_run
-from lancet_pipeline.lineage.sources import study_judge
 from lancet_pipeline.linfac import Factors, LinfacConfig, score_tokens
 from lancet_pipeline.linfac.influence import influence
-from lancet_pipeline.models.loading import load_model, load_tokenizer
+from lancet_pipeline.models.generation import generate
+from lancet_pipeline.models.loading import load_model
 from lancet_pipeline.progress import Track, no_progress
 from lancet_pipeline.store.artifacts import ArtifactStore
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +13,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lancet_pipeline.config.study import Architecture
+
+
+def find_checkpoint(checkpoint: str, model_directories: Sequence[Path]) -> str:
+    """A local directory for `checkpoint` where there is one (its path, or its last part below `model_directories`);
+    the name itself, for the hub, otherwise."""
+    if Path(checkpoint).is_absolute():
+        return checkpoint
+    for directory in model_directories:
+        if (directory / checkpoint.rpartition("/")[2]).is_dir():
+            return str((directory / checkpoint.rpartition("/")[2]).absolute())
+    return checkpoint
 
 
 def check_checkpoint(folder: Path) -> None:
@@ -140,19 +152,6 @@ def load_model_for(
             f"{task.replace('_', ' ')} model; correct {setting}"
         )
     return model.to(device).eval()
-
-
-def load_tokenizer(checkpoint: str | Path, revision: str | None = None) -> "PreTrainedTokenizerBase":
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{checkpoint}: its tokenizer could not be loaded ({reason})") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def new_model(

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import dagster as dg
 
 from lancet_pipeline.config.experiment import is_variant
-from lancet_pipeline.orchestration.runs import readable_error
-from lancet_pipeline.resources import Alerts, Tracking
+from lancet_pipeline.orchestration.failures import readable_error
+from lancet_pipeline.resources import Alerts, TrackingServer
 
 _MLFLOW_STATUS = {
     dg.DagsterRunStatus.SUCCESS: "FINISHED",
@@ -57,7 +57,7 @@ def _ending(name: str, status: dg.DagsterRunStatus) -> dg.SensorDefinition:
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Ends the MLflow run, and posts what people must know to the webhook.",
     )
-    def ended(context: dg.RunStatusSensorContext, tracking: Tracking, alerts: Alerts) -> None:
+    def ended(context: dg.RunStatusSensorContext, tracking: TrackingServer, alerts: Alerts) -> None:
         run = context.dagster_run
         study = run.tags.get("dagster/partition")
         if study is None:
@@ -65,7 +65,7 @@ def _ending(name: str, status: dg.DagsterRunStatus) -> dg.SensorDefinition:
         for alert in alerts_of(context.instance, run) if status != dg.DagsterRunStatus.CANCELED else ():
             if not is_variant(study) or alert.event == "run_failed":
                 alerts.send(alert.event, study, alert.message, run_id=run.run_id, asset=alert.asset, check=alert.check)
-        tracking.finish(study, run.run_id, _MLFLOW_STATUS[status])
+        tracking.open().finish(study, run.run_id, _MLFLOW_STATUS[status])
 
     return ended
 

@@ -12,11 +12,11 @@ from lancet_pipeline.config.experiment import Experiment, forget_failure, record
 from lancet_pipeline.config.study import Study, find_study, load_study
 from lancet_pipeline.errors import InputError, LancetError
 from lancet_pipeline.governance.signing import enclosed_key
-from lancet_pipeline.lineage.sources import find_checkpoint, source_versions
+from lancet_pipeline.lineage.sources import source_versions
 from lancet_pipeline.lineage.stages import REPORTS, STAGES, upstream, versions
+from lancet_pipeline.models.loading import find_checkpoint
+from lancet_pipeline.orchestration.failures import cause_of
 from lancet_pipeline.orchestration.servers import check_servers, choose_storage, limited_patience, lost_server
-
-STOPPED = "DagsterExecutionInterruptedError"
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,8 @@ def _add_partitions(plans: Sequence[Plan]) -> None:
 def _execute_in_dagster(plan: Plan) -> None:
     import dagster as dg
 
-    from lancet_pipeline.definitions import build_definitions
     from lancet_pipeline.orchestration.automation import end_lost_runs, source_events
+    from lancet_pipeline.orchestration.code_location import build_definitions
 
     definitions = build_definitions(plan.where, study_files={plan.study.name: str(plan.path)})
     with dg.DagsterInstance.from_config(str(dagster_home(plan.where))) as instance:
@@ -180,9 +180,9 @@ def _execute_in_dagster(plan: Plan) -> None:
             run_config={"loggers": {"console": {}}},
             raise_on_error=False,
         )
-        untold = _end_tracking(definitions.resources["tracking"], plan.study.name, result)
+        untold = _end_tracking(definitions.resources["tracking"].open(), plan.study.name, result)
         if not result.success:  # says more than that the end could not be noted
-            raise _cause(result, plan.where)
+            raise cause_of(result, plan.where)
         if untold is not None:
             raise LancetError(
                 f"all assets are done, but MLflow could not be told that run {result.run_id} ended "
@@ -208,43 +208,6 @@ def dagster_home(where: Deployment) -> Path:
         settings.write_text((Path(__file__).parents[1] / "dagster.yaml").read_text())
     choose_storage(settings, where)
     return folder.absolute()
-
-
-def _cause(result, where: Deployment) -> LancetError:
-    """The first failed asset's own error, as a person should read it. Raises KeyboardInterrupt where the run was stopped."""
-    for event in result.all_events:
-        if event.is_step_failure:
-            if STOPPED in event.step_failure_data.error.to_string():
-                raise KeyboardInterrupt
-            return readable_error(event, where)
-    return LancetError("the run failed before any asset started; see the log above")
-
-
-def readable_error(event, where: Deployment | None = None) -> LancetError:
-    """The error of a failed step, as a person should read it.
-
-    Args:
-        where: whose servers are named where one of them went away.
-    """
-    error = event.step_failure_data.error
-    while error.cause is not None:
-        error = error.cause
-    message = error.message.strip()
-    if STOPPED in message:  # a person or a supervisor stopped it: no asset is to blame
-        return LancetError(f"{event.step_key}: the run was stopped")
-    name, _, text = message.partition(": ")
-    short = name.rpartition(".")[2]
-    kind = {
-        "InputError": InputError,
-        "Busy": InputError,
-        "LancetError": LancetError,
-        "IntegrityError": LancetError,
-    }.get(short)
-    if kind is not None:
-        return kind(f"{event.step_key}: {text}")
-    if where is not None and (lost := lost_server(where, message)) is not None:
-        return lost
-    return LancetError(f"{event.step_key} failed: {message}\n{''.join(error.stack[-3:])}")
 
 
 def _check_disk(study: Study, where: Deployment) -> None:

@@ -119,7 +119,7 @@ def _check_postgres(url: str) -> None:
 
 
 def _check_tracking(where: Deployment) -> None:
-    from lancet_pipeline.resources import Tracking
+    from lancet_pipeline.tracking.client import Tracking
 
     with Tracking(home=str(where.home), uri=where.tracking_uri).connection() as client:
         client.search_experiments(max_results=1)

@@ -14,9 +14,9 @@ from lancet_pipeline.files import sha256
 from lancet_pipeline.governance.decisions import read_decisions
 from lancet_pipeline.lineage.results import last_run
 from lancet_pipeline.lineage.stages import STAGES
-from lancet_pipeline.resources.tracking import Tracking
 from lancet_pipeline.store.artifacts import ArtifactStore
 from lancet_pipeline.store.retention import find_unreferenced
+from lancet_pipeline.tracking.client import Tracking
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 PICKLES = {".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib"}

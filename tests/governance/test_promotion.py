@@ -20,8 +20,8 @@ from lancet_pipeline.cli import main
 from lancet_pipeline.errors import InputError, IntegrityError
 from lancet_pipeline.governance.decisions import decision_file, read_decisions
 from lancet_pipeline.governance.promotion import Refused, promote, rollback, standing
-from lancet_pipeline.resources.tracking import Tracking
 from lancet_pipeline.store.artifacts import ArtifactStore
+from lancet_pipeline.tracking.client import Tracking
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 WHO = {"approver": "Ada Reviewer", "reason": "read the report"}

@@ -9,10 +9,10 @@ from conftest import tiny_tree, training_rows, write_jsonl, write_tiny_study
 
 from lancet_pipeline.config.environment import deployment
 from lancet_pipeline.config.study import load_study
-from lancet_pipeline.definitions import build_definitions
 from lancet_pipeline.lineage.changes import known_versions
 from lancet_pipeline.lineage.stages import REPORTS, SOURCES, STAGES, upstream
 from lancet_pipeline.orchestration.automation import end_lost_runs
+from lancet_pipeline.orchestration.code_location import build_definitions
 from lancet_pipeline.store.artifacts import ArtifactStore
 from lancet_pipeline.store.locks import study_lock
 

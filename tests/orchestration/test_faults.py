@@ -12,9 +12,9 @@ import sqlalchemy.exc
 from conftest import training_rows, write_jsonl
 from mlflow.exceptions import MlflowException
 
+from lancet_pipeline.assets.retries import passing_fault
 from lancet_pipeline.assets.stage import StageRun, tried_again
 from lancet_pipeline.errors import InputError, IntegrityError, Unreachable
-from lancet_pipeline.faults import passing_fault
 from lancet_pipeline.lineage.stages import STAGES
 from lancet_pipeline.orchestration.alerts import alerts_of
 from lancet_pipeline.resources import Alerts, ModelSource, RunPlan, Store, StudyCatalog

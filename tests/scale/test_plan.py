@@ -200,7 +200,7 @@ def refused(*args, **kwargs):
 socket.socket.connect = socket.getaddrinfo = refused
 from pathlib import Path
 from lancet_pipeline.config.environment import deployment
-from lancet_pipeline.definitions import build_definitions
+from lancet_pipeline.orchestration.code_location import build_definitions
 from lancet_pipeline.scale.hardware import hardware_of
 from lancet_pipeline.scale.planning import plan
 from lancet_pipeline.config.study import find_study, load_study

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from lancet_pipeline.assets.retries import passing_fault
 from lancet_pipeline.errors import InputError, IntegrityError, Unreachable
-from lancet_pipeline.faults import passing_fault
 from lancet_pipeline.store import locks
 from lancet_pipeline.store.artifacts import ArtifactStore
 from lancet_pipeline.store.locks import Busy

@@ -8,9 +8,9 @@ import pytest
 from registered import copy_home, empty_registry, register
 
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.resources.tracking import Tracking
 from lancet_pipeline.store.artifacts import ArtifactStore
 from lancet_pipeline.store.retention import DAY, find_unreferenced, journal_bytes, remove
+from lancet_pipeline.tracking.client import Tracking
 
 
 @pytest.fixture(scope="module")

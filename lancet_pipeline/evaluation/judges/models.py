@@ -5,9 +5,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lancet_pipeline.config.study import JudgeSettings
+from lancet_pipeline.data.tokenization import load_tokenizer
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.evaluation.judges import Decision, Judge, refuses
-from lancet_pipeline.models.loading import load_model_for, load_tokenizer
+from lancet_pipeline.evaluation.judges.base import Decision, Judge
+from lancet_pipeline.evaluation.judges.phrases import refuses
+from lancet_pipeline.models.loading import load_model_for
 
 if TYPE_CHECKING:
     import torch
@@ -109,7 +111,7 @@ def _reward(settings: JudgeSettings, loaded: Loaded, prompts: Texts, responses: 
 
 
 def _guard(settings: JudgeSettings, loaded: Loaded, prompts: Texts, responses: Texts) -> list[Decision]:
-    from lancet_pipeline.evaluation.answers import complete
+    from lancet_pipeline.models.generation import complete
 
     model, tokenizer = loaded
     if not tokenizer.chat_template:

@@ -6,7 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lancet_pipeline.data.tokenization import prompt_text, train_tokenizer
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.evaluation.answers import GumbelNoise, end_of_turn, generate
+from lancet_pipeline.models.generation import GumbelNoise, end_of_turn, generate
 
 PROMPTS = ["short", "a prompt that is rather longer than the first one", "another", "b c d e f"]
 
