@@ -12,6 +12,7 @@ from lancet_pipeline.governance.collection import collect_evidence
 from lancet_pipeline.governance.decisions import read_decisions
 from lancet_pipeline.governance.promotion import record_registration, standing
 from lancet_pipeline.lineage import results as summary
+from lancet_pipeline.tracking.client import BUNDLE_TAG, VERSION_TAG
 from lancet_pipeline.tracking.registration import Registration, data_sets, describe, registry_metrics
 
 
@@ -49,14 +50,14 @@ def registered_model(run: StageRun) -> Outcome:
     figures = summary.model_figures(run.store, study.name, lineage)
     gates = all_gates(figures, study.evaluation)
     bundle = run.input("audit_bundle") / "bundle"
-    versions = {f"lancet.version.{name}": run.versions[name] for name in (*run.stage.inputs, run.stage.name)}
+    versions = {f"{VERSION_TAG}{name}": run.versions[name] for name in (*run.stage.inputs, run.stage.name)}
     entry = Registration(
         study=study.name,
         folder=run.input("corrected_model"),
         description=describe(study, figures, gates),
         tags={
             **versions,
-            "lancet.bundle": sha256(bundle / MANIFEST),
+            BUNDLE_TAG: sha256(bundle / MANIFEST),
             "lancet.study": study.name,
             "dagster.run_id": run.run_id,
         },

@@ -16,12 +16,12 @@ import dagster as dg
 import pyarrow as pa
 
 from lancet_pipeline.assets.retries import TRIES, passing_fault, seconds_to_wait
+from lancet_pipeline.config.environment import Signing
 from lancet_pipeline.config.study import Study
 from lancet_pipeline.data.schema import content_hash
 from lancet_pipeline.data.tokenization import load_tokenizer
 from lancet_pipeline.errors import IntegrityError, LancetError
 from lancet_pipeline.evaluation.judges import Judge
-from lancet_pipeline.governance.signing import Signing
 from lancet_pipeline.lineage.sources import read_source, source_version, unchanged
 from lancet_pipeline.lineage.stages import STAGES, Stage
 from lancet_pipeline.linfac.engine import Engine

@@ -15,6 +15,7 @@ from lancet_pipeline.cli.options import AsJson, Home, study_name
 from lancet_pipeline.cli.promotion import add_commands, print_standing
 from lancet_pipeline.config.environment import Deployment, deployment
 from lancet_pipeline.errors import InputError, IntegrityError, LancetError
+from lancet_pipeline.store.artifacts import open_store
 
 app = typer.Typer(
     help="Trace a language model's undesirable outputs to its training data, and correct the model.",
@@ -85,7 +86,7 @@ def summary(
     from lancet_pipeline.lineage.results import summarise
 
     where = _deployment(home)
-    figures = summarise(where.store(), study_name(study))
+    figures = summarise(open_store(where), study_name(study))
     if as_json:
         print(json.dumps(figures, indent=2))
     else:
@@ -109,7 +110,7 @@ def trace(
 
     where = _deployment(home)
     settings = load_study(find_study(study, where.study_directories))
-    store = where.store()
+    store = open_store(where)
     if (prompt is None) == (answer_id is None):
         raise InputError("lancet trace: give either --prompt or --id")
     if answer_id is not None:
@@ -212,7 +213,9 @@ def experiment_run(experiment: ExperimentName, home: Home = None) -> None:
     found = load_experiment(find_experiment(experiment, where.experiment_directories), where.study_directories)
     plans = plan_experiment(found, where)
     waiting = sum(bool(plan.stale) for plan in plans)
-    _tell(f"experiment {found.name}: {waiting} of {len(plans)} variants to run, results go to {where.store().place}")
+    _tell(
+        f"experiment {found.name}: {waiting} of {len(plans)} variants to run, results go to {open_store(where).place}"
+    )
     failures = run_experiment(plans, _tell)
     if failures:
         raise LancetError(
@@ -236,7 +239,7 @@ def experiment_summary(
 
     where = _deployment(home)
     found = load_experiment(find_experiment(experiment, where.experiment_directories), where.study_directories)
-    result = summarise_experiment(found, where.store(), variant_versions(found, where))
+    result = summarise_experiment(found, open_store(where), variant_versions(found, where))
     if plots is not None:
         from lancet_pipeline.plots import sensitivity
 
@@ -287,12 +290,14 @@ def _run(study: str, home: Path | None, until: str | None) -> None:
     plan = plan_run(study, where, until)
     name = plan.study.name
     if plan.stale:
-        print(f"study {name}: {len(plan.stale)} assets to run, results go to {where.store().place}", file=sys.stderr)
+        print(
+            f"study {name}: {len(plan.stale)} assets to run, results go to {open_store(where).place}", file=sys.stderr
+        )
     else:
         print(f"study {name}: nothing changed, nothing to run", file=sys.stderr)
     execute(plan)
     if until is None:
-        _print_summary(summarise(where.store(), name), where)
+        _print_summary(summarise(open_store(where), name), where)
 
 
 def _print_summary(figures: dict[str, Any], where: Deployment) -> None:

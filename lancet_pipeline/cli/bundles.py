@@ -10,6 +10,7 @@ import typer
 from lancet_pipeline.cli.options import AsJson, Home, study_name
 from lancet_pipeline.config.environment import deployment
 from lancet_pipeline.errors import InputError
+from lancet_pipeline.store.artifacts import open_store
 
 Key = Annotated[Path | None, typer.Option(help="Public key of the signer; the enclosed one otherwise.")]
 Chain = Annotated[list[Path] | None, typer.Option(help="Certificates that you trust; repeat for several.")]
@@ -61,7 +62,7 @@ def bundle(
     from lancet_pipeline.governance.collection import collect_last_run
 
     where = deployment(os.environ, home)
-    evidence = collect_last_run(where.store(), study_name(study))
+    evidence = collect_last_run(open_store(where), study_name(study))
     manifest = write_bundle(evidence, out.absolute(), where.signing)
     print(f"{out}: written: {len(manifest['files'])} files, signed by {manifest['signer']}")
     print(f"next        lancet verify {out}")

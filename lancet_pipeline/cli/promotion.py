@@ -12,6 +12,7 @@ import typer
 from lancet_pipeline.cli.options import AsJson, Home, study_name
 from lancet_pipeline.config.environment import Deployment, deployment
 from lancet_pipeline.errors import InputError
+from lancet_pipeline.store.artifacts import open_store
 
 if TYPE_CHECKING:
     from lancet_pipeline.governance.promotion import Standing
@@ -128,14 +129,14 @@ def gc(
     where = deployment(os.environ, home)
     tracking = _tracking(where)
 
-    def tags(study: str) -> list[Mapping[str, str]]:
-        return [version.tags for version in tracking.registered(study)]
+    def registry(study: str) -> list[Mapping[str, str]]:
+        return [version.artifacts for version in tracking.registered(study)]
 
-    found = find_unreferenced(where.home, tags, artifacts=where.artifacts)
+    found = find_unreferenced(where.home, registry, artifacts=where.artifacts)
     journal = journal_bytes(where.home)
     size = sum(item.bytes for item in found.items)
     if not as_json:
-        _print_unreferenced(found.items, where.store().place)
+        _print_unreferenced(found.items, open_store(where).place)
         for study in found.locked:
             print(f"skipped     study {study}: a run is going on")
         print(
@@ -148,7 +149,7 @@ def gc(
             if not sys.stdin.isatty():
                 raise InputError("lancet gc --delete: nobody to ask; add --yes to delete without a question")
             typer.confirm(f"Delete {len(found.items)} of these, {_mebibytes(size)}?", abort=True, err=True)
-        removed = remove(where.home, found.items, tags, where.artifacts)
+        removed = remove(where.home, found.items, registry, where.artifacts)
     if as_json:
         items = [{**asdict(item), "path": str(item.path)} for item in found.items]
         report = {"unreferenced": items, "bytes": size, "locked": found.locked, "journal_bytes": journal}

@@ -1,31 +1,125 @@
-"""Where one deployment keeps things and looks for them."""
+"""Every environment variable that LANCET reads, and the deployment that they describe: where it keeps things and looks for
+them."""
 
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from lancet_pipeline.config.experiment import PACKAGED_EXPERIMENTS
 from lancet_pipeline.config.study import PACKAGED_STUDIES
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.governance.signing import Signing
-from lancet_pipeline.store.artifacts import ArtifactStore
-from lancet_pipeline.store.objects import VARIABLE as ARTIFACTS
-from lancet_pipeline.store.objects import check_url
 
-DAGSTER_POSTGRES = "LANCET_DAGSTER_POSTGRES_URL"
+ARTIFACTS, DAGSTER_POSTGRES, WEBHOOK = "LANCET_ARTIFACTS", "LANCET_DAGSTER_POSTGRES_URL", "LANCET_WEBHOOK"
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().absolute()
+
+
+def _split(value: str) -> list[str]:
+    return [part for part in value.split(os.pathsep) if part]
+
+
+def _artifacts_url(url: str) -> str:
+    scheme, mark, place = url.partition("://")
+    if url and not (mark and scheme and place):
+        raise ValueError("must be a URL with a place in it, such as s3://BUCKET/PREFIX")
+    if re.match(r"[^/@]*:[^/@]*@", place) or "?" in place or "#" in place:
+        raise ValueError(
+            "holds a password or options, which pages and logs would show; leave them out, and set AWS_ACCESS_KEY_ID, "
+            "AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL or what else the store takes from the environment"
+        )
+    return url.rstrip("/")
+
+
+def _tracking_uri(uri: str) -> str:
+    if re.search(r"//[^/@\s]*:[^/@\s]*@", uri):
+        raise ValueError(
+            "holds a password, which pages and logs would show; leave it out, and set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or PGPASSFILE for PostgreSQL"
+        )
+    return uri
+
+
+File = Annotated[Path, AfterValidator(_absolute)]
+Paths = Annotated[tuple[File, ...], BeforeValidator(_split)]
+
+
+class Environment(BaseModel):
+    """The variables, by their names. An empty one counts as not set; paths are absolute; lists of paths are separated as
+    in PATH."""
+
+    model_config = ConfigDict(frozen=True)
+
+    LANCET_HOME: File = Field(default=Path(".lancet"), validate_default=True, description="Where results live.")
+    LANCET_ARTIFACTS: Annotated[str, AfterValidator(_artifacts_url)] = Field(
+        default="", description="URL of the store of artifacts, whose cache is the home then; the home alone otherwise."
+    )
+    LANCET_STUDIES: Paths = Field(default=(), description="Directories of studies; the first match wins.")
+    LANCET_EXPERIMENTS: Paths = Field(default=(), description="Directories of experiments, likewise.")
+    LANCET_MODELS: Paths = Field(
+        default=(), description="Directories where a checkpoint is looked for by the last part of its name."
+    )
+    LANCET_DAGSTER_POSTGRES_URL: str = Field(
+        default="", repr=False, description="Dagster's database, postgresql+psycopg2://...; SQLite otherwise."
+    )
+    LANCET_WEBHOOK: str = Field(default="", repr=False, description="Takes alerts as JSON by POST; a secret.")
+    LANCET_PAGE: str = Field(default="", description="Address of Dagster's page, for links in alerts.")
+    LANCET_SIGNER: str = Field(default="key", description="Who signs bundles: key, certificate, pkcs11 or sigstore.")
+    LANCET_SIGNING_KEY: File | None = Field(
+        default=None, description="PEM file of the private key; made below the home where not set."
+    )
+    LANCET_SIGNING_PUBLIC_KEY: File | None = Field(
+        default=None, description="pkcs11: PEM file of the public key whose private half the token holds."
+    )
+    LANCET_SIGNING_CERTIFICATE: File | None = Field(default=None, description="certificate: PEM file of it.")
+    LANCET_SIGNING_CHAIN: Paths = Field(default=(), description="certificate: PEM files of those above it.")
+    LANCET_PKCS11_URI: str = Field(default="", repr=False, description="pkcs11: the key in its token.")
+    LANCET_PKCS11_MODULES: Paths = Field(default=(), description="pkcs11: directories of modules.")
+    LANCET_SIGSTORE_TOKEN: str = Field(
+        default="", repr=False, description="sigstore: identity token; the machine's ambient credentials otherwise."
+    )
+    LANCET_SIGSTORE_TRUST: File | None = Field(
+        default=None, description="sigstore: trust configuration of an instance other than the public one."
+    )
+    LANCET_SIGSTORE_IDENTITY: str = Field(default="", description="sigstore: whose signature a promotion asks for.")
+    LANCET_SIGSTORE_ISSUER: str = Field(default="", description="sigstore: who vouches for that identity.")
+    MLFLOW_TRACKING_URI: Annotated[str, AfterValidator(_tracking_uri)] = Field(
+        default="", description="MLflow's tracking server; a SQLite file below the home otherwise."
+    )
+
+
+@dataclass(frozen=True)
+class Signing:
+    """Who signs, as LANCET_SIGNER and the variables behind it say. create: make the private key where there is none.
+    Secrets stay out of the repr."""
+
+    signer: str = "key"
+    private_key: Path | None = None
+    create: bool = False
+    public_key: Path | None = None
+    certificate: Path | None = None
+    chain: tuple[Path, ...] = ()
+    pkcs11_uri: str = field(default="", repr=False)
+    pkcs11_modules: tuple[Path, ...] = ()
+    sigstore_token: str = field(default="", repr=False)
+    sigstore_trust: Path | None = None
+    sigstore_identity: str = ""
+    sigstore_issuer: str = ""
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """home: artifacts, and MLflow's and Dagster's storage where no server is named. study_directories: studies by
-    name, first match wins. experiment_directories: experiments, likewise. model_directories: checkpoints by their last name part, before the hub is asked.
-    tracking_uri: an MLflow server; empty for a SQLite file below home. signing: who signs audit bundles.
-    alerts: whether LANCET_WEBHOOK names a webhook; its URL is a secret, which the resource `Alerts` reads where it is used.
-    page: address of Dagster's page, for links.
-    dagster_postgres_url: Dagster's database; empty for SQLite files below home.
-    artifacts: URL of the store of artifacts, whose cache is home then; empty for home alone."""
+    """Where one deployment keeps things and looks for them; `Environment` describes the fields of the same names.
+
+    study_directories, experiment_directories: those of the variable, of the working directory, and the packaged ones.
+    alerts: whether there is a webhook; its URL is a secret, which the resource `Alerts` reads where it is used.
+    """
 
     home: Path
     study_directories: tuple[Path, ...]
@@ -35,72 +129,55 @@ class Deployment:
     signing: Signing = field(default_factory=Signing)
     alerts: bool = False
     page: str = ""
-    dagster_postgres_url: str = ""
+    dagster_postgres_url: str = field(default="", repr=False)
     artifacts: str = ""
-
-    def store(self) -> ArtifactStore:
-        return ArtifactStore(self.home, self.artifacts)
 
 
 def deployment(environ: Mapping[str, str], home: Path | None = None) -> Deployment:
-    """The deployment that LANCET_HOME, LANCET_STUDIES, LANCET_EXPERIMENTS, LANCET_MODELS, MLFLOW_TRACKING_URI,
-    LANCET_WEBHOOK, LANCET_PAGE, LANCET_DAGSTER_POSTGRES_URL, LANCET_ARTIFACTS and those of `_signing` describe.
+    """The deployment that the variables in `environ` describe.
 
     Args:
         home: goes before LANCET_HOME.
 
     Raises:
-        InputError: an address with a password in it, or one of artifacts that is no URL.
+        InputError: the first variable that does not fit; its value is not shown.
     """
-    tracking = environ.get("MLFLOW_TRACKING_URI", "")
-    if re.search(r"//[^/@\s]*:[^/@\s]*@", tracking):
-        raise InputError(
-            "MLFLOW_TRACKING_URI: holds a password, which pages and logs would show; leave it out, and set "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or PGPASSFILE for PostgreSQL"
-        )
-    root = (home or Path(environ.get("LANCET_HOME", ".lancet"))).expanduser().absolute()
+    given = {name: environ[name] for name in Environment.model_fields if environ.get(name)}
+    try:
+        found = Environment.model_validate(given)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise InputError(f"{problem['loc'][0]}: {problem['msg'].removeprefix('Value error, ')}") from None
+    root = _absolute(home) if home else found.LANCET_HOME
+    models = (*found.LANCET_MODELS, root / "models", Path(".lancet/models").absolute())
     return Deployment(
-        root,
-        _search_path(environ, "LANCET_STUDIES", "studies", PACKAGED_STUDIES),
-        tuple(dict.fromkeys([*_paths(environ, "LANCET_MODELS"), root / "models", Path(".lancet/models").absolute()])),
-        tracking,
-        _search_path(environ, "LANCET_EXPERIMENTS", "experiments", PACKAGED_EXPERIMENTS),
-        _signing(environ, root),
-        bool(environ.get("LANCET_WEBHOOK")),
-        environ.get("LANCET_PAGE", ""),
-        environ.get(DAGSTER_POSTGRES, ""),
-        check_url(environ.get(ARTIFACTS, "")),
+        home=root,
+        study_directories=_search_path(found.LANCET_STUDIES, "studies", PACKAGED_STUDIES),
+        model_directories=tuple(dict.fromkeys(models)),
+        tracking_uri=found.MLFLOW_TRACKING_URI,
+        experiment_directories=_search_path(found.LANCET_EXPERIMENTS, "experiments", PACKAGED_EXPERIMENTS),
+        signing=Signing(
+            signer=found.LANCET_SIGNER,
+            private_key=found.LANCET_SIGNING_KEY or root / "keys" / "signing_key.pem",
+            create=found.LANCET_SIGNING_KEY is None,
+            public_key=found.LANCET_SIGNING_PUBLIC_KEY,
+            certificate=found.LANCET_SIGNING_CERTIFICATE,
+            chain=found.LANCET_SIGNING_CHAIN,
+            pkcs11_uri=found.LANCET_PKCS11_URI,
+            pkcs11_modules=found.LANCET_PKCS11_MODULES,
+            sigstore_token=found.LANCET_SIGSTORE_TOKEN,
+            sigstore_trust=found.LANCET_SIGSTORE_TRUST,
+            sigstore_identity=found.LANCET_SIGSTORE_IDENTITY,
+            sigstore_issuer=found.LANCET_SIGSTORE_ISSUER,
+        ),
+        alerts=bool(found.LANCET_WEBHOOK),
+        page=found.LANCET_PAGE,
+        dagster_postgres_url=found.LANCET_DAGSTER_POSTGRES_URL,
+        artifacts=found.LANCET_ARTIFACTS,
     )
 
 
-def _signing(environ: Mapping[str, str], root: Path) -> Signing:
-    """LANCET_SIGNER and what each signer needs; the key is made below home where no other is named."""
-
-    def path(name: str) -> Path | None:
-        return next(iter(_paths(environ, name)), None)
-
-    named = path("LANCET_SIGNING_KEY")
-    return Signing(
-        environ.get("LANCET_SIGNER", "key"),
-        named or root / "keys" / "signing_key.pem",
-        create=named is None,
-        public_key=path("LANCET_SIGNING_PUBLIC_KEY"),
-        certificate=path("LANCET_SIGNING_CERTIFICATE"),
-        chain=tuple(_paths(environ, "LANCET_SIGNING_CHAIN")),
-        pkcs11_uri=environ.get("LANCET_PKCS11_URI", ""),
-        pkcs11_modules=tuple(str(part) for part in _paths(environ, "LANCET_PKCS11_MODULES")),
-        sigstore_token=environ.get("LANCET_SIGSTORE_TOKEN", ""),
-        sigstore_trust=path("LANCET_SIGSTORE_TRUST"),
-        sigstore_identity=environ.get("LANCET_SIGSTORE_IDENTITY", ""),
-        sigstore_issuer=environ.get("LANCET_SIGSTORE_ISSUER", ""),
-    )
-
-
-def _search_path(environ: Mapping[str, str], name: str, folder: str, packaged: Path) -> tuple[Path, ...]:
-    """The directories that a variable lists, `folder` of the working directory where there is one, and the packaged."""
+def _search_path(given: tuple[Path, ...], folder: str, packaged: Path) -> tuple[Path, ...]:
+    """The directories given, `folder` of the working directory where there is one, and the packaged."""
     local = [Path(folder).absolute()] if Path(folder).is_dir() else []
-    return tuple(dict.fromkeys([*_paths(environ, name), *local, packaged]))
-
-
-def _paths(environ: Mapping[str, str], name: str) -> list[Path]:
-    return [Path(part).expanduser().absolute() for part in environ.get(name, "").split(os.pathsep) if part]
+    return tuple(dict.fromkeys([*given, *local, packaged]))

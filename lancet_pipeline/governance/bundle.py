@@ -24,6 +24,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lancet_pipeline.config.environment import Signing
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.files import hash_files, sha256, whole_or_absent
 from lancet_pipeline.governance.bom import bill_of_materials
@@ -31,7 +32,7 @@ from lancet_pipeline.governance.data_docs import render_data_docs
 from lancet_pipeline.governance.evidence import Evidence
 from lancet_pipeline.governance.model_card import model_card
 from lancet_pipeline.governance.report import render_report
-from lancet_pipeline.governance.signing import PUBLIC_KEY, Signing, enclosed_key, sign_folder
+from lancet_pipeline.governance.signing import PUBLIC_KEY, enclosed_key, sign_folder
 from lancet_pipeline.governance.verification import DIGEST, FORMAT, MANIFEST, inspect_bundle, verify_bundle
 
 _TOKEN = pa.struct([("position", pa.int32()), ("token", pa.string()), ("share", pa.float64())])

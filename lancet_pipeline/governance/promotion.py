@@ -22,10 +22,10 @@ from lancet_pipeline.governance.decisions import (
     read_decisions,
     timestamp,
 )
-from lancet_pipeline.governance.readiness import BUNDLE_TAG, VERSION_TAG, evaluate
+from lancet_pipeline.governance.readiness import evaluate
 from lancet_pipeline.governance.signature import Trust
 from lancet_pipeline.store.artifacts import ArtifactStore
-from lancet_pipeline.tracking.client import RegisteredVersion, Tracking, registry_name
+from lancet_pipeline.tracking.client import BUNDLE_TAG, RegisteredVersion, Tracking, registry_name
 
 DECISION_TAG = "lancet.decision"
 
@@ -265,14 +265,14 @@ def _candidate(store: ArtifactStore, versions: Sequence[RegisteredVersion], stud
     if found is None:
         raise InputError(f"study '{study}': the registry has no candidate of it; run `lancet run {study}` first")
     current = store.current(study, "registered_model")
-    held = found.tags.get(f"{VERSION_TAG}registered_model")
+    held = found.artifacts.get("registered_model")
     if current is not None and held is None:
         raise InputError(
             f"study '{study}': version {found.number} was registered before decisions were kept; run `lancet run {study}`, "
             "which registers it anew"
         )
     if current is not None and current != held:
-        same = [v.number for v in versions if v.tags.get(f"{VERSION_TAG}registered_model") == current]
+        same = [v.number for v in versions if v.artifacts.get("registered_model") == current]
         remedy = f"--version {same[-1]} or --version {found.number}" if same else f"--version {found.number}"
         raise InputError(
             f"study '{study}': the candidate, version {found.number}, is not of the last run, whose data or settings were "

@@ -11,12 +11,12 @@ from lancet_pipeline.governance.signature import Trust
 from lancet_pipeline.governance.verification import MANIFEST, inspect_bundle
 from lancet_pipeline.lineage.results import REPORTS, model_figures
 from lancet_pipeline.store.artifacts import ArtifactStore
+from lancet_pipeline.tracking.client import BUNDLE_TAG, VERSION_TAG
 
 REPORTED_ONLY = frozenset({"influence_is_heavy_tailed", "sample_sufficed"})
 """Checks that do not keep a model from promotion: they say how much the selected samples explain and how settled the
 factors are. What they are worth shows in the evaluations, and those have gates."""
 
-VERSION_TAG, BUNDLE_TAG = "lancet.version.", "lancet.bundle"
 BEHIND = ("corrected_model", *REPORTS, "audit_bundle")
 
 

@@ -6,46 +6,14 @@ file), so that its own command checks it, too.
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lancet_pipeline.config.environment import Signing
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.governance.keys import as_pem, create_keys, load_public_key, public_file, public_pem
 
 SIGNATURE, PUBLIC_KEY = "model.sig", "public_key.pem"
-
-
-@dataclass(frozen=True)
-class Signing:
-    """Who signs. Secrets stay out of the repr.
-
-    Attributes:
-        signer: key, certificate, pkcs11 or sigstore.
-        private_key: PEM file, for `key` and `certificate`.
-        create: make the key at `private_key` where there is none.
-        public_key: PEM file of the public key whose private half a PKCS #11 token holds.
-        certificate: PEM file of the signing certificate.
-        chain: PEM files of the certificates above it.
-        pkcs11_uri: the key in its token.
-        pkcs11_modules: directories of PKCS #11 modules.
-        sigstore_token: identity token; the machine's ambient credentials where empty.
-        sigstore_trust: trust configuration of a Sigstore instance other than the public one.
-        sigstore_identity, sigstore_issuer: whose signature a bundle of this deployment must have, to be promoted.
-    """
-
-    signer: str = "key"
-    private_key: Path | None = None
-    create: bool = False
-    public_key: Path | None = None
-    certificate: Path | None = None
-    chain: tuple[Path, ...] = ()
-    pkcs11_uri: str = field(default="", repr=False)
-    pkcs11_modules: tuple[str, ...] = ()
-    sigstore_token: str = field(default="", repr=False)
-    sigstore_trust: Path | None = None
-    sigstore_identity: str = ""
-    sigstore_issuer: str = ""
 
 
 def signing_key(signing: Signing) -> Path:
@@ -123,7 +91,7 @@ def sign_folder(folder: Path, signing: Signing) -> None:
         ),
         "pkcs11": (
             config.use_pkcs11_signer,
-            {"pkcs11_uri": signing.pkcs11_uri, "module_paths": signing.pkcs11_modules},
+            {"pkcs11_uri": signing.pkcs11_uri, "module_paths": [str(folder) for folder in signing.pkcs11_modules]},
         ),
         "sigstore": (
             config.use_sigstore_signer,

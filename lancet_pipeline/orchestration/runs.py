@@ -17,6 +17,7 @@ from lancet_pipeline.lineage.stages import REPORTS, STAGES, upstream, versions
 from lancet_pipeline.models.loading import find_checkpoint
 from lancet_pipeline.orchestration.failures import cause_of
 from lancet_pipeline.orchestration.servers import check_servers, choose_storage, limited_patience, lost_server
+from lancet_pipeline.store.artifacts import open_store
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def plan_study(
     Raises:
         InputError: the disk is too small for what is out of date, or the signer of bundles cannot be used.
     """
-    store = where.store()
+    store = open_store(where)
     stale = [asset for asset in wanted if not store.has(study.name, asset, known[asset])]
     if stale:
         _check_disk(study, where)
@@ -74,7 +75,7 @@ def execute(plan: Plan) -> None:
     Raises:
         LancetError: an asset failed; an InputError where the input is to blame.
     """
-    store = plan.where.store()
+    store = open_store(plan.where)
     with store.lock(plan.study.name):
         for asset, version in plan.versions.items():
             if asset in STAGES and asset not in plan.stale and store.has(plan.study.name, asset, version):
@@ -170,7 +171,7 @@ def _execute_in_dagster(plan: Plan) -> None:
     with dg.DagsterInstance.from_config(str(dagster_home(plan.where))) as instance:
         instance.add_dynamic_partitions("study", [plan.study.name])
         if not plan.where.dagster_postgres_url:  # a database of servers may hold the runs of other homes, too
-            end_lost_runs(instance, plan.where.store(), time.time())
+            end_lost_runs(instance, open_store(plan.where), time.time())
         for arrival in source_events(plan.study.name, plan.versions):
             instance.report_runless_asset_event(arrival)
         result = definitions.resolve_job_def(plan.job).execute_in_process(

@@ -23,6 +23,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from lancet_pipeline.config.environment import Deployment
 from lancet_pipeline.errors import InputError, IntegrityError
 from lancet_pipeline.files import MANIFEST, full_disk, hash_files, sha256, take_over, verify_files, whole_or_absent
 from lancet_pipeline.store.locks import lease, study_lock
@@ -30,7 +31,7 @@ from lancet_pipeline.store.objects import Remote
 
 
 class ArtifactStore:
-    """Artifacts of all studies below one root directory, or with `url` below that, as `remote.check_url` wants it. What
+    """Artifacts of all studies below one root directory, or with `url` below that. What
     asks a URL raises Unreachable where it does not answer, and InputError where it says no."""
 
     def __init__(self, root: str | Path, url: str = "") -> None:
@@ -290,3 +291,8 @@ def environment() -> dict[str, str]:
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def open_store(where: Deployment) -> ArtifactStore:
+    """The store of a deployment."""
+    return ArtifactStore(where.home, where.artifacts)

@@ -12,32 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from lancet_pipeline.config.environment import ARTIFACTS
 from lancet_pipeline.errors import InputError, LancetError, Unreachable, first_line
 
-VARIABLE = "LANCET_ARTIFACTS"
 CHUNK = 32 * 2**20
 """Bytes of one request, so that each ends within REQUEST_SECONDS."""
 REQUEST_SECONDS = 120
 OBJECT_STORES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl", "file")
-
-
-def check_url(url: str) -> str:
-    """`url` without a slash at its end.
-
-    Raises:
-        InputError: no URL, or one that pages and logs must not show.
-    """
-    if not url:
-        return url
-    scheme, mark, place = url.partition("://")
-    if not mark or not scheme or not place:
-        raise InputError(f"{VARIABLE}: must be a URL with a place in it, such as s3://BUCKET/PREFIX")
-    if re.match(r"[^/@]*:[^/@]*@", place) or "?" in place or "#" in place:
-        raise InputError(
-            f"{VARIABLE}: holds a password or options, which pages and logs would show; leave them out, and set "
-            "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL or what else the store takes from the environment"
-        )
-    return url.rstrip("/")
 
 
 class Remote:
@@ -119,9 +100,9 @@ class Remote:
     def _explanation(self, error: Exception) -> LancetError:
         text, name = str(error), type(error).__name__
         line = re.sub(r"Error performing (\w+) (\S+) in .*? - ", r"\1 \2: ", first_line(error)).partition(": <?xml")[0]
-        said = f"{VARIABLE}: {self.url}: {line}"
+        said = f"{ARTIFACTS}: {self.url}: {line}"
         if "169.254.169.254" in text or "metadata.google" in text:
-            return InputError(f"{VARIABLE}: {self.url}: the environment holds no credentials for it; set them")
+            return InputError(f"{ARTIFACTS}: {self.url}: the environment holds no credentials for it; set them")
         denied = isinstance(error, PermissionError) or "os error 13" in text
         if denied or name in ("PermissionDeniedError", "UnauthenticatedError"):
             return InputError(
@@ -152,7 +133,7 @@ class _Objects:
         try:
             from obstore.store import from_url
         except ImportError:
-            raise InputError(f"{VARIABLE} is set: install the extra `server` of lancet-pipeline") from None
+            raise InputError(f"{ARTIFACTS} is set: install the extra `server` of lancet-pipeline") from None
         if url.startswith("file://"):  # not made where it is missing: a share may not be mounted
             self._store: Any = from_url(url)
             return
@@ -210,7 +191,7 @@ class _Files:
         try:
             self._files, self._root = fsspec.url_to_fs(url)
         except (ImportError, ValueError) as error:
-            raise InputError(f"{VARIABLE}: {url}: {first_line(error)}") from None
+            raise InputError(f"{ARTIFACTS}: {url}: {first_line(error)}") from None
 
     def _path(self, key: str) -> str:
         return f"{self._root.rstrip('/')}/{key}"

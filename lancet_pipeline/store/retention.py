@@ -21,7 +21,6 @@ from pathlib import Path
 
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.files import MANIFEST
-from lancet_pipeline.governance.readiness import VERSION_TAG
 from lancet_pipeline.store.artifacts import ArtifactStore
 from lancet_pipeline.store.locks import Busy
 from lancet_pipeline.store.object_retention import RemoteArtifacts, remote_studies
@@ -29,8 +28,8 @@ from lancet_pipeline.store.object_retention import RemoteArtifacts, remote_studi
 DAY = 86_400.0
 REMOVED = ".removed-"
 
-RegistryTags = Callable[[str], Sequence[Mapping[str, str]]]
-"""The tags of every registered version of a study's model."""
+Registry = Callable[[str], Sequence[Mapping[str, str]]]
+"""Of every registered version of a study's model, the artifacts (asset -> version) that it was computed from."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Found:
     locked: list[str]
 
 
-def find_unreferenced(home: Path, registry: RegistryTags, now: float | None = None, artifacts: str = "") -> Found:
+def find_unreferenced(home: Path, registry: Registry, now: float | None = None, artifacts: str = "") -> Found:
     """List what may go, by study and path; nothing is changed.
 
     Args:
@@ -67,18 +66,18 @@ def find_unreferenced(home: Path, registry: RegistryTags, now: float | None = No
     items: list[Unreferenced] = []
     locked: list[str] = []
     for study in _studies(store):
-        tags = registry(study)  # before the lock, which a run may wait for
+        registered = registry(study)  # before the lock, which a run may wait for
         with ExitStack() as stack:
             if not _at_rest(stack, store, study):
                 locked.append(study)
                 continue
             known = {item.path for item in items}  # studies that share a checkpoint's artifact both name it
-            found = _of_study(store, study, tags, now or time.time())
+            found = _of_study(store, study, registered, now or time.time())
             items += [item for item in found if item.path not in known]
     return Found(items, locked)
 
 
-def remove(home: Path, items: Sequence[Unreferenced], registry: RegistryTags, artifacts: str = "") -> int:
+def remove(home: Path, items: Sequence[Unreferenced], registry: Registry, artifacts: str = "") -> int:
     """Delete `items`, as far as nothing refers to them by now; returns how many went.
 
     Raises:
@@ -160,10 +159,8 @@ def _referenced(store: ArtifactStore, study: str, registered: Sequence[Mapping[s
         version = store.current(study, asset)
         if version is not None:
             waiting.append((asset, version))
-    for tags in registered:
-        waiting += [
-            (key.removeprefix(VERSION_TAG), value) for key, value in tags.items() if key.startswith(VERSION_TAG)
-        ]
+    for artifacts in registered:
+        waiting += artifacts.items()
     waiting += [(asset, version) for asset, version in present if asset == "audit_bundle"]
     kept: set[tuple[str, str]] = set()
     while waiting:

@@ -16,6 +16,9 @@ from lancet_pipeline.errors import Unreachable, first_line, without_credentials
 from lancet_pipeline.tracking.logged_model import card, components, data_set, model_metrics
 from lancet_pipeline.tracking.registration import Registration
 
+VERSION_TAG, BUNDLE_TAG = "lancet.version.", "lancet.bundle"
+"""Tags of a registered version: the first, with an asset behind it, its version; the second, the bundle's digest."""
+
 CONNECT_SECONDS = 5
 IMPATIENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -33,6 +36,11 @@ class RegisteredVersion:
     run: str
     tags: Mapping[str, str]
     aliases: Sequence[str] = ()
+
+    @property
+    def artifacts(self) -> dict[str, str]:
+        """Asset -> version of what it was computed from."""
+        return {key.removeprefix(VERSION_TAG): value for key, value in self.tags.items() if key.startswith(VERSION_TAG)}
 
 
 def registry_name(study: str) -> str:

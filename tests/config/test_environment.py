@@ -1,9 +1,12 @@
 """Where Dagster keeps its history follows the deployment, and never changes behind a person's back."""
 
+import re
+from pathlib import Path
+
 import pytest
 import yaml
 
-from lancet_pipeline.config.environment import deployment
+from lancet_pipeline.config.environment import Environment, deployment
 from lancet_pipeline.errors import InputError, LancetError
 from lancet_pipeline.orchestration.runs import dagster_home
 from lancet_pipeline.orchestration.servers import check_servers
@@ -55,3 +58,30 @@ def test_an_address_without_the_driver_is_refused(tmp_path):
     address = {"LANCET_DAGSTER_POSTGRES_URL": "postgresql://lancet@127.0.0.1/dagster"}
     with pytest.raises(InputError, match="must be postgresql\\+psycopg2://"):
         check_servers(deployment(address, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("s3://key:hush@bucket/prefix", "holds a password"),
+        ("s3://bucket/prefix?secret=hush", "holds a password or options"),
+        ("bucket/prefix", "must be a URL"),
+        ("s3://", "must be a URL"),
+    ],
+)
+def test_a_url_that_does_not_fit_is_refused_and_not_shown(value, message):
+    with pytest.raises(InputError, match=message) as caught:
+        deployment({"LANCET_ARTIFACTS": value})
+    assert "hush" not in str(caught.value)
+
+
+def test_every_variable_that_the_code_names_is_declared_in_one_place():
+    root = Path(__file__).parents[2]
+    files = [path for name in ("lancet_pipeline", "assets", "resources") for path in (root / name).rglob("*.py")]
+    named = {name for path in files for name in re.findall(r"\bLANCET_[A-Z0-9_]+\b", path.read_text(encoding="utf-8"))}
+    assert named == {name for name in Environment.model_fields if name.startswith("LANCET_")}
+
+
+def test_every_variable_is_documented():
+    text = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text(encoding="utf-8")
+    assert [name for name, field in Environment.model_fields.items() if name not in text or not field.description] == []

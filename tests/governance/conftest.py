@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from lancet_pipeline import plots
+from lancet_pipeline.config.environment import Signing
 from lancet_pipeline.config.study import PACKAGED_STUDIES, Study, load_study
 from lancet_pipeline.evaluation.gates import all_gates
 from lancet_pipeline.evaluation.statistics import rate
 from lancet_pipeline.governance.bundle import write_bundle
 from lancet_pipeline.governance.evidence import Evidence
-from lancet_pipeline.governance.signing import Signing
 from lancet_pipeline.lineage.stages import SOURCES, STAGES, versions
 
 HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>'

@@ -10,11 +10,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from lancet_pipeline.config.environment import Signing
 from lancet_pipeline.data.expectations import meets, score_expectations
 from lancet_pipeline.errors import InputError, IntegrityError
 from lancet_pipeline.governance.bundle import verify_bundle, write_bundle
 from lancet_pipeline.governance.evidence import Evidence
-from lancet_pipeline.governance.signing import Signing
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from lancet_pipeline.config.environment import Signing
 from lancet_pipeline.governance.keys import create_keys, fingerprint, load_public_key
-from lancet_pipeline.governance.signing import Signing
 
 
 def lancet(*arguments: object, **settings: str) -> subprocess.CompletedProcess:

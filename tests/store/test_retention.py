@@ -32,7 +32,7 @@ def unregistered(study: str) -> list[dict[str, str]]:
 
 
 def registry(home: Path):
-    return lambda study: [version.tags for version in Tracking(home=str(home)).registered(study)]
+    return lambda study: [version.artifacts for version in Tracking(home=str(home)).registered(study)]
 
 
 def artifact(home: Path, asset: str, version: str, inputs: dict[str, str] | None = None, study: str = "s") -> Path:
@@ -93,7 +93,7 @@ def test_a_lost_registry_stops_it_all(home):
     found = find_unreferenced(home, tags)
     assert {item.path.name for item in found.items} == {"9" * 16}
     with pytest.raises(InputError, match="MLflow at"):
-        remove(home, found.items, lambda study: [version.tags for version in dead.registered(study)])
+        remove(home, found.items, lambda study: [version.artifacts for version in dead.registered(study)])
     assert found.items[0].path.exists()
 
 
