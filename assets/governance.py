@@ -11,6 +11,7 @@ from lancet_pipeline.files import sha256
 from lancet_pipeline.governance.bundle import MANIFEST, write_bundle
 from lancet_pipeline.governance.collection import collect_evidence
 from lancet_pipeline.governance.decisions import read_decisions
+from lancet_pipeline.inputs import labels_version, unchanged
 from lancet_pipeline.promotion import record_registration, standing
 from lancet_pipeline.registration import Registration, data_sets, describe, registry_metrics
 
@@ -20,6 +21,7 @@ def audit_bundle(run: StageRun) -> Outcome:
     """What a governance review needs, signed and readable offline: manifest, report, model card, samples, answers."""
     labelled = run.study.evaluation.judge.validation
     judge = validate_judge(run.judge, read_rows(labelled)) if labelled else None
+    unchanged("judge_labels", run.versions["judge_labels"], labels_version(run.study))
     evidence = collect_evidence(run.store, run.study, run.versions, judge)
     manifest = write_bundle(evidence, run.out / "bundle", run.signing)
     agreement = {"judge_accuracy": judge["accuracy"]["value"]} if judge else {}
