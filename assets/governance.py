@@ -12,6 +12,7 @@ from lancet_pipeline.governance.collection import collect_evidence
 from lancet_pipeline.governance.decisions import read_decisions
 from lancet_pipeline.governance.promotion import record_registration, standing
 from lancet_pipeline.lineage import results as summary
+from lancet_pipeline.lineage.sources import labels_version, unchanged
 from lancet_pipeline.tracking.client import BUNDLE_TAG, VERSION_TAG
 from lancet_pipeline.tracking.registration import Registration, data_sets, describe, registry_metrics
 
@@ -21,6 +22,7 @@ def audit_bundle(run: StageRun) -> Outcome:
     """What a governance review needs, signed and readable offline: manifest, report, model card, samples, answers."""
     labelled = run.study.evaluation.judge.validation
     judge = validate_judge(run.judge, read_rows(labelled)) if labelled else None
+    unchanged("judge_labels", run.versions["judge_labels"], labels_version(run.study))
     evidence = collect_evidence(run.store, run.study, run.versions, judge)
     manifest = write_bundle(evidence, run.out / "bundle", run.signing)
     agreement = {"judge_accuracy": judge["accuracy"]["value"]} if judge else {}

@@ -43,8 +43,8 @@ def source_versions(study: Study, model_directories: Sequence[Path]) -> dict[str
     tables = {name: read_source(study, name) for name in _TABLES}
     _check_held_out(tables)
     versions = {name: content_hash(table) for name, table in tables.items()}
-    versions["checkpoint"] = checkpoint_version(study, model_directories)
-    versions["judge"] = judge_version(study, model_directories)
+    for name in ("checkpoint", "judge", "judge_labels"):
+        versions[name] = source_version(study, name, model_directories)
     return versions
 
 
@@ -54,6 +54,8 @@ def source_version(study: Study, name: str, model_directories: Sequence[Path]) -
         return checkpoint_version(study, model_directories)
     if name == "judge":
         return judge_version(study, model_directories)
+    if name == "judge_labels":
+        return labels_version(study)
     return content_hash(read_source(study, name))
 
 
@@ -99,10 +101,16 @@ def judge_version(study: Study, model_directories: Sequence[Path]) -> str:
             check_labels(judge, AutoConfig.from_pretrained(folder))
 
         parts.append(_model_version("evaluation.judge.model", judge.model, judge.revision, model_directories, check))
-    if judge.minimum_agreement is not None and judge.validation is not None:
-        rows = [json.dumps(row, sort_keys=True, default=str) for row in read_rows(judge.validation)]
-        parts.append(_digest(rows))
+    if judge.minimum_agreement is not None:
+        parts.append(labels_version(study))
     return _digest(parts or ["none"])
+
+
+def labels_version(study: Study) -> str:
+    """Hash of the human labels that the judge is compared with. Raises InputError where they cannot be read."""
+    labels = study.evaluation.judge.validation
+    rows = read_rows(labels) if labels is not None else ["none"]
+    return _digest([json.dumps(row, sort_keys=True, default=str) for row in rows])
 
 
 def _model_version(

@@ -48,13 +48,14 @@ SOURCES: dict[str, str] = {
     "benign_prompts": "Harmless prompts near the sensitive ones.",
     "utility_responses": "Held-out safe responses.",
     "judge": "The word list or model that judges, and the labels it must agree with; empty for a judge that ships.",
+    "judge_labels": "The human labels that the judge is compared with; empty where there are none.",
 }
 
 _MODEL = ("model.source", "model.revision", "model.architecture", "model.training", "model.dtype", "seed")
 _TEXT = ("data.max_length", "data.chat_template")
 _REUSE = ("model.reuse",)
 _COMPARED = ("base_model", "corrected_model", "reference_models")
-# Files and models of a judge count by their content, which the source `judge` stands for.
+# Files and models of a judge count by their content, which the sources `judge` and `judge_labels` stand for.
 _JUDGE = tuple(
     f"evaluation.judge.{name}"
     for name in JudgeSettings.model_fields
@@ -159,7 +160,7 @@ _STAGES = (
         "governance",
         (
             *("prepared_data", "undesirable_outputs", "influence_scores", "pareto_pairs", "corrected_model"),
-            *(*REPORTS, "output_traces"),
+            *(*REPORTS, "output_traces", "judge_labels"),
         ),
         ("governance", "description", "evaluation", "linfac", "pareto", "correction", "queries", "model", "seed"),
         "2",

@@ -129,18 +129,15 @@ def run_experiment(plans: Sequence[Plan], tell: Callable[[str], None]) -> dict[s
     Returns:
         The reason of each failure, by variant.
     """
-    for plan in plans:
-        if not plan.stale:
-            execute(plan)
-            forget_failure(plan.where.home, plan.study.name)
-    waiting = [plan for plan in plans if plan.stale]
+    current, waiting = ([plan for plan in plans if bool(plan.stale) is stale] for stale in (False, True))
     _add_partitions(waiting)
     failures: dict[str, str] = {}
     started = time.monotonic()
-    for position, plan in enumerate(waiting):
-        left = (time.monotonic() - started) / max(position, 1) * (len(waiting) - position)
-        about = f", about {left / 60:.0f} min left" if position else ""
-        tell(f"[{position + 1}/{len(waiting)}] {plan.study.name}{about}")
+    for position, plan in enumerate([*current, *waiting], start=-len(current)):
+        if plan.stale:
+            left = (time.monotonic() - started) / max(position, 1) * (len(waiting) - position)
+            about = f", about {left / 60:.0f} min left" if position else ""
+            tell(f"[{position + 1}/{len(waiting)}] {plan.study.name}{about}")
         try:
             execute(plan)
         except LancetError as error:

@@ -29,9 +29,9 @@ def limits(
     if seconds["influence_scores"] > 7 * DAY:
         passed(
             "influence_scores",
-            f"{seconds['influence_scores'] / DAY:,.0f} days on this hardware: one process scores all samples",
-            "shards scored by many devices (Ray, not built yet), or the influence of a random part of the samples; each sample is "
-            "scored by itself, so time falls with the number of devices",
+            f"{seconds['influence_scores'] / DAY:,.0f} days on this hardware: every sample takes a pass forward and backward",
+            "compute.engine: ray on more devices, or the influence of a random part of the samples; each sample is scored by "
+            "itself, so time falls with the number of devices",
         )
     if seconds["linfac_factors"] > DAY and study.linfac.factor_samples is None:
         passed(
@@ -107,7 +107,7 @@ def _remedy(asset: str, counts: Counts) -> str:
         "faster",
         "influence_scores": "lower compute.batch_tokens; fewer groups in linfac.query_groups; query matrices sharded over layers are "
         "not built yet",
-        "corrected_model": "fewer pairs_per_step and retain_per_step"
+        "corrected_model": "fewer pairs_per_step and retain_per_step, compute.engine: ray on more devices (FSDP)"
         + ("" if lora else ", correction.lora, correction.optimizer_states: 8bit"),
         "output_traces": "lower compute.batch_tokens",
     }.get(asset, "a smaller judge or model, or a larger device")

@@ -1,8 +1,11 @@
 """Versions change for exactly what depends on a change."""
 
 import pytest
+import yaml
+from conftest import tiny_tree, write_jsonl
 
-from lancet_pipeline.config.study import DataSource, JudgeSettings, load_study
+from lancet_pipeline.config.study import JudgeSettings, load_study
+from lancet_pipeline.lineage.changes import known_versions
 from lancet_pipeline.lineage.sources import judge_version
 from lancet_pipeline.lineage.stages import SOURCES, STAGES, upstream, versions
 
@@ -36,6 +39,7 @@ def differing(before: dict, after: dict) -> set[str]:
         ("ood_prompts", {"ood_report", "output_traces", "audit_bundle", "registered_model"}),
         ("utility_responses", {"utility_report", "audit_bundle", "registered_model"}),
         ("judge", BY_THE_JUDGE),
+        ("judge_labels", {"audit_bundle", "registered_model"}),
         ("probe_prompts", {"undesirable_outputs", "influence_scores", "pareto_pairs", *AFTER_SELECTION}),
     ],
 )
@@ -83,9 +87,16 @@ def test_a_judge_counts_by_the_content_of_what_it_reads(study, tmp_path):
     assert lexicons[0] == lexicons[1] != lexicons[2]
     assert version() == version(harmful_when="not_refusal") not in lexicons
 
-    labels = DataSource(path=str(tmp_path / "labels.jsonl"))
-    (tmp_path / "labels.jsonl").write_text('{"response": "a", "is_safe": true}')
-    assert version(validation=labels) == version()
-    before = version(validation=labels, minimum_agreement=0.5)
-    (tmp_path / "labels.jsonl").write_text('{"response": "a", "is_safe": false}')
-    assert version() != version(validation=labels, minimum_agreement=0.5) != before
+
+@pytest.mark.parametrize(("minimum", "dependents"), [(None, {"audit_bundle", "registered_model"}), (0.5, BY_THE_JUDGE)])
+def test_changed_labels_make_stale_what_holds_their_agreement_or_asks_for_it(tiny_study, minimum, dependents):
+    judge = {"validation": {"path": "labels.jsonl"}, "minimum_agreement": minimum}
+    tiny_study.write_text(yaml.safe_dump({**tiny_tree(), "evaluation": {"judge": judge}}))
+
+    def known(is_safe: bool) -> dict:
+        write_jsonl(tiny_study.parent / "labels.jsonl", [{"response": "a", "is_safe": is_safe}])
+        return known_versions(load_study(tiny_study), [])
+
+    before = known(True)
+    assert known(True) == before
+    assert differing(before, known(False)) == dependents
