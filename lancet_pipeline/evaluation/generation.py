@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lancet_pipeline.data.batches import bucketed
 from lancet_pipeline.data.tokenization import prompt_text
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.models.memory import Backoff
@@ -79,9 +80,7 @@ def complete(
             f"prompt {where + 1} ({prompts[where][:60]!r}): {longest} tokens and {max_new_tokens} new ones do not fit "
             f"into the model's context of {context}; shorten it or lower max_new_tokens"
         )
-    order = sorted(range(len(prompts)), key=lambda i: (len(encoded[i]), i))
-    size = max(1, batch_tokens // (longest + max_new_tokens)) if prompts else 1
-    groups = [order[start : start + size] for start in range(0, len(order), size)]
+    groups = bucketed(encoded, batch_tokens, max_new_tokens)
     answers = [Answer("", True)] * len(prompts)
     ends = end_of_turn(tokenizer)
 

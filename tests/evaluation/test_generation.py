@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from models.test_architectures import ARCHITECTURES, make_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lancet_pipeline.data.tokenization import prompt_text, train_tokenizer
@@ -36,6 +37,27 @@ def greedy(model, tokenizer, prompt: str, limit: int) -> tuple[str, bool]:
 def test_answers_are_greedy_and_in_the_order_of_the_prompts(model, tokenizer, batch_tokens):
     answers = generate(model, tokenizer, PROMPTS, max_new_tokens=10, batch_tokens=batch_tokens)
     assert [(a.text, a.finished) for a in answers] == [greedy(model, tokenizer, p, 10) for p in PROMPTS]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_prompts_of_like_length_are_answered_together_as_each_alone(name, tokenizer):
+    model, prompts = make_model(name, vocab_size=len(tokenizer)), ["a b c d e f g", *["short", "a b"] * 8]
+    for parameter in model.parameters():
+        parameter.data *= 4 if parameter.dim() == 2 else 1  # answers follow the prompts
+    shapes = []
+    handle = model.register_forward_pre_hook(
+        lambda _, args, given: shapes.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    together = generate(model, tokenizer, prompts, max_new_tokens=4, batch_tokens=100)
+    handle.remove()
+    widths = [len(tokenizer(prompt_text(tokenizer, p), add_special_tokens=False)["input_ids"]) for p in prompts]
+    first_passes = [shape for shape in shapes if shape[1] > 1]
+    assert sum(rows for rows, _ in first_passes) == len(prompts)
+    assert all(rows * (width + 4) <= 100 for rows, width in first_passes)
+    assert max(rows for rows, _ in first_passes) > 100 // (max(widths) + 4), "the longest prompt is not everybody's"
+    alone = {prompt: generate(model, tokenizer, [prompt], max_new_tokens=4)[0] for prompt in set(prompts)}
+    assert together == [alone[prompt] for prompt in prompts]
+    assert len({answer.text for answer in together}) > 1
 
 
 def test_answers_do_not_depend_on_what_fits_into_memory(model, tokenizer):
