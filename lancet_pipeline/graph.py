@@ -119,7 +119,7 @@ _STAGES = (
         "3",
         _REUSE,
     ),
-    Stage("pareto_pairs", "selection", ("influence_scores", "prepared_data"), ("pareto", "seed")),
+    Stage("pareto_pairs", "selection", ("influence_scores", "prepared_data"), ("pareto", "seed"), "2"),
     Stage(
         "corrected_model",
         "correction",
