@@ -196,7 +196,7 @@ class ParetoSettings(Settings):
     neutral_ratio: Annotated[float, Field(ge=1)] = Field(default=3.0, description="Size of D0 over the larger side.")
     minimum: Count = Field(default=4, description="Fewer samples than this on a side end the run.")
     light_tail: Literal["report", "stop"] = Field(
-        default="report", description="What a side without a heavy tail does."
+        default="report", description="What a side whose influence is shown to have a light tail does."
     )
     pairing: Literal["random", "rank", "nearest"] = "random"
     pairs: Count = Field(default=512, description="Pairs formed, at most.")

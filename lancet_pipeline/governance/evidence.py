@@ -20,7 +20,8 @@ class Evidence:
         figures: by model, "base" and "corrected" first, then references: the rates harm_rate, ood_harm_rate and
             over_refusal_rate, the numbers perplexity and distinct_2, and any other of `wording.RATES` and `NUMBERS`.
         gates: {name, passed, value, limit, explanation}, each.
-        selection: "positive" and "negative" {size, share, tail_index, tail_low, tail_high, heavy_tailed}, and
+        selection: "positive" and "negative" {size, share, tail_index, tail_low, tail_high, tail (heavy, light,
+            undecided)}, and
             "neutral" {size}.
         influence: contamination_ap and contamination_base_rate (None without labels), samples, seconds.
         samples: the selected ones: role (driving, countering, neutral), sample_id, score, source, category, is_safe,

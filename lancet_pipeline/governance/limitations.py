@@ -65,13 +65,7 @@ def known_failures(evidence: Evidence) -> list[str]:
     ]
     if broken:
         found.append(f"{plural(len(broken), 'check')} did not pass: {', '.join(broken)}.")
-    for side, name in (("positive", "driving"), ("negative", "countering")):
-        figures = evidence.selection[side]
-        if not figures["heavy_tailed"]:
-            found.append(
-                f"The {name} influence has no heavy tail (Hill index {number_text(figures['tail_index'])}): it is "
-                "spread over many samples, so the few selected ones explain only a part."
-            )
+    found += _tails(evidence.selection, "light")
     budget = evidence.study.get("correction", {}).get("retain_budget")
     last = evidence.correction_curve[-1] if evidence.correction_curve else None
     if budget is not None and last and last["perplexity_ratio"] > budget:
@@ -84,7 +78,7 @@ def known_failures(evidence: Evidence) -> list[str]:
 
 def limits(evidence: Evidence) -> list[str]:
     """What the figures cannot say."""
-    found = [_judge_limit(evidence.judge), _labels_limit(evidence.influence)]
+    found = [_judge_limit(evidence.judge), _labels_limit(evidence.influence), *_tails(evidence.selection, "undecided")]
     rates = measured(RATES, evidence.figures)
     smallest = min(figures[rate]["n"] for figures in evidence.figures.values() for rate in rates)
     if smallest < FEW_PROMPTS:
@@ -107,6 +101,28 @@ def limits(evidence: Evidence) -> list[str]:
         "The signature shows that nothing in the bundle changed since it was signed, and with which key. It does not "
         "show that what was signed is true: compare the key's fingerprint with one that is known from elsewhere.",
     ]
+
+
+_TAILS = {
+    "light": "{} has a light tail ({}): the influence is spread over many samples, so the 80/20 rule does not hold. Samples "
+    "nearly as strong were left out, and a correction by the {} selected ones, which carry {:.0%} of it, may reach only a part.",
+    "undecided": "Whether {} has a heavy tail is undecided ({} includes 2): that few samples carry most of it is not shown, "
+    "so the {} selected ones, which carry {:.0%} of it, are the strongest and need not be the main cause. More training "
+    "samples make the interval narrower.",
+}
+
+
+def _tails(selection: Mapping[str, Any], tail: str) -> list[str]:
+    """What a tail of that kind means for the selection, of each side that has one."""
+    found = []
+    for side, name in (("positive", "the driving influence"), ("negative", "the countering influence")):
+        values = selection[side]
+        if values["tail"] == tail:
+            low, index, high = (number_text(values[f"tail_{key}"]) for key in ("low", "index", "high"))
+            interval = f"Hill index {index}, 95 % interval {low} to {high}"
+            text = _TAILS[tail].format(name, interval, values["size"], values["share"])
+            found.append(text[0].upper() + text[1:])
+    return found
 
 
 def _decoding_limit(evidence: Evidence) -> str:

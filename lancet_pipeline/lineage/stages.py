@@ -86,7 +86,7 @@ _STAGES = (
         "model",
         ("base_model", "probe_prompts", "judge"),
         ("queries", *_JUDGE),
-        "2",
+        "3",
     ),
     Stage(
         "linfac_factors",
@@ -120,7 +120,7 @@ _STAGES = (
         "3",
         _REUSE,
     ),
-    Stage("pareto_pairs", "selection", ("influence_scores", "prepared_data"), ("pareto", "seed")),
+    Stage("pareto_pairs", "selection", ("influence_scores", "prepared_data"), ("pareto", "seed"), "2"),
     Stage(
         "corrected_model",
         "correction",
@@ -133,15 +133,15 @@ _STAGES = (
         "evaluation",
         (*_COMPARED, "harmful_prompts", "judge"),
         (*_JUDGED, "evaluation.paraphrases"),
-        "3",
+        "4",
     ),
-    Stage("ood_report", "evaluation", (*_COMPARED, "ood_prompts", "judge"), _JUDGED, "3"),
+    Stage("ood_report", "evaluation", (*_COMPARED, "ood_prompts", "judge"), _JUDGED, "4"),
     Stage(
         "utility_report",
         "evaluation",
         (*_COMPARED, "benign_prompts", "utility_responses", "judge"),
         (*_JUDGED, "data.max_length", "data.utility.overlength"),
-        "3",
+        "4",
     ),
     Stage(
         "output_traces",

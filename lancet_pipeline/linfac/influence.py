@@ -1,7 +1,8 @@
 """LinFAC over the data of a study: which sequences, in which batches, into which table."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from lancet_pipeline.linfac.engine import Engine, InProcess
 from lancet_pipeline.linfac.factors import Factors, LinfacConfig
 from lancet_pipeline.linfac.fitting import fit_factors
 from lancet_pipeline.linfac.journal import Scores, score_dataset
+from lancet_pipeline.linfac.placement import groups_at_once
 from lancet_pipeline.linfac.refinement import Refinement
 from lancet_pipeline.linfac.scores import Query, SelfInfluencePass, floored, query_gradient
 from lancet_pipeline.models.loading import fingerprint
@@ -82,7 +84,7 @@ class Influence:
 
     score: [N] float64, on all queries as one batch. groups: name -> [N] float64, for each group of queries, empty where
     the study asks for none. raw: the scores and token shares before they are normalised; `scale` [N] is what they
-    were divided by.
+    were divided by. query: all queries as one batch.
     """
 
     score: np.ndarray
@@ -113,8 +115,15 @@ def influence(
         journal: keeps what has been scored, see `lancet_pipeline.linfac.journal`.
         damping: in place of the study's.
         engine: where passes over all `sequences` run; in this process where absent.
+
+    Groups whose matrices do not fit into memory at once take a pass each time as many as fit, and a last one for all
+    queries as one batch.
+
+    Raises:
+        InputError: the matrices of a single group do not fit into memory, before anything is computed.
     """
     settings, batch_tokens, engine = study.linfac, study.compute.batch_tokens, engine or InProcess(model)
+    size = fitting_groups(model, factors, study, f"linfac.query_groups: {settings.query_groups}")
     asked = query_sequences(tokenizer, queries, study.data.max_length)
     choice = None
     if damping is None:
@@ -125,20 +134,39 @@ def influence(
         choice = choose_damping(model, held_out, track(batches, count, "choosing the damping"), factors)
         damping = choice.damping
     factors = factors.damped(damping)
-    query = preconditioned_queries(model, factors, _grouped(model, asked, queries, study), sequences, study)
-    raw = score_dataset(
+    scored = partial(
+        score_dataset,
         model,
         sequences,
-        query,
         batch_tokens=batch_tokens,
         journal=journal,
         top_tokens=top_tokens,
         engine=engine,
         track=track,
     )
+
+    def scored_part(part: dict[str, list[TokenSequence]]) -> tuple[Scores, Query]:
+        query = preconditioned_queries(model, factors, part, sequences, study)
+        return scored(query), query.pooled()  # and the part's matrices are let go
+
+    grouped = _grouped(model, asked, queries, study)
+    names = list(grouped)
+    parts = [{name: grouped[name] for name in names[start : start + size]} for start in range(0, len(names), size)]
+    raw, query = scored_part(parts[0])
+    if len(parts) > 1:
+        columns, seen = [raw.by_group], sum(map(len, parts[0].values()))
+        for part in parts[1:]:
+            raw, mean = scored_part(part)
+            count = sum(map(len, part.values()))
+            seen += count
+            query = query.mixed(mean, count / seen)
+            columns.append(raw.by_group)
+        raw = replace(scored(query), by_group=np.concatenate(columns, 1))
     scale = score_scale(sequences, raw, factors, study, engine, track)
     groups = {
-        name: raw.by_group[:, column].astype(np.float64) / scale for column, name in enumerate(query.groups or ())
+        name: raw.by_group[:, column].astype(np.float64) / scale
+        for column, name in enumerate(names)
+        if settings.query_groups != "none"
     }
     return Influence(raw.pooled / scale, groups, raw, scale, query, damping, choice)
 
@@ -193,10 +221,20 @@ def read_scores(folder: Path) -> pa.Table:
     return pq.read_table(folder / "scores.parquet")
 
 
+def fitting_groups(model: "PreTrainedModel", factors: Factors, study: Study, setting: str) -> int:
+    """As `placement.groups_at_once`, of queries as `study` makes them."""
+    # What conjugate gradients hold; otherwise gradients, and what preconditioning one unit after the other holds.
+    copies = 2 if study.linfac.refinement is None else 10
+    remedy = "set linfac.units: sublayer_output" if study.linfac.units == "linear" else "take a smaller model"
+    if study.linfac.refinement is not None:
+        remedy = "leave out linfac.refinement"
+    return groups_at_once(model, factors.units, copies, setting, remedy)
+
+
 def preconditioned_queries(
     model: "PreTrainedModel",
     factors: Factors,
-    groups: dict[str, list[TokenSequence]] | list[TokenSequence],
+    groups: dict[str, list[TokenSequence]],
     sequences: Sequence[TokenSequence],
     study: Study,
 ) -> Query:
@@ -205,21 +243,17 @@ def preconditioned_queries(
     if settings is not None:
         used, _ = _batches(_sample(sequences, settings.samples, study.seed + 1), batch_tokens)
         refinement = Refinement(used, settings.steps)
-    batches = (
-        {name: _batches(group, batch_tokens)[0] for name, group in groups.items()}
-        if isinstance(groups, dict)
-        else _batches(groups, batch_tokens)[0]
-    )
+    batches = {name: _batches(group, batch_tokens)[0] for name, group in groups.items()}
     return query_gradient(model, batches, factors, refinement=refinement)
 
 
 def _grouped(
     model: "PreTrainedModel", asked: list[TokenSequence], queries: Sequence[Mapping[str, Any]], study: Study
-) -> dict[str, list[TokenSequence]] | list[TokenSequence]:
+) -> dict[str, list[TokenSequence]]:
     """The queries by category (source, where they have none), by cluster or one by one, or all of them as one batch."""
     by = study.linfac.query_groups
     if by == "none":
-        return asked
+        return {"": asked}
     if by == "query":
         names = [sequence.sample_id for sequence in asked]
     elif by == "category":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lancet_pipeline.data.batches import bucketed
 from lancet_pipeline.data.tokenization import prompt_text
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.models.memory import Backoff
@@ -36,6 +37,9 @@ def generate(
     track: Track = no_progress,
 ) -> list[Answer]:
     """Answers to `prompts`, in their order, without special tokens: greedy ones, or one sample each.
+
+    Of the checkpoint's generation_config the end tokens count, and nothing else: penalties, suppressed tokens, beams and
+    the like would make other answers of the same model.
 
     A sample follows from the model, its prompt and the seed: neither the other prompts nor the size of a batch change
     it (as far as padding leaves the logits the same), and two models meet the same chance on the same prompt.
@@ -70,6 +74,8 @@ def complete(
     track: Track = no_progress,
 ) -> list[Answer]:
     """As `generate`, of prompts as they stand: special tokens written out, no chat template put around them."""
+    from transformers import GenerationConfig
+
     encoded = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
     context = getattr(model.config, "max_position_embeddings", None)
     longest = max(map(len, encoded), default=0)
@@ -79,11 +85,14 @@ def complete(
             f"prompt {where + 1} ({prompts[where][:60]!r}): {longest} tokens and {max_new_tokens} new ones do not fit "
             f"into the model's context of {context}; shorten it or lower max_new_tokens"
         )
-    order = sorted(range(len(prompts)), key=lambda i: (len(encoded[i]), i))
-    size = max(1, batch_tokens // (longest + max_new_tokens)) if prompts else 1
-    groups = [order[start : start + size] for start in range(0, len(order), size)]
+    groups = bucketed(encoded, batch_tokens, max_new_tokens)
     answers = [Answer("", True)] * len(prompts)
-    ends = end_of_turn(tokenizer)
+    own = model.generation_config
+    listed = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
+    ends = sorted({*end_of_turn(tokenizer), *listed} - {None})
+    plain = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id, eos_token_id=ends
+    )
 
     def answer(group: list[int]) -> None:
         width = max(len(encoded[i]) for i in group)
@@ -93,23 +102,21 @@ def complete(
             ids[row, width - len(encoded[index]) :] = torch.tensor(encoded[index])
             mask[row, width - len(encoded[index]) :] = 1
         noise = [GumbelNoise([prompts[i] for i in group], temperature, seed)] if temperature else []
-        with torch.no_grad():
-            output = model.generate(
-                input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                logits_processor=noise,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=ends,
-            )
-        new = output[:, width:]
-        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
-        for index, text, ids_ in zip(group, texts, new.tolist(), strict=True):
-            answers[index] = Answer(text.strip(), any(end in ids_ for end in ends))
+        try:
+            model.generation_config = plain  # what `generate` is not told it would take from the checkpoint's own
+            with torch.no_grad():
+                output = model.generate(
+                    input_ids=ids.to(model.device),
+                    attention_mask=mask.to(model.device),
+                    generation_config=plain,
+                    logits_processor=noise,
+                )
+        finally:
+            model.generation_config = own
+        for index, new in zip(group, output[:, width:].tolist(), strict=True):
+            stop = next((place for place, token in enumerate(new) if token in ends), None)
+            text = tokenizer.decode(new[:stop], skip_special_tokens=True)
+            answers[index] = Answer(text.strip(), stop is not None)
 
     backoff = Backoff()
     for group in track(groups, len(groups), "generating"):

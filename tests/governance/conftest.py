@@ -181,7 +181,7 @@ def _traces(draw: random.Random, queries: list, generations: list, samples: list
 
 
 def _side(size: int, share: float, index: float) -> dict[str, Any]:
-    tail = {"tail_index": index, "tail_low": index - 0.3, "tail_high": index + 0.3, "heavy_tailed": True}
+    tail = {"tail_index": index, "tail_low": index - 0.3, "tail_high": index + 0.3, "tail": "heavy"}
     return {"size": size, "share": share, **tail}
 
 
