@@ -13,7 +13,7 @@ from lancet_pipeline.experiment import Experiment, forget_failure, record_failur
 from lancet_pipeline.governance.signing import enclosed_key
 from lancet_pipeline.graph import REPORTS, STAGES, upstream, versions
 from lancet_pipeline.inputs import find_checkpoint, source_versions
-from lancet_pipeline.servers import check_servers, choose_storage, limited_patience, lost_server
+from lancet_pipeline.servers import check_servers, choose_storage, lost_server
 from lancet_pipeline.study import Study, find_study, load_study
 
 STOPPED = "DagsterExecutionInterruptedError"
@@ -82,8 +82,7 @@ def execute(plan: Plan) -> None:
         if plan.stale:
             check_servers(plan.where)
             try:
-                with limited_patience(plan.where):
-                    _execute_in_dagster(plan)
+                _execute_in_dagster(plan)
             except LancetError:
                 raise
             except Exception as error:  # Dagster's own storage raises through the run
