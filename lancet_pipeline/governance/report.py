@@ -1,13 +1,11 @@
 """The report: one HTML page that a reviewer reads from top to bottom, with nothing loaded from elsewhere."""
 
 import base64
-import functools
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from lancet_pipeline.evaluation.reports import MAIN
@@ -15,7 +13,6 @@ from lancet_pipeline.governance import costs, limits, wording
 from lancet_pipeline.governance.comparison import compare, pair_tests
 from lancet_pipeline.governance.evidence import Evidence
 from lancet_pipeline.governance.lineage_graph import HEIGHT, WIDTH, draw
-from lancet_pipeline.governance.plot_texts import alternative_text
 from lancet_pipeline.governance.trail import KINDS, SHOWN_SAMPLES, Trail, attributed
 from lancet_pipeline.graph import SOURCES, STAGES
 
@@ -47,7 +44,7 @@ _PLOT_SECTIONS = {
 
 def render_report(evidence: Evidence) -> str:
     """The whole report as HTML. The same evidence gives the same text; all of it is escaped."""
-    environment = _environment()
+    environment = wording.environment(escaped=True)
     script = environment.get_template("report.js.j2").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("report.html.j2").render(
@@ -64,29 +61,7 @@ def render_trace(trace: Mapping[str, Any]) -> str:
             ("countering", "Training samples that made this answer less likely"),
         )
     ]
-    return _environment().get_template("trace.html.j2").render(trace=trace, sides=sides)
-
-
-@functools.cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("lancet_pipeline.governance", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "rate": wording.rate_text,
-        "number": wording.number_text,
-        "seconds": wording.seconds_text,
-        "p": wording.p_text,
-        "model": wording.model_text,
-        "label": wording.label_text,
-        "clean": wording.shorten,
-        "signed": lambda value: f"{value:+.3g}".replace("-", "\u2212"),
-    }
-    return environment
+    return wording.environment(escaped=True).get_template("trace.html.j2").render(trace=trace, sides=sides)
 
 
 def _view(evidence: Evidence) -> dict[str, Any]:
@@ -163,7 +138,7 @@ def _plots(evidence: Evidence) -> dict[str, list[dict[str, Any]]]:
         width, height = (int.from_bytes(png[i : i + 4]) for i in (16, 20)) if len(png) > 24 else (0, 0)
         placed[section].append(
             {
-                "alt": alternative_text(name, evidence),
+                "alt": limits.alternative_text(name, evidence),
                 "caption": name.replace("_", " "),
                 "width": width,
                 "height": height,
