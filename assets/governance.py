@@ -9,8 +9,8 @@ from lancet_pipeline.evaluation.gates import all_gates
 from lancet_pipeline.evaluation.validation import validate_judge
 from lancet_pipeline.files import sha256
 from lancet_pipeline.governance.bundle import MANIFEST, write_bundle
-from lancet_pipeline.governance.collection import collect_evidence
 from lancet_pipeline.governance.decisions import read_decisions
+from lancet_pipeline.governance.evidence import collect_evidence
 from lancet_pipeline.promotion import record_registration, standing
 from lancet_pipeline.registration import Registration, data_sets, describe, registry_metrics
 

@@ -35,7 +35,9 @@ def check_url(url: str) -> str:
             "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL or what else the store takes from the environment"
         )
     if scheme not in SCHEMES:
-        raise InputError(f"{VARIABLE}: {scheme}:// is no store of objects that is known; known ones: {', '.join(SCHEMES)}")
+        raise InputError(
+            f"{VARIABLE}: {scheme}:// is no store of objects that is known; known ones: {', '.join(SCHEMES)}"
+        )
     return url.rstrip("/")
 
 

@@ -20,18 +20,22 @@ _HUB_LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 def model_card(evidence: Evidence) -> str:
     """YAML front matter and a markdown body, with no undesirable text quoted. The same evidence gives the same text."""
-    body = wording.environment(escaped=False).get_template("model_card.md.j2").render(
-        evidence=evidence,
-        study=evidence.study,
-        governance=evidence.study.get("governance", {}),
-        verdict=limits.verdict(evidence),
-        outcome=limits.outcome(evidence),
-        failures=limits.known_failures(evidence),
-        limits=limits.limits(evidence),
-        rates=wording.measured(wording.RATES, evidence.figures),
-        numbers=wording.measured(wording.NUMBERS, evidence.figures),
-        sources=[(part, _origin(source)) for part, source in _sources(evidence.study)],
-        versions=[(name, evidence.versions[name]) for name in (*SOURCES, *STAGES) if name in evidence.versions],
+    body = (
+        wording.environment(escaped=False)
+        .get_template("model_card.md.j2")
+        .render(
+            evidence=evidence,
+            study=evidence.study,
+            governance=evidence.study.get("governance", {}),
+            verdict=limits.verdict(evidence),
+            outcome=limits.outcome(evidence),
+            failures=limits.known_failures(evidence),
+            limits=limits.limits(evidence),
+            rates=wording.measured(wording.RATES, evidence.figures),
+            numbers=wording.measured(wording.NUMBERS, evidence.figures),
+            sources=[(part, _origin(source)) for part, source in _sources(evidence.study)],
+            versions=[(name, evidence.versions[name]) for name in (*SOURCES, *STAGES) if name in evidence.versions],
+        )
     )
     header = yaml.safe_dump(_front_matter(evidence), sort_keys=False, allow_unicode=True, width=120)
     return f"---\n{header}---\n\n{body}"

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from lancet_pipeline.evaluation.reports import MAIN
-from lancet_pipeline.governance import costs, limits, wording
+from lancet_pipeline.governance import limits, wording
 from lancet_pipeline.governance.comparison import compare, pair_tests
 from lancet_pipeline.governance.evidence import Evidence
 from lancet_pipeline.governance.lineage_graph import HEIGHT, WIDTH, draw
@@ -35,6 +35,8 @@ SECTIONS = {
     "limits": "Limits and known failures",
     "verify": "How to verify",
 }
+_CORRECTION = ("undesirable_outputs", "linfac_factors", "influence_scores", "pareto_pairs", "corrected_model")
+"""What finding the cause and correcting the model takes; the queries count as part of it."""
 _PLOT_SECTIONS = {
     "figures": ("harmlessness_report", "ood_report", "utility_report"),
     "done": ("corrected_model",),
@@ -82,10 +84,17 @@ def _view(evidence: Evidence) -> dict[str, Any]:
         "shown_prompts": SHOWN_PROMPTS,
         "trail": Trail(evidence),
         "harmful_outputs": _harmful_outputs(evidence),
-        "cost": costs.cost(evidence.lineage, evidence.study),
+        "cost": cost(evidence.lineage, evidence.study),
         "decisions": [decision | {"gate": _gates(decision["gates"])} for decision in evidence.decisions],
         "composition": _composition(evidence.samples),
-        "settings": {part: _flat(evidence.study.get(part)) for part in settings},
+        "settings": {
+            part: [
+                (name, wording.number_text(value) if isinstance(value, bool) else str(value))
+                for name, value in wording.leaves(evidence.study.get(part))
+                if value is not None
+            ]
+            for part in settings
+        },
         "plots": _plots(evidence),
         "checks": [(name, check) for name, m in lineage if m for check in m.get("checks", [])],
         "lineage": lineage,
@@ -95,6 +104,29 @@ def _view(evidence: Evidence) -> dict[str, Any]:
         "box": (WIDTH, HEIGHT),
         "failures": limits.known_failures(evidence),
         "limits": limits.limits(evidence),
+    }
+
+
+def cost(lineage: Mapping[str, Mapping[str, Any]], study: Mapping[str, Any]) -> dict[str, Any]:
+    """What the assets in `lineage` (their manifests) cost in seconds of wall-clock time.
+
+    Returns:
+        assets: (name, what it counts as, seconds, share of the longest), in graph order; total; correction; reference:
+        training the references, None where there are none; ratio: of the correction over that.
+    """
+    seconds = {name: float(lineage[name].get("seconds", 0.0)) for name in STAGES if name in lineage}
+    longest = max(seconds.values(), default=0.0) or 1.0
+    correction = sum(seconds.get(name, 0.0) for name in _CORRECTION)
+    reference = seconds.get("reference_models") if study.get("evaluation", {}).get("references") else None
+    return {
+        "assets": [
+            (name, "correction" if name in _CORRECTION else STAGES[name].group, spent, spent / longest)
+            for name, spent in seconds.items()
+        ],
+        "total": sum(seconds.values()),
+        "correction": correction,
+        "reference": reference,
+        "ratio": correction / reference if reference else None,
     }
 
 
@@ -121,13 +153,6 @@ def _composition(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 {"role": role, "category": category, "is_safe": is_safe, "count": count, "share": count / len(members)}
             )
     return rows
-
-
-def _flat(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Dotted name and value of every leaf that is set."""
-    if isinstance(tree, Mapping):
-        return [leaf for key, value in tree.items() for leaf in _flat(value, f"{prefix}.{key}" if prefix else str(key))]
-    return [] if tree is None else [(prefix, wording.number_text(tree) if isinstance(tree, bool) else str(tree))]
 
 
 def _plots(evidence: Evidence) -> dict[str, list[dict[str, Any]]]:

@@ -8,8 +8,7 @@ from rich.console import Console
 
 from lancet_pipeline.errors import IntegrityError
 from lancet_pipeline.governance.bundle import write_bundle
-from lancet_pipeline.governance.difference import compare_bundles
-from lancet_pipeline.governance.difference_tables import print_difference
+from lancet_pipeline.governance.difference import compare_bundles, print_difference
 from lancet_pipeline.governance.evidence import Evidence
 from lancet_pipeline.governance.signing import Signing
 
