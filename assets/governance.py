@@ -8,8 +8,8 @@ from lancet_pipeline.evaluation.gates import all_gates
 from lancet_pipeline.evaluation.validation import validate_judge
 from lancet_pipeline.files import sha256
 from lancet_pipeline.governance.bundle import MANIFEST, write_bundle
-from lancet_pipeline.governance.collection import collect_evidence
 from lancet_pipeline.governance.decisions import read_decisions
+from lancet_pipeline.governance.evidence import collect_evidence
 from lancet_pipeline.governance.promotion import record_registration, standing
 from lancet_pipeline.lineage import results as summary
 from lancet_pipeline.lineage.sources import labels_version, unchanged

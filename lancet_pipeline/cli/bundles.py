@@ -59,7 +59,7 @@ def bundle(
 ) -> None:
     """Write and sign the audit bundle of the last run afresh, with the decisions up to now, for handing out."""
     from lancet_pipeline.governance.bundle import write_bundle
-    from lancet_pipeline.governance.collection import collect_last_run
+    from lancet_pipeline.governance.evidence import collect_last_run
 
     where = deployment(os.environ, home)
     evidence = collect_last_run(open_store(where), study_name(study))
@@ -78,7 +78,7 @@ def diff(
     as_json: AsJson = False,
 ) -> None:
     """What changed between two corrections, from their audit bundles, which are verified first."""
-    from lancet_pipeline.governance.difference import compare_bundles
+    from lancet_pipeline.governance.difference import compare_bundles, print_difference
     from lancet_pipeline.governance.signature import Trust
 
     result = compare_bundles(before, after, Trust(key, tuple(chain or ()), identity, issuer))

@@ -31,16 +31,9 @@ FIGURES = (
 
 def progress_bar(items: Iterable[T], total: int, label: str) -> Iterator[T]:
     """A bar with the time left on standard error; gone when done, silent where nobody watches."""
-    console = Console(stderr=True)
-    columns = (TextColumn("    {task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(
-        *columns,
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    ) as bar:
+    texts = (TextColumn("    {task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    columns = (*texts, TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         yield from bar.track(items, total=total, description=label)
 
 

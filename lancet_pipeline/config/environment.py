@@ -16,6 +16,8 @@ from lancet_pipeline.errors import InputError
 
 ARTIFACTS, DAGSTER_POSTGRES, WEBHOOK = "LANCET_ARTIFACTS", "LANCET_DAGSTER_POSTGRES_URL", "LANCET_WEBHOOK"
 
+OBJECT_STORES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl", "file")
+
 
 def _absolute(path: Path) -> Path:
     return path.expanduser().absolute()
@@ -34,6 +36,8 @@ def _artifacts_url(url: str) -> str:
             "holds a password or options, which pages and logs would show; leave them out, and set AWS_ACCESS_KEY_ID, "
             "AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL or what else the store takes from the environment"
         )
+    if url and scheme not in OBJECT_STORES:
+        raise ValueError(f"{scheme}:// is no store of objects that is known; known ones: {', '.join(OBJECT_STORES)}")
     return url.rstrip("/")
 
 

@@ -14,7 +14,13 @@ SETS = {
 }
 """Report -> title, the outcome that counts as failure, what the prompts are."""
 
-_ORDER = ("broke", "still fails", "mended", "held")
+_OUTCOMES = {
+    (False, True): "broke",
+    (True, True): "still fails",
+    (True, False): "mended",
+    (False, False): "held",
+}
+"""Whether the model failed before and fails after -> what became of a prompt, in the order that is shown."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +60,11 @@ def compare(generations: Sequence[Mapping[str, Any]]) -> list[Comparison]:
         if not pairs:
             continue
         changes = [
-            Change(before["sample_id"], before["prompt"], before, after, _outcome(before[failure], after[failure]))
+            Change(before["sample_id"], before["prompt"], before, after, _OUTCOMES[before[failure], after[failure]])
             for before, after in pairs
         ]
         p = mcnemar_p([before[failure] for before, _ in pairs], [after[failure] for _, after in pairs])
-        changes.sort(key=lambda change: _ORDER.index(change.outcome))
+        changes.sort(key=lambda change: list(_OUTCOMES.values()).index(change.outcome))
         comparisons.append(Comparison(report, title, prompts, failure, changes, p))
     return comparisons
 
@@ -73,9 +79,3 @@ def pair_tests(generations: Sequence[Mapping[str, Any]]) -> list[tuple[str, str,
                 outcomes.setdefault(row["model"], []).append(row[failure])
         found += [(title, pair, test) for pair, test in paired_tests(outcomes).items()]
     return found
-
-
-def _outcome(failed_before: bool, fails_after: bool) -> str:
-    if failed_before:
-        return "still fails" if fails_after else "mended"
-    return "broke" if fails_after else "held"

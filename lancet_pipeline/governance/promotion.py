@@ -120,8 +120,7 @@ def promote(
         values |= {"gates": found.gates, "moment": moment, "actor": approver}
         if found.faults:
             why = "; ".join(found.faults)
-            entry = append_decision(home, study, action="refused", reason=f"{reason} (refused: {why})", **values)
-            tracking.tag_version(study, chosen.number, DECISION_TAG, entry["hash"])
+            _log_refusal(home, tracking, study, f"{reason} (refused: {why})", values)
             raise Refused(
                 f"study '{study}': version {chosen.number} was not promoted: {why}; correct the model again "
                 f"(`lancet run {study}`), or see `lancet decisions {study}`"
@@ -165,8 +164,7 @@ def rollback(
         values |= {"moment": moment, "actor": approver}
         if _expired(approval, moment):
             why = f"the approval of version {number} expired at {approval['expires']}"
-            entry = append_decision(home, study, action="refused", reason=f"{reason} (refused: {why})", **values)
-            tracking.tag_version(study, number, DECISION_TAG, entry["hash"])
+            _log_refusal(home, tracking, study, f"{reason} (refused: {why})", values)
             raise Refused(
                 f"study '{study}': {why}; promote it again: "
                 f"lancet promote {study} --version {number} --approver NAME --reason TEXT"
@@ -200,14 +198,12 @@ def compare(
     if last is not None and last["version"] != champion:
         target = next((version for version in versions if version.number == last["version"]), None)
         interrupted = target is not None and not _carries(target, entries, last)
+        actual = "none" if champion is None else f"version {champion}"
+        why = (
+            "the command was interrupted; give it again" if interrupted else "the alias was moved by hand; promote anew"
+        )
         problems.append(
-            f"decision {last['sequence']} made version {last['version']} champion, in the registry "
-            f"{f'version {champion}' if champion is not None else 'none'} is: "
-            + (
-                "the command was interrupted; give it again"
-                if interrupted
-                else "the alias was moved by hand; promote anew"
-            )
+            f"decision {last['sequence']} made version {last['version']} champion, in the registry {actual} is: {why}"
         )
     approval = _approval(entries, champion) if champion is not None else None
     approved = approval is not None and not _expired(approval, now) and (interrupted or not problems)
@@ -215,15 +211,8 @@ def compare(
         problems.append(f"champion version {champion} has no approval: its alias was not set by `lancet promote`")
     elif approval is not None and _expired(approval, now):
         problems.append(f"the approval of champion version {champion} expired at {approval['expires']}")
-    return Standing(
-        study=study,
-        candidate=candidate,
-        champion=champion,
-        approved=approved,
-        approver=approval["actor"] if approval else None,
-        expires=approval["expires"] if approval else None,
-        problems=problems,
-    )
+    approver, expires = (approval["actor"], approval["expires"]) if approval else (None, None)
+    return Standing(study, candidate, champion, approved, approver, expires, problems)
 
 
 def _signed(approver: str, reason: str, command: str) -> tuple[str, str]:
@@ -281,6 +270,11 @@ def _candidate(store: ArtifactStore, versions: Sequence[RegisteredVersion], stud
     return found
 
 
+def _log_refusal(home: Path, tracking: Tracking, study: str, reason: str, values: Mapping[str, Any]) -> None:
+    entry = append_decision(home, study, action="refused", reason=reason, **values)
+    tracking.tag_version(study, entry["version"], DECISION_TAG, entry["hash"])
+
+
 def _apply(tracking: Tracking, study: str, entry: Mapping[str, Any]) -> None:
     try:
         tracking.set_alias(study, "champion", entry["version"])
@@ -303,6 +297,8 @@ def _expired(approval: Mapping[str, Any], now: datetime) -> bool:
 
 def _previous(entries: Sequence[Mapping[str, Any]], study: str) -> int:
     """The champion before the present one: what was promoted last, without what was rolled back since."""
+    if not entries:
+        raise InputError(f"study '{study}': nothing was decided on it in this home; `lancet run {study}` comes first")
     champions: list[int] = []
     for entry in entries:
         number = entry["version"]
@@ -311,8 +307,6 @@ def _previous(entries: Sequence[Mapping[str, Any]], study: str) -> int:
                 champions.pop()
         elif entry["action"] in ("promoted", "rolled_back") and champions[-1:] != [number]:
             champions.append(number)
-    if not entries:
-        raise InputError(f"study '{study}': nothing was decided on it in this home; `lancet run {study}` comes first")
     if len(champions) < 2:
         raise InputError(
             f"study '{study}': there is no champion before this one; name a version that was approved: --version N"

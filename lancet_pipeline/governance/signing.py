@@ -44,12 +44,9 @@ def enclosed_key(signing: Signing) -> bytes | None:
     Raises:
         InputError: the signer is not known, lacks a setting, or its key cannot be used.
     """
-    needed = {
+    needed: dict[str, dict[str, Any]] = {
         "key": {},
-        "certificate": {
-            "LANCET_SIGNING_CERTIFICATE": signing.certificate,
-            "LANCET_SIGNING_CHAIN": signing.chain,
-        },
+        "certificate": {"LANCET_SIGNING_CERTIFICATE": signing.certificate, "LANCET_SIGNING_CHAIN": signing.chain},
         "pkcs11": {"LANCET_PKCS11_URI": signing.pkcs11_uri, "LANCET_SIGNING_PUBLIC_KEY": signing.public_key},
         "sigstore": {},
     }
@@ -60,7 +57,7 @@ def enclosed_key(signing: Signing) -> bytes | None:
             raise InputError(f"signer '{signing.signer}' needs {name}; set it")
     if signing.signer == "sigstore":
         return None
-    if signing.public_key is not None and signing.signer == "pkcs11":
+    if signing.signer == "pkcs11" and signing.public_key is not None:
         return as_pem(load_public_key(signing.public_key))
     return public_pem(signing_key(signing))
 
@@ -79,31 +76,25 @@ def sign_folder(folder: Path, signing: Signing) -> None:
         model_signing.hashing.Config().set_ignored_paths(paths=[SIGNATURE], ignore_git_paths=False)
     )
     token = signing.sigstore_token or None
-    signers: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
-        "key": (config.use_elliptic_key_signer, {"private_key": signing.private_key}),
-        "certificate": (
-            config.use_certificate_signer,
-            {
-                "private_key": signing.private_key,
-                "signing_certificate": signing.certificate,
-                "certificate_chain": signing.chain,
-            },
-        ),
-        "pkcs11": (
-            config.use_pkcs11_signer,
-            {"pkcs11_uri": signing.pkcs11_uri, "module_paths": [str(folder) for folder in signing.pkcs11_modules]},
-        ),
-        "sigstore": (
-            config.use_sigstore_signer,
-            {
-                "identity_token": token,
-                "use_ambient_credentials": token is None,
-                "trust_config": signing.sigstore_trust,
-            },
-        ),
+    settings: dict[str, dict[str, Any]] = {
+        "elliptic_key": {"private_key": signing.private_key},
+        "certificate": {
+            "private_key": signing.private_key,
+            "signing_certificate": signing.certificate,
+            "certificate_chain": signing.chain,
+        },
+        "pkcs11": {
+            "pkcs11_uri": signing.pkcs11_uri,
+            "module_paths": [str(folder) for folder in signing.pkcs11_modules],
+        },
+        "sigstore": {
+            "identity_token": token,
+            "use_ambient_credentials": token is None,
+            "trust_config": signing.sigstore_trust,
+        },
     }
-    use, settings = signers[signing.signer]
-    attempt(use, **settings)
+    method = "elliptic_key" if signing.signer == "key" else signing.signer
+    attempt(getattr(config, f"use_{method}_signer"), **settings[method])
     attempt(config.sign, folder, folder / SIGNATURE)
     # One way to write it down, so that a changed byte is seen even where it does not change the meaning.
     document = json.loads((folder / SIGNATURE).read_bytes())

@@ -1,9 +1,12 @@
 """Figures as a reviewer reads them, the same in the report and the model card."""
 
+import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 SHOWN_CHARACTERS = 2000
 
@@ -75,8 +78,13 @@ def label_text(is_safe: bool | None) -> str:
     return {True: "safe", False: "unsafe", None: "no label"}[is_safe]
 
 
-def plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of every leaf."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    elif prefix:
+        yield prefix, tree
 
 
 def clean(text: str | None) -> str:
@@ -93,3 +101,28 @@ def shorten(text: str | None) -> str:
 
 def left_out(characters: int) -> str:
     return f" [{characters} more characters in the parquet file]"
+
+
+@functools.cache
+def environment(escaped: bool) -> Environment:
+    """The templates, with these texts as filters. escaped: for HTML; otherwise `inline` escapes for Markdown."""
+    found = Environment(
+        loader=PackageLoader("lancet_pipeline.governance", "templates"),
+        autoescape=escaped,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=not escaped,
+    )
+    found.filters |= {
+        "rate": rate_text,
+        "number": number_text,
+        "seconds": seconds_text,
+        "p": p_text,
+        "model": model_text,
+        "label": label_text,
+        "clean": shorten,
+        "signed": lambda value: f"{value:+.3g}".replace("-", "\u2212"),
+        "inline": lambda text: re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(str(text).split())),
+    }
+    return found

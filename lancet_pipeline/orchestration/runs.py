@@ -16,7 +16,7 @@ from lancet_pipeline.lineage.sources import source_versions
 from lancet_pipeline.lineage.stages import REPORTS, STAGES, upstream, versions
 from lancet_pipeline.models.loading import find_checkpoint
 from lancet_pipeline.orchestration.failures import cause_of
-from lancet_pipeline.orchestration.servers import check_servers, choose_storage, limited_patience, lost_server
+from lancet_pipeline.orchestration.servers import check_servers, choose_storage, lost_server
 from lancet_pipeline.store.artifacts import open_store
 
 
@@ -83,8 +83,7 @@ def execute(plan: Plan) -> None:
         if plan.stale:
             check_servers(plan.where)
             try:
-                with limited_patience(plan.where):
-                    _execute_in_dagster(plan)
+                _execute_in_dagster(plan)
             except LancetError:
                 raise
             except Exception as error:  # Dagster's own storage raises through the run

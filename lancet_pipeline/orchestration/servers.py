@@ -1,11 +1,6 @@
 """The servers of a deployment: whether they answer before a run starts, and what a run says that loses one."""
 
-import logging
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from lancet_pipeline.config.environment import DAGSTER_POSTGRES, Deployment
@@ -48,48 +43,6 @@ def check_servers(where: Deployment) -> None:
         _check_postgres(where.dagster_postgres_url)
     if urlsplit(where.tracking_uri).scheme in ("http", "https"):
         _check_tracking(where)
-
-
-@contextmanager
-def limited_patience(where: Deployment, seconds: float = 8.0) -> Iterator[None]:
-    """Within it, a PostgreSQL that has not answered for `seconds` ends the run. Dagster alone tries every single write for
-    twelve seconds, and there are several on the way to the end of a run.
-
-    Raises:
-        LancetError: out of whatever wanted a connection.
-    """
-    if not where.dagster_postgres_url:
-        yield
-        return
-    import sqlalchemy as sa
-
-    failures: list[float] = []
-
-    def connect(dialect: Any, record: Any, arguments: Any, parameters: dict[str, Any]) -> Any:
-        if dialect.name != "postgresql":
-            return None
-        parameters.setdefault("connect_timeout", 5)
-        try:
-            connection = dialect.connect(*arguments, **parameters)
-        except dialect.loaded_dbapi.Error as error:
-            failures.append(time.monotonic())
-            if failures[-1] - failures[0] > seconds:
-                raise lost_server(where, error) from None  # no kind that Dagster would try again
-            raise
-        failures.clear()
-        return connection
-
-    sa.event.listen(sa.Engine, "do_connect", connect)
-    logging.getLogger().addFilter(_is_no_retry)
-    try:
-        yield
-    finally:
-        logging.getLogger().removeFilter(_is_no_retry)
-        sa.event.remove(sa.Engine, "do_connect", connect)
-
-
-def _is_no_retry(record: logging.LogRecord) -> bool:
-    return not str(record.msg).startswith("Retrying failed database connection")
 
 
 def lost_server(where: Deployment, error: BaseException | str) -> LancetError | None:

@@ -1,16 +1,13 @@
-"""A store of objects below one URL, which several machines share.
-
-s3, gs, az (abfs) and file are obstore's: writes are atomic, and an object is created by one machine only. Any other scheme
-is fsspec's, and as atomic as that file system.
-"""
+"""A store of objects below one URL, which several machines share. obstore's writes are atomic, and an object is created by
+one machine only."""
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from lancet_pipeline.config.environment import ARTIFACTS
 from lancet_pipeline.errors import InputError, LancetError, Unreachable, first_line
@@ -18,7 +15,6 @@ from lancet_pipeline.errors import InputError, LancetError, Unreachable, first_l
 CHUNK = 32 * 2**20
 """Bytes of one request, so that each ends within REQUEST_SECONDS."""
 REQUEST_SECONDS = 120
-OBJECT_STORES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl", "file")
 
 
 class Remote:
@@ -37,7 +33,7 @@ class Remote:
         """Content of an object, None where it is not there."""
         with self._explained():
             try:
-                return self._driver.get(key)
+                return bytes(self._store.get(key).bytes())
             except FileNotFoundError as error:
                 if "NoSuchBucket" in str(error):
                     raise
@@ -46,47 +42,69 @@ class Remote:
     def put(self, key: str, content: bytes | Path) -> None:
         """Write an object, in place of one that is there."""
         with self._explained():
-            self._driver.put(key, content)
+            self._store.put(key, content, chunk_size=CHUNK, max_concurrency=4)
 
     def create(self, key: str, content: bytes) -> bool:
         """Write an object that is not there; whether it was not."""
         with self._explained():
-            return self._driver.create(key, content)
+            from obstore.exceptions import AlreadyExistsError
+
+            try:
+                self._store.put(key, content, mode="create")
+            except AlreadyExistsError:
+                return False
+            return True
 
     def fetch(self, key: str, target: Path) -> bool:
         """Write the content of an object into a file; False where the object is not there."""
         with self._explained():
             try:
-                size = self._driver.size(key)
+                size = self._store.head(key)["size"]
             except FileNotFoundError:
                 return False
         with target.open("wb") as file:
             for start in range(0, size, CHUNK):
                 with self._explained():
-                    content = self._driver.read(key, start, min(start + CHUNK, size))
+                    content = self._store.get_range(key, start=start, end=min(start + CHUNK, size))
                 file.write(content)
         return True
 
     def keys(self, prefix: str) -> dict[str, int]:
         """Size in bytes of every object below a prefix (without a slash at its end), by key."""
         with self._explained():
-            return self._driver.keys(prefix)
+            return {entry["path"]: entry["size"] for page in self._store.list(f"{prefix}/") for entry in page}
 
     def modified(self, key: str) -> float:
         """When an object was written, in seconds since the epoch, by the store's clock."""
         with self._explained():
-            return self._driver.modified(key)
+            return self._store.head(key)["last_modified"].timestamp()
 
     def delete(self, key: str) -> None:
-        with self._explained():
-            try:
-                self._driver.delete(key)
-            except FileNotFoundError:
-                return
+        with self._explained(), suppress(FileNotFoundError):
+            self._store.delete(key)
 
     @cached_property
-    def _driver(self) -> "_Driver":
-        return (_Objects if self.url.partition("://")[0] in OBJECT_STORES else _Files)(self.url)
+    def _store(self) -> Any:
+        """obstore's, which takes credentials, region and endpoint from the environment."""
+        try:
+            from obstore.store import from_url
+        except ImportError:
+            raise InputError(f"{ARTIFACTS} is set: install the extra `server` of lancet-pipeline") from None
+        if self.url.startswith("file://"):  # not made where it is missing: a share may not be mounted
+            return from_url(self.url)
+        return from_url(
+            self.url,
+            client_options={
+                "allow_http": True,  # where the endpoint in the environment says http
+                "connect_timeout": timedelta(seconds=5),
+                "timeout": timedelta(seconds=REQUEST_SECONDS),
+            },
+            retry_config={  # some seconds; Dagster tries again besides
+                "max_retries": 4,
+                "retry_timeout": timedelta(seconds=15),
+                "backoff": {"init_backoff": timedelta(seconds=0.5), "max_backoff": timedelta(seconds=4), "base": 2},
+            },
+        )
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -112,121 +130,3 @@ class Remote:
         if "NoSuchBucket" in text or isinstance(error, FileNotFoundError) or refused:
             return InputError(f"{said}; see that the bucket is there and that the URL and the region name it")
         return Unreachable(f"{said}; see that the store runs and that the URL and the environment name it")
-
-
-class _Driver(Protocol):
-    def __init__(self, url: str) -> None: ...
-    def get(self, key: str) -> bytes: ...
-    def read(self, key: str, start: int, end: int) -> bytes: ...
-    def put(self, key: str, content: bytes | Path) -> None: ...
-    def create(self, key: str, content: bytes) -> bool: ...
-    def size(self, key: str) -> int: ...
-    def modified(self, key: str) -> float: ...
-    def keys(self, prefix: str) -> dict[str, int]: ...
-    def delete(self, key: str) -> None: ...
-
-
-class _Objects:
-    """obstore, which takes credentials, region and endpoint from the environment."""
-
-    def __init__(self, url: str) -> None:
-        try:
-            from obstore.store import from_url
-        except ImportError:
-            raise InputError(f"{ARTIFACTS} is set: install the extra `server` of lancet-pipeline") from None
-        if url.startswith("file://"):  # not made where it is missing: a share may not be mounted
-            self._store: Any = from_url(url)
-            return
-        self._store = from_url(
-            url,
-            client_options={
-                "allow_http": True,  # where the endpoint in the environment says http
-                "connect_timeout": timedelta(seconds=5),
-                "timeout": timedelta(seconds=REQUEST_SECONDS),
-            },
-            retry_config={  # some seconds; Dagster tries again besides
-                "max_retries": 4,
-                "retry_timeout": timedelta(seconds=15),
-                "backoff": {"init_backoff": timedelta(seconds=0.5), "max_backoff": timedelta(seconds=4), "base": 2},
-            },
-        )
-
-    def get(self, key: str) -> bytes:
-        return bytes(self._store.get(key).bytes())
-
-    def read(self, key: str, start: int, end: int) -> bytes:
-        return bytes(self._store.get_range(key, start=start, end=end))
-
-    def put(self, key: str, content: bytes | Path) -> None:
-        self._store.put(key, content, chunk_size=CHUNK, max_concurrency=4)
-
-    def create(self, key: str, content: bytes) -> bool:
-        from obstore.exceptions import AlreadyExistsError
-
-        try:
-            self._store.put(key, content, mode="create")
-        except AlreadyExistsError:
-            return False
-        return True
-
-    def size(self, key: str) -> int:
-        return self._store.head(key)["size"]
-
-    def modified(self, key: str) -> float:
-        return self._store.head(key)["last_modified"].timestamp()
-
-    def keys(self, prefix: str) -> dict[str, int]:
-        return {entry["path"]: entry["size"] for page in self._store.list(f"{prefix}/") for entry in page}
-
-    def delete(self, key: str) -> None:
-        self._store.delete(key)
-
-
-class _Files:
-    """Any file system of fsspec."""
-
-    def __init__(self, url: str) -> None:
-        import fsspec
-
-        try:
-            self._files, self._root = fsspec.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise InputError(f"{ARTIFACTS}: {url}: {first_line(error)}") from None
-
-    def _path(self, key: str) -> str:
-        return f"{self._root.rstrip('/')}/{key}"
-
-    def get(self, key: str) -> bytes:
-        return self._files.cat_file(self._path(key))
-
-    def read(self, key: str, start: int, end: int) -> bytes:
-        return self._files.cat_file(self._path(key), start=start, end=end)
-
-    def put(self, key: str, content: bytes | Path) -> None:
-        self._files.makedirs(self._path(key).rpartition("/")[0], exist_ok=True)
-        if isinstance(content, Path):
-            self._files.put_file(str(content), self._path(key))
-        else:
-            self._files.pipe_file(self._path(key), content)
-
-    def create(self, key: str, content: bytes) -> bool:
-        self._files.makedirs(self._path(key).rpartition("/")[0], exist_ok=True)
-        try:
-            self._files.pipe_file(self._path(key), content, mode="create")
-        except FileExistsError:
-            return False
-        return True
-
-    def size(self, key: str) -> int:
-        return self._files.size(self._path(key))
-
-    def modified(self, key: str) -> float:
-        return self._files.modified(self._path(key)).timestamp()
-
-    def keys(self, prefix: str) -> dict[str, int]:
-        self._files.invalidate_cache()
-        found = self._files.find(self._path(prefix), detail=True)
-        return {path[len(self._root.rstrip("/")) + 1 :]: entry["size"] for path, entry in found.items()}
-
-    def delete(self, key: str) -> None:
-        self._files.rm_file(self._path(key))

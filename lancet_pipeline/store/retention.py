@@ -10,7 +10,6 @@ artifact that is there by half: what it leaves is listed again the next time.
 With a URL for artifacts, what is not referred to goes there and from the home, which is its cache.
 """
 
-import os
 import shutil
 import time
 import uuid
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.files import MANIFEST
+from lancet_pipeline.files import MANIFEST, sync
 from lancet_pipeline.store.artifacts import ArtifactStore
 from lancet_pipeline.store.locks import Busy
 from lancet_pipeline.store.object_retention import RemoteArtifacts, remote_studies
@@ -192,11 +191,7 @@ def _remove(path: Path) -> None:
     if not path.name.startswith(REMOVED):
         doomed = path.with_name(f"{REMOVED}{path.name.lstrip('.')}-{uuid.uuid4().hex[:8]}")
         path.rename(doomed)
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(path.parent)
     shutil.rmtree(doomed)
 
 

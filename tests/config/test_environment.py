@@ -67,6 +67,7 @@ def test_an_address_without_the_driver_is_refused(tmp_path):
         ("s3://bucket/prefix?secret=hush", "holds a password or options"),
         ("bucket/prefix", "must be a URL"),
         ("s3://", "must be a URL"),
+        ("sftp://hush/prefix", "sftp:// is no store .* known ones: s3, s3a, gs, .*file"),
     ],
 )
 def test_a_url_that_does_not_fit_is_refused_and_not_shown(value, message):

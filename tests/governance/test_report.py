@@ -6,11 +6,10 @@ from html.parser import HTMLParser
 import pytest
 from governance.conftest import decision
 
-from lancet_pipeline.governance.costs import cost
 from lancet_pipeline.governance.evidence import Evidence
 from lancet_pipeline.governance.limitations import known_failures, limits
 from lancet_pipeline.governance.lineage_graph import HEIGHT, WIDTH, draw
-from lancet_pipeline.governance.report import SECTIONS, render_report, render_trace
+from lancet_pipeline.governance.report import SECTIONS, cost, render_report, render_trace
 from lancet_pipeline.governance.trail import KINDS, Trail
 from lancet_pipeline.governance.wording import SHOWN_CHARACTERS
 from lancet_pipeline.lineage.stages import SOURCES, STAGES
@@ -277,9 +276,9 @@ def test_cost_adds_up_and_compares_with_training_again(evidence: Evidence) -> No
     lineage = {"base_model": 40.0, "reference_models": 20.0, "influence_scores": 6.0, "corrected_model": 4.0}
     manifests = {name: {"seconds": seconds} for name, seconds in lineage.items()}
     found = cost(manifests, {"evaluation": {"references": ["retrain_clean"]}})
-    assert (found.total, found.correction, found.reference, found.ratio) == (70.0, 10.0, 20.0, 0.5)
-    assert next((name, share) for name, _, _, share in found.assets) == ("base_model", 1.0)
-    assert cost(manifests, {"evaluation": {"references": []}}).ratio is None
+    assert [found[key] for key in ("total", "correction", "reference", "ratio")] == [70.0, 10.0, 20.0, 0.5]
+    assert next((name, share) for name, _, _, share in found["assets"]) == ("base_model", 1.0)
+    assert cost(manifests, {"evaluation": {"references": []}})["ratio"] is None
 
 
 def test_graph_has_every_box_apart_and_inputs_above(evidence: Evidence) -> None:
