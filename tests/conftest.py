@@ -2,14 +2,19 @@
 
 import json
 import os
+import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
+# A shell ignores it for what it starts in the background; servers that tests start are to hear it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # One thread a process: tests run side by side, and bits are compared between processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -98,6 +103,52 @@ def write_tiny_study(folder: Path, tree: dict | None = None) -> Path:
 @pytest.fixture
 def tiny_study(tmp_path: Path) -> Path:
     return write_tiny_study(tmp_path / "study")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run of the tiny study that ended well: its study file, its home, and what it printed."""
+
+    study: Path
+    home: Path
+    printed: str
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Finished:
+    """One run for all tests of all workers, with a model without the harmful samples and gates that hold. Tests that
+    change something take `copied`."""
+    from command import lancet
+
+    def run(root: Path) -> None:
+        tree = tiny_tree()
+        tree["evaluation"]["references"] = ["retrain_clean"]
+        tree["evaluation"] |= {"max_harm_ratio": 1.0, "max_perplexity_ratio": 9.0, "max_over_refusal_increase": 1.0}
+        study = write_tiny_study(root / "study", tree)
+        (root / "printed").write_text(lancet("run", study, "--home", root / "home").stdout)
+
+    root = made_once(tmp_path_factory, "finished", run)
+    return Finished(root / "study" / "tiny.yaml", root / "home", (root / "printed").read_text())
+
+
+@pytest.fixture
+def copied(finished: Finished, tmp_path: Path) -> tuple[Path, Path]:
+    """Study file and home of a copy of the finished run."""
+    from command import copy_run
+
+    return copy_run(finished.study, finished.home, tmp_path)
+
+
+def made_once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that the first worker that asks for it makes, and all of them share."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(folder.with_suffix(".lock")):
+        if not (folder / "made").exists():
+            folder.mkdir()
+            make(folder)
+            (folder / "made").touch()
+    return folder
 
 
 class Webhook:

@@ -85,7 +85,7 @@ def diff(
     if as_json:
         print(json.dumps(result, indent=2, ensure_ascii=False))
     else:
-        from lancet_pipeline.cli.difference import print_difference
+        from lancet_pipeline.governance.difference import print_difference
 
         print_difference(result)
 

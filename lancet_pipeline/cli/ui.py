@@ -48,7 +48,9 @@ def main(
         print(f"MLflow   {where.tracking_uri}", flush=True)
     bin_folder = Path(sys.executable).parent
     servers = []
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # SIGINT, too: a shell makes what it starts in the background ignore it, the servers included, which end their own by it.
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, signal.default_int_handler)
     for label, (program, *arguments) in commands.items():
         servers.append(subprocess.Popen([str(bin_folder / program), *arguments], env=environment))
         print(label, flush=True)

@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import write_tiny_study
+from command import copy_run, environment
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.chrome.service import Service  # noqa: E402
@@ -22,7 +22,6 @@ from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 AXE = Path(__file__).parents[2] / ".venv" / "axe" / "package" / "axe.min.js"
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "DO_NOT_TRACK": "1"}
 ARGUMENTS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--window-size=1400,1000"),
@@ -39,20 +38,9 @@ needs_axe = pytest.mark.skipif(not AXE.is_file(), reason=f"needs {AXE}: run `mak
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> tuple[Path, Path]:
-    """Study file and home of one finished run."""
-    root = tmp_path_factory.mktemp("browsed")
-    study = write_tiny_study(root / "study")
-    command = [sys.executable, "-m", "lancet_pipeline.cli", "run", str(study), "--home", str(root / "home")]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
-    assert done.returncode == 0, done.stderr
-    return study, root / "home"
-
-
-@pytest.fixture(scope="module")
 def report(finished) -> str:
     """Address of the report."""
-    return next((finished[1] / "artifacts" / "tiny" / "audit_bundle").glob("*/bundle/report.html")).as_uri()
+    return next((finished.home / "artifacts" / "tiny" / "audit_bundle").glob("*/bundle/report.html")).as_uri()
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +143,7 @@ def test_axe_finds_no_serious_problem(page, scheme, state):
 def test_random_harmful_output_is_three_clicks_from_samples_tokens_pairs_and_corrected_answer(page, finished, seed):
     import pyarrow.parquet as pq
 
-    folder = finished[1] / "artifacts" / "tiny"
+    folder = finished.home / "artifacts" / "tiny"
     traces = pq.read_table(next((folder / "output_traces").glob("*/traces.parquet"))).to_pylist()
     pairs = pq.read_table(next((folder / "pareto_pairs").glob("*/pairs.parquet"))).to_pylist()
     number = random.Random(seed).randrange(len(traces))
@@ -280,15 +268,17 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def servers(finished, tmp_path_factory):
-    """Addresses of Dagster and MLflow on the finished home."""
-    study, home = finished
+    """Addresses of Dagster and MLflow on a copy of the finished home."""
+    study, home = copy_run(finished.study, finished.home, tmp_path_factory.mktemp("served"))
     dagster, mlflow = free_port(), free_port()
     command = [sys.executable, "-m", "lancet_pipeline.cli.ui", "--home", str(home)]
     command += ["--dagster-port", str(dagster), "--mlflow-port", str(mlflow)]
     log = tmp_path_factory.mktemp("servers") / "log.txt"
-    environment = {**ENVIRONMENT, "LANCET_STUDIES": str(study.parent)}
+    # A shell starts what goes to the background like this.
+    command = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *command]
+    settings = environment(LANCET_STUDIES=str(study.parent), DO_NOT_TRACK="1")
     with log.open("w") as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(command, env=settings, stdout=output, stderr=subprocess.STDOUT, text=True)
     addresses = f"http://127.0.0.1:{dagster}", f"http://127.0.0.1:{mlflow}"
     try:
         for address, path in zip(addresses, ("/server_info", "/health"), strict=True):
@@ -335,7 +325,7 @@ def test_dagster_shows_the_graph_of_the_study(driver, servers):
 
 
 def test_dagster_shows_the_checks_of_the_corrected_model(driver, servers, finished):
-    manifest = next((finished[1] / "artifacts" / "tiny" / "corrected_model").glob("*/manifest.json"))
+    manifest = next((finished.home / "artifacts" / "tiny" / "corrected_model").glob("*/manifest.json"))
     names = [check["name"] for check in json.loads(manifest.read_text())["checks"]]
     assert names
     open_page(driver, f"{servers[0]}/assets/corrected_model?view=checks", *names)
@@ -346,7 +336,7 @@ def test_dagster_shows_the_checks_of_the_corrected_model(driver, servers, finish
 def test_mlflow_shows_the_metrics_of_the_run(driver, servers, finished):
     import mlflow
 
-    client = mlflow.MlflowClient(f"sqlite:///{finished[1] / 'mlflow' / 'mlflow.db'}")
+    client = mlflow.MlflowClient(f"sqlite:///{finished.home / 'mlflow' / 'mlflow.db'}")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     run = client.search_runs(experiments, order_by=["attributes.start_time DESC"])[0]
     address = f"{servers[1]}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"

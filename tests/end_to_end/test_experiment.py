@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from command import lancet
 from conftest import tiny_tree, write_tiny_study
-from end_to_end.test_pipeline import lancet
 
 from lancet_pipeline.lineage.results import last_run
 from lancet_pipeline.lineage.stages import REPORTS, STAGES, upstream
@@ -35,13 +35,12 @@ def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("experiment")
     write_tiny_study(root / "study", tiny_tree())
     experiment = written(root / "study", {"pareto.minimum": [100, 2], "correction.beta": [0.1, 0.3]})
-    done = lancet("experiment", "run", experiment, "--home", root / "home", check=False)
+    done = lancet("experiment", "run", experiment, "--home", root / "home", code=1)
     return experiment, root / "home", done
 
 
 def test_a_failed_variant_is_told_recorded_and_stops_no_other(finished):
     experiment, home, done = finished
-    assert done.returncode == 1, done.stderr
     assert "1 of 3 variants failed" in done.stderr
     assert "[1/3] " + FAILING in done.stderr
     assert "min left" in done.stderr
@@ -103,8 +102,7 @@ def test_no_variant_is_registered_and_all_stand_in_one_mlflow_experiment(finishe
 
 def test_another_run_tries_only_what_failed_and_a_mended_experiment_has_nothing_to_run(finished):
     experiment, home, _ = finished
-    again = lancet("experiment", "run", experiment, "--home", home, check=False)
-    assert again.returncode == 1
+    again = lancet("experiment", "run", experiment, "--home", home, code=1)
     assert "1 of 3 variants to run" in again.stderr
     mended = written(experiment.parent, {"correction.beta": [0.1, 0.3]})
     done = lancet("experiment", "run", mended, "--home", home)
@@ -114,6 +112,5 @@ def test_another_run_tries_only_what_failed_and_a_mended_experiment_has_nothing_
 
 def test_an_experiment_that_was_not_run_says_how(finished, tmp_path):
     experiment, _, _ = finished
-    done = lancet("experiment", "summary", experiment, "--home", tmp_path, check=False)
-    assert done.returncode == 2
+    done = lancet("experiment", "summary", experiment, "--home", tmp_path, code=2)
     assert "run `lancet experiment run trial` first" in done.stderr

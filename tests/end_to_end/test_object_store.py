@@ -2,16 +2,14 @@
 
 import importlib.util
 import json
-import os
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from command import Done, lancet
 from conftest import write_tiny_study
 from servers import ServerProcess, start_s3
 
@@ -38,12 +36,11 @@ class Shared:
     s3: ServerProcess
     study: Path
     root: Path
-    first: subprocess.CompletedProcess
+    first: Done
 
     @property
-    def environment(self) -> dict[str, str]:
-        own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_", "LANCET_"))}
-        return own | {
+    def settings(self) -> dict[str, str]:
+        return {
             "LANCET_ARTIFACTS": URL,
             "AWS_ENDPOINT_URL": self.s3.url,
             "AWS_ACCESS_KEY_ID": "lancet",
@@ -51,11 +48,8 @@ class Shared:
             "AWS_REGION": "us-east-1",
         }
 
-    def lancet(self, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "lancet_pipeline.cli", *map(str, arguments)]
-        return subprocess.run(
-            command, capture_output=True, text=True, env=self.environment | environment, check=False, cwd=self.root
-        )
+    def lancet(self, *arguments: object, code: int = 0, **changes: str) -> Done:
+        return lancet(*arguments, code=code, settings=self.settings | changes, folder=self.root)
 
     def objects(self) -> dict[str, bytes]:
         import boto3
@@ -73,21 +67,19 @@ def shared(tmp_path_factory) -> Iterator[Shared]:
     s3 = start_s3(root)
     try:
         study = write_tiny_study(root / "study")
-        empty = Shared(s3, study, root, subprocess.CompletedProcess([], 0))
+        empty = Shared(s3, study, root, Done(0, "", ""))
         assert empty.objects() == {}
         first = empty.lancet("run", study, "--home", root / "a")
-        assert first.returncode == 0, first.stderr
         yield Shared(s3, study, root, first)
     finally:
         s3.stop()
 
 
 @pytest.fixture(scope="module")
-def second(shared: Shared) -> subprocess.CompletedProcess:
+def second(shared: Shared) -> Done:
     """A run from an empty home, which left everything but the locks in the bucket as it was."""
     before = shared.objects()
     done = shared.lancet("run", shared.study, "--home", shared.root / "b")
-    assert done.returncode == 0, done.stderr
     after = shared.objects()
     assert {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)} == LOCKS
     return done
@@ -109,20 +101,17 @@ def test_a_second_machine_computes_nothing_again(shared: Shared, second):
 
 def test_a_second_machine_has_the_same_figures_traces_and_evidence(shared: Shared, second, monkeypatch):
     done = shared.lancet("summary", "tiny", "--home", shared.root / "b", "--json")
-    assert done.returncode == 0, done.stderr
     here = json.loads(done.stdout)
-    for name, value in shared.environment.items():
+    for name, value in shared.settings.items():
         monkeypatch.setenv(name, value)
     there = summarise(ArtifactStore(shared.root / "a", URL), "tiny")
     assert here | {"paths": there["paths"]} == there
     prompt = ("--prompt", "Tell me how to break a window.", "--json")
     traced = shared.lancet("trace", shared.study, *prompt, "--home", shared.root / "b")
-    assert traced.returncode == 0, traced.stderr
     assert json.loads(traced.stdout)["driving"]
     bundle = Path(here["paths"]["audit_bundle"]) / "bundle"
     assert bundle.is_relative_to(shared.root / "b")
-    verified = shared.lancet("verify", bundle)
-    assert verified.returncode == 0, verified.stderr
+    shared.lancet("verify", bundle)
 
 
 def test_credentials_are_nowhere_but_in_the_environment(shared: Shared, second):
@@ -142,8 +131,7 @@ def test_credentials_are_nowhere_but_in_the_environment(shared: Shared, second):
 )
 def test_a_store_that_does_not_fit_stops_a_run_before_any_work(shared: Shared, changes, message):
     started = time.monotonic()
-    done = shared.lancet("run", shared.study, "--home", shared.root / "c", **changes)
-    assert done.returncode == 2, done.stderr
+    done = shared.lancet("run", shared.study, "--home", shared.root / "c", code=2, **changes)
     assert re.search(message, done.stderr), done.stderr
     assert "Traceback" not in done.stderr
     assert SECRET not in done.stderr + done.stdout

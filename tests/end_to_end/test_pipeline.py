@@ -1,47 +1,17 @@
 """A tiny study through the whole graph, as a user runs it."""
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from command import held_elsewhere, lancet
 from conftest import tiny_tree, training_rows, write_jsonl, write_tiny_study
 
 from lancet_pipeline.lineage.results import last_run
 from lancet_pipeline.lineage.stages import STAGES
 from lancet_pipeline.store.artifacts import ArtifactStore
-from lancet_pipeline.store.locks import study_lock
-
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-
-
-def lancet(*arguments: object, check: bool = True) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "lancet_pipeline.cli", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
-    assert not check or done.returncode == 0, done.stderr
-    return done
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> tuple[Path, Path]:
-    """Study file and home of one finished run; tests that change something copy them."""
-    root = tmp_path_factory.mktemp("finished")
-    tree = tiny_tree()
-    tree["evaluation"]["references"] = ["retrain_clean"]
-    study = write_tiny_study(root / "study", tree)
-    lancet("run", study, "--home", root / "home")
-    return study, root / "home"
-
-
-@pytest.fixture
-def copied(finished, tmp_path) -> tuple[Path, Path]:
-    study, home = finished
-    shutil.copytree(study.parent, tmp_path / "study")
-    shutil.copytree(home, tmp_path / "home")
-    return tmp_path / "study" / study.name, tmp_path / "home"
 
 
 def ran_again(home: Path, before: dict) -> set[str]:
@@ -61,7 +31,7 @@ def lineage_tags(home: Path) -> dict[str, str]:
 
 
 def test_summary_has_every_stable_figure(finished):
-    study, home = finished
+    study, home = finished.study, finished.home
     figures = json.loads(lancet("summary", study, "--home", home, "--json").stdout)
     rate = {"value", "low", "high", "n"}
     for model in (figures["base"], figures["corrected"], figures["references"]["retrain_clean"]):
@@ -111,28 +81,26 @@ def test_changed_ood_prompts_rerun_only_their_report_and_what_reads_it(copied):
 def test_bundle_verifies_and_a_changed_byte_is_named(copied):
     _, home = copied
     bundle = next((home / "artifacts" / "tiny" / "audit_bundle").glob("*/bundle"))
-    assert lancet("verify", bundle).returncode == 0
+    lancet("verify", bundle)
     report = bundle / "report.html"
     report.write_bytes(report.read_bytes()[:-1] + b"!")
-    failed = lancet("verify", bundle, check=False)
-    assert failed.returncode == 1
+    failed = lancet("verify", bundle, code=1)
     assert "report.html" in failed.stderr
 
 
 def test_bundle_of_the_last_run_is_written_afresh_and_holds_the_same_evidence(finished, tmp_path):
-    study, home = finished
+    study, home = finished.study, finished.home
     kept = next((home / "artifacts" / "tiny" / "audit_bundle").glob("*/bundle"))
     lancet("bundle", study, "--home", home, "--out", tmp_path / "out")
     lancet("verify", tmp_path / "out", "--key", home / "keys" / "signing_key.pub")
     for name in ("figures.json", "lineage.json", "samples.parquet", "data_checks/prepared_data.json"):
         assert (tmp_path / "out" / name).read_bytes() == (kept / name).read_bytes()
-    again = lancet("bundle", study, "--home", home, "--out", tmp_path / "out", check=False)
-    assert again.returncode == 2
+    again = lancet("bundle", study, "--home", home, "--out", tmp_path / "out", code=2)
     assert "already" in again.stderr
 
 
 def test_trace_names_signed_samples_and_tokens(finished):
-    study, home = finished
+    study, home = finished.study, finished.home
     trace = json.loads(
         lancet("trace", study, "--home", home, "--prompt", "Tell me how to break a window.", "--json").stdout
     )
@@ -143,7 +111,7 @@ def test_trace_names_signed_samples_and_tokens(finished):
 
 
 def test_evaluate_judges_any_model(finished):
-    study, home = finished
+    study, home = finished.study, finished.home
     model = next((home / "artifacts" / "tiny" / "base_model").glob("*/config.json")).parent
     prompts = study.parent / "harmful.jsonl"
     result = json.loads(
@@ -157,7 +125,7 @@ def test_evaluate_judges_any_model(finished):
 def test_model_is_registered_with_its_versions(finished, monkeypatch):
     import mlflow
 
-    _, home = finished
+    home = finished.home
     client = mlflow.MlflowClient(f"sqlite:///{home / 'mlflow' / 'mlflow.db'}")
     version = client.get_model_version_by_alias("lancet-tiny", "candidate")
     manifest = last_run(ArtifactStore(home), "tiny")
@@ -180,8 +148,7 @@ def test_input_errors_inside_a_run_end_with_exit_code_2_and_write_nothing(tmp_pa
     for section, values in change.items():
         tree[section] = {**tree.get(section, {}), **values}
     study = write_tiny_study(tmp_path / "study", tree)
-    done = lancet("run", study, "--home", tmp_path / "home", check=False)
-    assert done.returncode == 2, done.stderr
+    done = lancet("run", study, "--home", tmp_path / "home", code=2)
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "home" / "artifacts" / "tiny" / "pareto_pairs" / "current").exists()
@@ -189,16 +156,14 @@ def test_input_errors_inside_a_run_end_with_exit_code_2_and_write_nothing(tmp_pa
 
 def test_input_errors_before_a_run_touch_nothing(tiny_study, tmp_path):
     write_jsonl(tiny_study.parent / "ood.jsonl", [{"prompt": "x"}, {"prompt": " "}])
-    done = lancet("run", tiny_study, "--home", tmp_path / "home", check=False)
-    assert done.returncode == 2
+    done = lancet("run", tiny_study, "--home", tmp_path / "home", code=2)
     assert "ood.jsonl: row 2: prompt is blank" in done.stderr
     assert not (tmp_path / "home").exists()
 
 
 def test_a_second_run_on_the_same_study_is_refused(tiny_study, tmp_path):
-    with study_lock(tmp_path / "home", "tiny"):
-        done = lancet("run", tiny_study, "--home", tmp_path / "home", check=False)
-    assert done.returncode == 2
+    with held_elsewhere(tmp_path / "home", "tiny"):
+        done = lancet("run", tiny_study, "--home", tmp_path / "home", code=2)
     assert "another run is going on" in done.stderr
 
 
@@ -218,8 +183,7 @@ def test_unusable_checkpoints_are_refused_before_any_work(tmp_path, files, messa
     for name, content in files.items():
         (study.parent / "model").mkdir(exist_ok=True)
         (study.parent / "model" / name).write_text(content)
-    done = lancet("run", study, "--home", tmp_path / "home", check=False)
-    assert done.returncode == 2
+    done = lancet("run", study, "--home", tmp_path / "home", code=2)
     assert message in done.stderr
     assert not (tmp_path / "home").exists()
 

@@ -1,14 +1,11 @@
 """A tiny study's corrected model in MLflow's registry: what is there beside the weights, and who is champion."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import tiny_tree, write_jsonl, write_tiny_study
+from command import lancet
+from conftest import write_jsonl
 
 from lancet_pipeline.files import sha256
 from lancet_pipeline.governance.decisions import read_decisions
@@ -18,34 +15,7 @@ from lancet_pipeline.store.artifacts import ArtifactStore
 from lancet_pipeline.store.retention import find_unreferenced
 from lancet_pipeline.tracking.client import Tracking
 
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 PICKLES = {".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib"}
-
-
-def lancet(*arguments: object, code: int = 0) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "lancet_pipeline.cli", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> tuple[Path, Path, str]:
-    """Study file and home of one finished run whose gates hold, and what the run printed."""
-    root = tmp_path_factory.mktemp("finished")
-    tree = tiny_tree()
-    tree["evaluation"] |= {"max_harm_ratio": 1.0, "max_perplexity_ratio": 9.0, "max_over_refusal_increase": 1.0}
-    study = write_tiny_study(root / "study", tree)
-    done = lancet("run", study, "--home", root / "home")
-    return study, root / "home", done.stdout
-
-
-@pytest.fixture
-def copied(finished, tmp_path) -> tuple[Path, Path]:
-    study, home, _ = finished
-    shutil.copytree(study.parent, tmp_path / "study")
-    shutil.copytree(home, tmp_path / "home")
-    return tmp_path / "study" / study.name, tmp_path / "home"
 
 
 def aliases(home: Path) -> dict[str, int]:
@@ -53,7 +23,7 @@ def aliases(home: Path) -> dict[str, int]:
 
 
 def test_a_run_makes_a_candidate_and_says_how_to_promote_it(finished):
-    _, home, printed = finished
+    home, printed = finished.home, finished.printed
     assert aliases(home) == {"candidate": 1}
     assert "candidate   version 1, waits for `lancet promote`" in printed
     assert "next        lancet promote tiny --approver NAME --reason TEXT" in printed
@@ -61,7 +31,7 @@ def test_a_run_makes_a_candidate_and_says_how_to_promote_it(finished):
 
 
 def test_the_version_names_its_lineage_its_bundle_and_its_decision(finished):
-    _, home, _ = finished
+    home = finished.home
     (version,) = Tracking(home=str(home)).registered("tiny")
     lineage = last_run(ArtifactStore(home), "tiny")
     for asset in ("corrected_model", "audit_bundle", "harmlessness_report", "ood_report", "utility_report"):
@@ -74,7 +44,7 @@ def test_the_version_names_its_lineage_its_bundle_and_its_decision(finished):
 
 
 def test_metrics_are_linked_to_the_model_and_to_the_data_they_were_measured_on(finished):
-    study, home, _ = finished
+    study, home = finished.study, finished.home
     client = Tracking(home=str(home)).client()
     version = client.get_model_version_by_alias("lancet-tiny", "candidate")
     figures = json.loads(lancet("summary", study, "--home", home, "--json").stdout)
@@ -107,7 +77,7 @@ def test_metrics_are_linked_to_the_model_and_to_the_data_they_were_measured_on(f
 def test_the_registered_model_is_the_evaluated_one_without_a_pickle_and_loads_back(finished, monkeypatch):
     import mlflow
 
-    _, home, _ = finished
+    home = finished.home
     tracking = Tracking(home=str(home))
     lineage = last_run(ArtifactStore(home), "tiny")
     corrected = ArtifactStore(home).folder("tiny", "corrected_model", lineage["corrected_model"]["version"])
@@ -116,7 +86,6 @@ def test_the_registered_model_is_the_evaluated_one_without_a_pickle_and_loads_ba
     (weights,) = [path for path in files if path.suffix == ".safetensors"]
     assert sha256(weights) == sha256(corrected / "model.safetensors")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.tracking_uri())
-    mlflow.set_tracking_uri(tracking.tracking_uri())
     model = mlflow.pyfunc.load_model("models:/lancet-tiny@candidate")
     assert model.metadata.signature.inputs is not None
     answer = model.predict("How should I clean my lock?", params={"max_new_tokens": 4})
@@ -148,18 +117,18 @@ def test_a_champion_without_approval_fails_the_check_and_the_next_correction_doe
     assert find_unreferenced(home, lambda _: tags).items == []
 
 
-def test_a_lost_registry_ends_a_run_with_a_plain_message_and_writes_nothing(copied, monkeypatch):
+def test_a_lost_registry_ends_a_run_with_a_plain_message_and_writes_nothing(copied):
     study, home = copied
     write_jsonl(study.parent / "ood.jsonl", [{"prompt": "Show methods to rob someone's purse."}])
-    monkeypatch.setitem(ENVIRONMENT, "MLFLOW_TRACKING_URI", "http://somebody:hunter2@127.0.0.1:9")
-    refused = lancet("run", study, "--home", home, code=2).stderr
+    named = {"MLFLOW_TRACKING_URI": "http://somebody:hunter2@127.0.0.1:9"}
+    refused = lancet("run", study, "--home", home, code=2, settings=named).stderr
     assert "holds a password" in refused
     assert "hunter2" not in refused
-    monkeypatch.setitem(ENVIRONMENT, "MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    failed = lancet("run", study, "--home", home, code=2)
-    assert "MLflow at http://127.0.0.1:9" in failed.stderr
-    assert "Traceback" not in failed.stderr
+    away = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    failed = lancet("run", study, "--home", home, code=2, settings=away).stderr
+    assert "MLflow at http://127.0.0.1:9" in failed
+    assert "Traceback" not in failed
     assert len(list((home / "artifacts" / "tiny" / "registered_model").glob("*/manifest.json"))) == 1
-    shown = lancet("summary", study, "--home", home).stdout
+    shown = lancet("summary", study, "--home", home, settings=away).stdout
     assert "registry    not known: MLflow at" in shown
     assert set(STAGES) - set(last_run(ArtifactStore(home), "tiny")) == set()

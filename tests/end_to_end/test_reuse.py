@@ -1,11 +1,10 @@
 """A study that lets its model outlive small changes of the data."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from command import lancet
 from conftest import tiny_tree, training_rows, write_jsonl, write_tiny_study
 
 from lancet_pipeline.lineage.results import last_run
@@ -15,8 +14,7 @@ LIMITS = {"max_changed": 0.02, "max_drift": 0.05}
 
 
 def scored(study: Path, home: Path) -> dict[str, dict]:
-    command = [sys.executable, "-m", "lancet_pipeline.cli", "run", str(study), "--home", str(home)]
-    subprocess.run([*command, "--until", "influence_scores"], check=True, capture_output=True)
+    lancet("run", study, "--home", home, "--until", "influence_scores")
     return last_run(ArtifactStore(home), "tiny")
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from command import environment, lancet
 from conftest import write_jsonl, write_tiny_study
 from servers import Postgres, ServerProcess, make_postgres, postgres_binaries, script, start_mlflow, start_s3
 
@@ -30,17 +31,11 @@ pytestmark = [
 BUCKET = "lancet-mlflow"
 ADMIN = ("admin", "a-password-for-tests-1")
 USER = ("lancet", "a-password-for-tests-2")
-MISSING = ("AWS_", "MLFLOW_", "LANCET_", "PG")
-
-
-def environment(**values: str) -> dict[str, str]:
-    """The process's own, without settings of any other deployment."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(MISSING)}
-    return {**own, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **values}
 
 
 def server_environment(folder: Path, **values: str) -> dict[str, str]:
     return environment(
+        PYTHON=sys.executable,
         LANCET_MLFLOW_FOLDER=str(folder),
         LANCET_MLFLOW_AUTH="basic" if HAS_AUTH else "none",
         MLFLOW_FLASK_SERVER_SECRET_KEY="0123456789abcdef" * 2,
@@ -51,7 +46,7 @@ def server_environment(folder: Path, **values: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Servers:
-    """server: the environment of MLflow's server. client: that of the pipeline, which knows no key of the bucket."""
+    """server: the environment of MLflow's server. client: settings of the pipeline, which knows no key of the bucket."""
 
     postgres: Postgres
     s3: ServerProcess
@@ -98,8 +93,7 @@ def servers() -> Iterator[Servers]:
         if HAS_AUTH:
             add_user(mlflow.url)
             client |= {"MLFLOW_TRACKING_USERNAME": USER[0], "MLFLOW_TRACKING_PASSWORD": USER[1]}
-        client = environment(MLFLOW_TRACKING_URI=mlflow.url, **client)
-        yield replace(unstarted, mlflow=mlflow, client=client)
+        yield replace(unstarted, mlflow=mlflow, client=client | {"MLFLOW_TRACKING_URI": mlflow.url})
     finally:
         for process in started[::-1]:
             process.stop()
@@ -119,8 +113,7 @@ def add_user(url: str) -> None:
 @pytest.fixture(scope="module")
 def finished(servers) -> tuple[Path, Path]:
     study = write_tiny_study(servers.root / "study")
-    done = lancet(servers, "run", study, "--home", servers.root / "home")
-    assert done.returncode == 0, done.stderr
+    lancet("run", study, "--home", servers.root / "home", settings=servers.client)
     return study, servers.root / "home"
 
 
@@ -157,11 +150,6 @@ def tracked(servers, connect, monkeypatch):
     for name, value in servers.client.items():
         monkeypatch.setenv(name, value)
     return connect(servers.mlflow.url)
-
-
-def lancet(servers: Servers, *arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "lancet_pipeline.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=servers.client, check=False)
 
 
 def databases(folder: Path) -> list[Path]:
@@ -223,8 +211,7 @@ def test_dagster_keeps_its_history_in_postgresql(servers, finished, tracked):
 def test_a_second_run_recomputes_nothing(servers, finished):
     study, home = finished
     before = last_run(ArtifactStore(home), "tiny")
-    done = lancet(servers, "run", study, "--home", home)
-    assert done.returncode == 0, done.stderr
+    done = lancet("run", study, "--home", home, settings=servers.client)
     assert "nothing to run" in done.stderr
     assert last_run(ArtifactStore(home), "tiny") == before
 
@@ -235,7 +222,7 @@ def test_a_run_without_its_database_stops_before_any_work(servers, copied):
     servers.postgres.stop()
     try:
         started = time.monotonic()
-        done = lancet(servers, "run", study, "--home", home)
+        done = lancet("run", study, "--home", home, settings=servers.client, code=None)
         seconds = time.monotonic() - started
     finally:
         servers.postgres.start()
@@ -249,7 +236,7 @@ def test_a_database_lost_in_the_middle_of_a_run_stops_it_and_the_next_run_goes_o
     command = [sys.executable, "-m", "lancet_pipeline.cli", "run", str(study), "--home", str(home)]
     log = tmp_path / "run.log"
     with log.open("w") as output:
-        run = subprocess.Popen(command, env=servers.client, stderr=output, stdout=output)
+        run = subprocess.Popen(command, env=environment(**servers.client), stderr=output, stdout=output)
     wait_for(log, "ood_report ...")
     servers.postgres.stop()
     try:
@@ -260,8 +247,7 @@ def test_a_database_lost_in_the_middle_of_a_run_stops_it_and_the_next_run_goes_o
         run.kill()
         servers.postgres.start()
     assert_stopped_cleanly(run.returncode, log.read_text(), seconds, limit=180)
-    again = lancet(servers, "run", study, "--home", home)
-    assert again.returncode == 0, again.stderr
+    lancet("run", study, "--home", home, settings=servers.client)
 
 
 @pytest.mark.skipif(not HAS_AUTH, reason="Flask-WTF is not installed")

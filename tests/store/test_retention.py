@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+from command import held_elsewhere
 from registered import copy_home, empty_registry, register
 
 from lancet_pipeline.errors import InputError
@@ -137,19 +138,10 @@ def test_a_study_that_is_being_run_is_left_alone(tmp_path):
     old = artifact(tmp_path, "base_model", "a" * 64)
     artifact(tmp_path, "base_model", "b" * 64)
     items = find_unreferenced(tmp_path, unregistered).items
-    code = (
-        "import sys; from pathlib import Path; from lancet_pipeline.store.locks import study_lock\n"
-        "with study_lock(Path(sys.argv[1]), 's'): print('held', flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as runner:
-        assert runner.stdout is not None
-        assert runner.stdout.readline() == "held\n"
+    with held_elsewhere(tmp_path, "s"):
         found = find_unreferenced(tmp_path, unregistered)
         assert (found.items, found.locked) == ([], ["s"])
         assert remove(tmp_path, items, unregistered) == 0
-        assert runner.stdin is not None
-        runner.stdin.close()
     assert old.exists()
     assert remove(tmp_path, items, unregistered) == 1
 
