@@ -223,8 +223,8 @@ def read_scores(folder: Path) -> pa.Table:
 
 def fitting_groups(model: "PreTrainedModel", factors: Factors, study: Study, setting: str) -> int:
     """As `placement.groups_at_once`, of queries as `study` makes them."""
-    # What conjugate gradients hold; otherwise gradients, and what preconditioning one unit after the other holds.
-    copies = 2 if study.linfac.refinement is None else 10
+    # As measured: gradients and preconditioned ones, or what conjugate gradients hold (12 a group, and the graphs).
+    copies = 2 if study.linfac.refinement is None else 14
     remedy = "set linfac.units: sublayer_output" if study.linfac.units == "linear" else "take a smaller model"
     if study.linfac.refinement is not None:
         remedy = "leave out linfac.refinement"

@@ -63,7 +63,7 @@ def gradient_elements(model: "PreTrainedModel", units: Sequence[Unit]) -> int:
     """Elements of the modular gradients of one sequence, over all `units`."""
 
     def elements(unit: Unit) -> int:
-        layer = base_layer(model.get_submodule(unit.output_module))
+        layer: Any = base_layer(model.get_submodule(unit.output_module))
         if unit.input_module == unit.output_module:
             return layer.weight.numel()
         return layer.weight.shape[1 if is_transposed(layer) else 0] * model.config.hidden_size

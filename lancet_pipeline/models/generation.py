@@ -115,7 +115,7 @@ def complete(
             model.generation_config = own
         for index, new in zip(group, output[:, width:].tolist(), strict=True):
             stop = next((place for place, token in enumerate(new) if token in ends), None)
-            text = tokenizer.decode(new[:stop], skip_special_tokens=True)
+            text = str(tokenizer.decode(new[:stop], skip_special_tokens=True))
             answers[index] = Answer(text.strip(), stop is not None)
 
     backoff = Backoff()
