@@ -95,13 +95,13 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def full_disk(error: Exception, root: Path) -> Exception:
-    """`error`, or what to do about it where its cause is a full disk (libraries wrap that in errors of their own)."""
+def full_disk(error: Exception, root: Path) -> InputError | None:
+    """What to do about `error` where its cause is a full disk (libraries wrap that in errors of their own)."""
     full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
     existing = next(path for path in (root, *root.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if (not full and not (isinstance(error, OSError) or "No space" in str(error))) or (not full and free > 2**20):
-        return error
+        return None
     return InputError(f"{root}: the disk is full ({free / 2**20:.0f} MiB free); free some space or use another --home")
 
 

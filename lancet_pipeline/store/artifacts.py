@@ -166,7 +166,9 @@ class ArtifactStore:
         except (InputError, IntegrityError):
             raise
         except Exception as error:
-            raise full_disk(error, self.root) from error
+            if (full := full_disk(error, self.root)) is not None:
+                raise full from error
+            raise
 
     def _upload(self, folder: Path, manifest: Mapping[str, Any]) -> None:
         if self.remote is not None:

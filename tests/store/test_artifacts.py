@@ -19,9 +19,10 @@ def write(store: ArtifactStore, text: str = "content") -> None:
 
 def test_a_failed_write_leaves_nothing(tmp_path):
     store = ArtifactStore(tmp_path)
-    with pytest.raises(FileNotFoundError), store.write("s", "asset", VERSION, {}) as folder:  # noqa: PT012
+    with pytest.raises(FileNotFoundError) as failed, store.write("s", "asset", VERSION, {}) as folder:  # noqa: PT012
         (folder / "half.txt").write_text("half")
         (folder / "absent.txt").read_text()
+    assert failed.value.__cause__ is None, "an error is not its own cause"
     assert not store.has("s", "asset", VERSION)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
