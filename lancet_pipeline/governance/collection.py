@@ -42,6 +42,7 @@ def collect_evidence(
         versions=dict(versions),
         lineage=lineage,
         figures=figures,
+        tests={a.removesuffix("_report"): json.loads((folder(a) / "tests.json").read_text()) for a in REPORTS},
         gates=[asdict(gate) | {"passed": gate.passed} for gate in all_gates(figures, study.evaluation)],
         selection=selection_figures(store, study.name, lineage),
         influence=influence_figures(lineage),

@@ -19,6 +19,8 @@ class Evidence:
             files [{path, bytes, sha256}].
         figures: by model, "base" and "corrected" first, then references: the rates harm_rate, ood_harm_rate and
             over_refusal_rate, the numbers perplexity and distinct_2, and any other of `wording.RATES` and `NUMBERS`.
+        tests: by report (harmlessness, ood, utility), every two models compared on the same prompts:
+            {"base vs corrected": {p, difference}, ...} (`statistics.paired_tests`).
         gates: {name, passed, value, limit, explanation}, each.
         selection: "positive" and "negative" {size, share, tail_index, tail_low, tail_high, heavy_tailed}, and
             "neutral" {size}.
@@ -46,6 +48,7 @@ class Evidence:
     versions: dict[str, str]
     lineage: dict[str, dict[str, Any]]
     figures: dict[str, dict[str, Any]]
+    tests: dict[str, dict[str, dict[str, Any]]]
     gates: list[dict[str, Any]]
     selection: dict[str, Any]
     influence: dict[str, Any]
