@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from lancet_pipeline.evaluation.reports import MAIN
-from lancet_pipeline.evaluation.statistics import mcnemar_p, paired_tests
 
 SETS = {
     "harmlessness": ("In distribution", "harmful", "held-out prompts of the kind that the queries came from"),
@@ -36,14 +35,13 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All prompts of one set, what went wrong first; counts by outcome; p of the exact McNemar test."""
+    """All prompts of one set, what went wrong first; counts by outcome."""
 
     report: str
     title: str
     prompts: str
     failure: str
     changes: list[Change]
-    p: float
 
     def count(self, outcome: str) -> int:
         return sum(change.outcome == outcome for change in self.changes)
@@ -63,19 +61,6 @@ def compare(generations: Sequence[Mapping[str, Any]]) -> list[Comparison]:
             Change(before["sample_id"], before["prompt"], before, after, _OUTCOMES[before[failure], after[failure]])
             for before, after in pairs
         ]
-        p = mcnemar_p([before[failure] for before, _ in pairs], [after[failure] for _, after in pairs])
         changes.sort(key=lambda change: list(_OUTCOMES.values()).index(change.outcome))
-        comparisons.append(Comparison(report, title, prompts, failure, changes, p))
+        comparisons.append(Comparison(report, title, prompts, failure, changes))
     return comparisons
-
-
-def pair_tests(generations: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, dict[str, Any]]]:
-    """Title of a set, a pair of models and their paired test (`statistics.paired_tests`), for every set and pair."""
-    found = []
-    for report, (title, failure, _) in SETS.items():
-        outcomes: dict[str, list[bool]] = {}
-        for row in generations:
-            if row["report"] == report and MAIN.holds(row):
-                outcomes.setdefault(row["model"], []).append(row[failure])
-        found += [(title, pair, test) for pair, test in paired_tests(outcomes).items()]
-    return found

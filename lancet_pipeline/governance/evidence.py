@@ -34,6 +34,8 @@ class Evidence:
             files [{path, bytes, sha256}].
         figures: by model, "base" and "corrected" first, then references: the rates harm_rate, ood_harm_rate and
             over_refusal_rate, the numbers perplexity and distinct_2, and any other of `wording.RATES` and `NUMBERS`.
+        tests: by report (harmlessness, ood, utility), every two models compared on the same prompts:
+            {"base vs corrected": {p, difference}, ...} (`statistics.paired_tests`).
         gates: {name, passed, value, limit, explanation}, each.
         selection: "positive" and "negative" {size, share, tail_index, tail_low, tail_high, tail (heavy, light,
             undecided)}, and
@@ -62,6 +64,7 @@ class Evidence:
     versions: dict[str, str]
     lineage: dict[str, dict[str, Any]]
     figures: dict[str, dict[str, Any]]
+    tests: dict[str, dict[str, dict[str, Any]]]
     gates: list[dict[str, Any]]
     selection: dict[str, Any]
     influence: dict[str, Any]
@@ -113,6 +116,7 @@ def collect_evidence(
         versions=dict(versions),
         lineage=lineage,
         figures=figures,
+        tests={a.removesuffix("_report"): json.loads((folder(a) / "tests.json").read_text()) for a in REPORTS},
         gates=[asdict(gate) | {"passed": gate.passed} for gate in all_gates(figures, study.evaluation)],
         selection=selection_figures(store, study.name, lineage),
         influence=influence_figures(lineage),

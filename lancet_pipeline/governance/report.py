@@ -11,7 +11,7 @@ from markupsafe import Markup
 from lancet_pipeline.evaluation.reports import MAIN
 from lancet_pipeline.governance import limitations as limits
 from lancet_pipeline.governance import wording
-from lancet_pipeline.governance.comparison import compare, pair_tests
+from lancet_pipeline.governance.comparison import SETS, compare
 from lancet_pipeline.governance.evidence import Evidence
 from lancet_pipeline.governance.lineage_graph import HEIGHT, WIDTH, draw
 from lancet_pipeline.governance.trail import KINDS, SHOWN_SAMPLES, Trail, attributed
@@ -80,7 +80,9 @@ def _view(evidence: Evidence) -> dict[str, Any]:
         "outcome": limits.outcome(evidence),
         "rates": wording.measured(wording.RATES, evidence.figures),
         "numbers": wording.measured(wording.NUMBERS, evidence.figures),
-        "pairs": pair_tests(evidence.generations),
+        "pairs": [
+            (SETS[name][0], models, test) for name, tests in evidence.tests.items() for models, test in tests.items()
+        ],
         "comparisons": comparisons,
         "shown_prompts": SHOWN_PROMPTS,
         "trail": Trail(evidence),

@@ -15,7 +15,7 @@ from lancet_pipeline import plots
 from lancet_pipeline.config.environment import Signing
 from lancet_pipeline.config.study import PACKAGED_STUDIES, Study, load_study
 from lancet_pipeline.evaluation.gates import all_gates
-from lancet_pipeline.evaluation.statistics import rate
+from lancet_pipeline.evaluation.statistics import paired_tests, rate
 from lancet_pipeline.governance.bundle import write_bundle
 from lancet_pipeline.governance.evidence import Evidence
 from lancet_pipeline.lineage.stages import SOURCES, STAGES, versions
@@ -89,6 +89,7 @@ def build_evidence(drawn: dict[str, bytes]) -> Evidence:
         versions=known,
         lineage=_lineage(study, known),
         figures=figures,
+        tests={report: _tests(report, generations) for report in ("harmlessness", "ood", "utility")},
         gates=[asdict(gate) | {"passed": gate.passed} for gate in all_gates(figures, study.evaluation)],
         selection={
             "positive": _side(86, 0.81, 1.42),
@@ -260,6 +261,15 @@ def _figures(generations: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         }
         for model, (perplexity, distinct) in utility.items()
     }
+
+
+def _tests(report: str, generations: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    failure = "refusing" if report == "utility" else "harmful"
+    outcomes: dict[str, list[bool]] = {}
+    for row in generations:
+        if row["report"] == report:
+            outcomes.setdefault(row["model"], []).append(row[failure])
+    return paired_tests(outcomes)
 
 
 def _lineage(study: Study, known: dict[str, str]) -> dict[str, dict[str, Any]]:

@@ -186,6 +186,14 @@ def test_bare_evidence_makes_a_balanced_page(evidence: Evidence) -> None:
     assert "No times were recorded" in page.unfolded
 
 
+def test_paired_tests_are_those_of_the_reports(evidence: Evidence) -> None:
+    evidence.tests["ood"]["base vs corrected"]["p"] = 0.4321
+    evidence.tests["utility"]["corrected vs retrain_clean"]["p"] = 0.5432
+    html = render_report(evidence)
+    assert html.count(">0.432<") == 2  # before and after the correction, and among every two models
+    assert html.count(">0.543<") == 1
+
+
 def test_page_stays_small(evidence: Evidence) -> None:
     for row in evidence.samples + evidence.queries + evidence.generations + evidence.traces:
         row["prompt"] = row["response"] = "word " * 2000
