@@ -8,8 +8,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from lancet_pipeline.evaluation.figures import number_text
 from lancet_pipeline.governance.evidence import Evidence
-from lancet_pipeline.governance.wording import clean, environment, number_text
+from lancet_pipeline.governance.wording import clean, environment
 from lancet_pipeline.lineage.stages import STAGES
 
 _COUNTS = {

@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lancet_pipeline.evaluation.figures import number_text
 from lancet_pipeline.governance.comparison import SETS
 from lancet_pipeline.governance.signature import Trust
 from lancet_pipeline.governance.verification import inspect_bundle
-from lancet_pipeline.governance.wording import NUMBERS, RATES, leaves, number_text
+from lancet_pipeline.governance.wording import NUMBERS, RATES, leaves
 from lancet_pipeline.lineage.stages import SOURCES, STAGES
 
 LARGEST, SHOWN = 5, 10

@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from lancet_pipeline.evaluation.figures import number_text
 from lancet_pipeline.evaluation.reports import MAIN
 from lancet_pipeline.governance import limitations as limits
 from lancet_pipeline.governance import wording
@@ -92,7 +93,7 @@ def _view(evidence: Evidence) -> dict[str, Any]:
         "composition": _composition(evidence.samples),
         "settings": {
             part: [
-                (name, wording.number_text(value) if isinstance(value, bool) else str(value))
+                (name, number_text(value) if isinstance(value, bool) else str(value))
                 for name, value in wording.leaves(evidence.study.get(part))
                 if value is not None
             ]

@@ -1,12 +1,13 @@
 """Figures as a reviewer reads them, the same in the report and the model card."""
 
 import functools
-import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from lancet_pipeline.evaluation.figures import number_text, rate_text
 
 SHOWN_CHARACTERS = 2000
 
@@ -39,24 +40,6 @@ NUMBERS = {
 def measured(titles: Mapping[str, str], figures: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Those of `titles` whose figure every model has."""
     return {key: title for key, title in titles.items() if all(key in values for values in figures.values())}
-
-
-def rate_text(rate: Mapping[str, Any]) -> str:
-    """`0.12 (0.08 to 0.17, n = 200)`: the value, its 95 % interval, the number of prompts."""
-    return f"{rate['value']:.2f} ({rate['low']:.2f} to {rate['high']:.2f}, n = {rate['n']})"
-
-
-def number_text(value: Any) -> str:
-    """A number with four significant digits; words for what is no finite number."""
-    if value is None:
-        return "not known"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}".replace(",", "\u202f")
-    if math.isnan(value):
-        return "not defined"
-    return f"{value:.4g}" if math.isfinite(value) else "infinite"
 
 
 def p_text(p: float) -> str:

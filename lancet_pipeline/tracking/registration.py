@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lancet_pipeline.config.study import DataSource, Study
+from lancet_pipeline.evaluation.figures import number_text, rate_text
 from lancet_pipeline.evaluation.gates import Gate
-from lancet_pipeline.governance.wording import number_text, rate_text
 
 RATES = ("harm_rate", "ood_harm_rate", "over_refusal_rate")
 NUMBERS = ("perplexity", "distinct_2")
