@@ -5,13 +5,33 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lancet_pipeline.errors import InputError
+from lancet_pipeline.errors import InputError, first_line
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lancet_pipeline.study import Architecture
+
+
+def resolve_device(wanted: str) -> str:
+    """The device that `wanted` names: itself, or for `auto` cuda where there is one and cpu elsewhere.
+
+    Raises:
+        InputError: nothing can be computed on it here.
+    """
+    import torch
+
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.ones(1, device=wanted).item()
+    except (RuntimeError, AssertionError, ImportError) as error:  # a build without CUDA asserts
+        raise InputError(
+            f"device {wanted}: nothing can be computed on it here ({first_line(error)}); give auto, cpu, cuda or cuda:N as "
+            "--device, or as compute.device of the study"
+        ) from None
+    return wanted
 
 
 def check_checkpoint(folder: Path) -> None:
