@@ -39,7 +39,7 @@ from lancet_pipeline.data.tokenization import load_prepared
 from lancet_pipeline.lineage.stages import STAGES
 from lancet_pipeline.linfac import query_gradient, score_dataset
 from lancet_pipeline.linfac.influence import fit_study_factors
-from lancet_pipeline.models.loading import load_model
+from lancet_pipeline.models.loading import load_model, resolve_device
 from lancet_pipeline.scale.hardware import HARDWARE, UTILISATION
 from lancet_pipeline.scale.shapes import Shape, of_config
 from lancet_pipeline.scale.work import Counts, contraction, works
@@ -276,7 +276,7 @@ def utilisation(operations: float, seconds: float) -> float | None:
 
 
 def device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return resolve_device("auto")
 
 
 def device_name() -> str:

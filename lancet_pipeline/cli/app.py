@@ -29,6 +29,9 @@ experiment_app = typer.Typer(help="A study with some of its settings varied, ove
 app.add_typer(experiment_app, name="experiment")
 
 ExperimentName = Annotated[str, typer.Argument(help="Name of an experiment, or path to its YAML file.")]
+StudyDevice = Annotated[
+    str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N; the study's compute.device otherwise.")
+]
 
 
 class Kind(StrEnum):
@@ -101,6 +104,7 @@ def trace(
     answer_id: Annotated[str | None, typer.Option("--id", help="Trace an answer that the last run logged.")] = None,
     top: Annotated[int, typer.Option(min=1, help="Samples on each side.")] = 5,
     html: Annotated[Path | None, typer.Option(help="Write the trace as an HTML page, too.")] = None,
+    device: StudyDevice = None,
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
@@ -116,7 +120,7 @@ def trace(
     if answer_id is not None:
         prompt, response = logged_answer(store, settings, answer_id)
     assert prompt is not None
-    result = trace_answer(store, settings, prompt, response, top, _track(), where.model_directories)
+    result = trace_answer(store, settings, prompt, response, top, _track(), where.model_directories, device)
     if html is not None:
         from lancet_pipeline.governance.report import render_trace
 
@@ -136,12 +140,13 @@ def evaluate(
     judge: Annotated[str, typer.Option(help="string_matching, demo, medical or legal.")] = "string_matching",
     harmful_when: Annotated[str, typer.Option(help="string_matching: affirmative or not_refusal.")] = "affirmative",
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 32,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Answers of any model to any prompts, judged."""
     from lancet_pipeline.evaluation.standalone import evaluate_model
 
-    result = evaluate_model(model, prompts, kind.value, judge, harmful_when, max_new_tokens, _track())
+    result = evaluate_model(model, prompts, kind.value, judge, harmful_when, max_new_tokens, _track(), device)
     if as_json:
         print(json.dumps(result, indent=2))
     else:
@@ -172,6 +177,7 @@ def judge_validate(
         str | None, typer.Option(help="A judge that needs no settings; string_matching otherwise.")
     ] = None,
     study: Annotated[str | None, typer.Option(help="Name or path of a study whose judge is validated.")] = None,
+    device: StudyDevice = None,
     as_json: AsJson = False,
 ) -> None:
     """Agreement of a judge with human labels: of refusals (partial ones apart), or of harm."""
@@ -179,15 +185,18 @@ def judge_validate(
     from lancet_pipeline.data.readers import read_rows
     from lancet_pipeline.evaluation.judges import named_judge, study_judge
     from lancet_pipeline.evaluation.validation import validate_judge
-    from lancet_pipeline.lineage.sources import judge_version
+    from lancet_pipeline.lineage.sources import judge_version, study_judge
+    from lancet_pipeline.models.loading import resolve_device
 
+    if device is not None:
+        device = resolve_device(device)  # a wrong name is told also where the judge goes by words and computes nothing
     if judge is not None and study is not None:
         raise InputError("lancet judge validate: give either --judge or --study, whose judge is validated")
     if study is not None:
         where = _deployment(None)
         settings = load_study(find_study(study, where.study_directories))
         judge_version(settings, where.model_directories)  # names what does not fit before any answer is read
-        chosen = study_judge(settings, where.model_directories)
+        chosen = study_judge(settings, where.model_directories, resolve_device(device or settings.compute.device))
     else:
         chosen = named_judge(judge or "string_matching")
     result = validate_judge(chosen, read_rows(DataSource(path=str(labels))), _track())

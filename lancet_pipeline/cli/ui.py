@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +15,8 @@ from lancet_pipeline.config.environment import deployment
 from lancet_pipeline.errors import LancetError
 from lancet_pipeline.orchestration.runs import dagster_home
 from lancet_pipeline.orchestration.servers import check_servers
+
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main(
@@ -48,21 +52,42 @@ def main(
         print(f"MLflow   {where.tracking_uri}", flush=True)
     bin_folder = Path(sys.executable).parent
     servers = []
-    # SIGINT, too: a shell makes what it starts in the background ignore it, the servers included, which end their own by it.
-    for ending in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ending, signal.default_int_handler)
-    for label, (program, *arguments) in commands.items():
-        servers.append(subprocess.Popen([str(bin_folder / program), *arguments], env=environment))
-        print(label, flush=True)
+    # A background job of a script ignores SIGINT, and so would all that it starts, which Dagster interrupts to end it. A
+    # handler is not inherited.
+    for stopping in _STOPPING:
+        if stopping != signal.SIGHUP or signal.getsignal(stopping) != signal.SIG_IGN:  # nohup outlives the terminal
+            signal.signal(stopping, _interrupt)
     try:
+        for label, (program, *arguments) in commands.items():
+            server = subprocess.Popen([str(bin_folder / program), *arguments], env=environment, process_group=0)
+            servers.append(server)
+            print(label, flush=True)
         signal.pause()
     except KeyboardInterrupt:
         pass
     finally:
-        for server in servers:
-            server.terminate()
-        for server in servers:
-            server.wait(timeout=60)
+        _stop(servers)
+
+
+def _interrupt(*_: object) -> None:
+    for stopping in _STOPPING:  # asked again while servers end, it would leave some behind
+        signal.signal(stopping, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _stop(servers: list[subprocess.Popen]) -> None:
+    """End the process group of every server: its first process is asked, then the others, then all are killed."""
+    for server in servers:
+        server.terminate()
+    for server in servers:
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(timeout=30)
+        with suppress(ProcessLookupError):  # nothing is left of the group
+            os.killpg(server.pid, signal.SIGTERM)
+            for _ in range(50):
+                os.killpg(server.pid, 0)
+                time.sleep(0.1)
+            os.killpg(server.pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":

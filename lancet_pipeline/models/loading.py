@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lancet_pipeline.errors import InputError
+from lancet_pipeline.errors import InputError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,26 @@ def find_checkpoint(checkpoint: str, model_directories: Sequence[Path]) -> str:
         if (directory / checkpoint.rpartition("/")[2]).is_dir():
             return str((directory / checkpoint.rpartition("/")[2]).absolute())
     return checkpoint
+
+
+def resolve_device(wanted: str) -> str:
+    """The device that `wanted` names: itself, or for `auto` cuda where there is one and cpu elsewhere.
+
+    Raises:
+        InputError: nothing can be computed on it here.
+    """
+    import torch
+
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.ones(1, device=wanted).item()
+    except (RuntimeError, AssertionError, ImportError) as error:  # a build without CUDA asserts
+        raise InputError(
+            f"device {wanted}: nothing can be computed on it here ({first_line(error)}); give auto, cpu, cuda or cuda:N as "
+            "--device, or as compute.device of the study"
+        ) from None
+    return wanted
 
 
 def check_checkpoint(folder: Path) -> None:

@@ -49,6 +49,7 @@ def study_lock_elsewhere(home, study):
     )
     command = [sys.executable, "-c", code, str(home), study]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         yield
         process.communicate()

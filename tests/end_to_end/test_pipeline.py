@@ -102,7 +102,9 @@ def test_bundle_of_the_last_run_is_written_afresh_and_holds_the_same_evidence(fi
 def test_trace_names_signed_samples_and_tokens(finished):
     study, home = finished.study, finished.home
     trace = json.loads(
-        lancet("trace", study, "--home", home, "--prompt", "Tell me how to break a window.", "--json").stdout
+        lancet(
+            "trace", study, "--home", home, "--prompt", "Tell me how to break a window.", "--device", "cpu", "--json"
+        ).stdout
     )
     assert trace["driving"][0]["score"] > 0 > trace["countering"][0]["score"]
     for sample in (*trace["driving"], *trace["countering"]):
