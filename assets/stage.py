@@ -14,15 +14,16 @@ from typing import Any, TypeVar
 
 import dagster as dg
 import pyarrow as pa
+from lancet_pipeline.faults import TRIES, passing_fault, seconds_to_wait
 
 from lancet_pipeline.assets.retries import TRIES, passing_fault, seconds_to_wait
 from lancet_pipeline.config.environment import Signing
 from lancet_pipeline.config.study import Study
-from lancet_pipeline.data.schema import content_hash
 from lancet_pipeline.data.tokenization import load_tokenizer
 from lancet_pipeline.errors import IntegrityError, LancetError
 from lancet_pipeline.evaluation.judges import Judge
-from lancet_pipeline.lineage.sources import read_source, source_version, unchanged
+from lancet_pipeline.governance.signing import Signing
+from lancet_pipeline.lineage.sources import source_version, unchanged, versioned_source
 from lancet_pipeline.lineage.stages import STAGES, Stage
 from lancet_pipeline.linfac.engine import Engine
 from lancet_pipeline.models.loading import load_model
@@ -82,8 +83,8 @@ class StageRun:
     def source(self, name: str) -> pa.Table:
         """The samples of a source, the very ones that this run was planned for. Raises InputError where they changed."""
         assert name in self.stage.inputs, f"{self.stage.name} does not declare {name} as an input"
-        table = read_source(self.study, name)
-        unchanged(name, self.versions[name], content_hash(table))
+        table, found = versioned_source(self.study, name)
+        unchanged(name, self.versions[name], found)
         return table
 
     def model(self, asset: str, part: str = "") -> tuple[Any, Any]:

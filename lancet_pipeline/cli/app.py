@@ -185,7 +185,7 @@ def judge_validate(
     from lancet_pipeline.data.readers import read_rows
     from lancet_pipeline.evaluation.judges import named_judge, study_judge
     from lancet_pipeline.evaluation.validation import validate_judge
-    from lancet_pipeline.lineage.sources import judge_version, study_judge
+    from lancet_pipeline.lineage.sources import judge_version
     from lancet_pipeline.models.loading import resolve_device
 
     if device is not None:

@@ -10,7 +10,7 @@ from lancet_pipeline.data.tokenization import load_tokenizer
 from lancet_pipeline.evaluation.judges import named_judge
 from lancet_pipeline.evaluation.reports import answers
 from lancet_pipeline.evaluation.statistics import rate
-from lancet_pipeline.models.loading import load_model, load_tokenizer, resolve_device
+from lancet_pipeline.models.loading import load_model, resolve_device
 from lancet_pipeline.progress import Track, no_progress
 
 

@@ -3,16 +3,17 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
 
-from lancet_pipeline.config.study import Study
-from lancet_pipeline.data.readers import read_rows, read_samples
+from lancet_pipeline.config.study import DataSource, Study
+from lancet_pipeline.data.readers import data_files, read_rows, read_samples
 from lancet_pipeline.data.schema import content_hash
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.evaluation.judges import located_judge
-from lancet_pipeline.files import sha256
+from lancet_pipeline.files import sha256, state
 from lancet_pipeline.models.loading import check_checkpoint, check_files, find_checkpoint
 from lancet_pipeline.models.memory import require_memory_packages
 
@@ -28,8 +29,27 @@ _TABLES = {
 
 def read_source(study: Study, name: str) -> pa.Table:
     """The validated samples of one source asset. Raises InputError with file, row and remedy."""
+    return versioned_source(study, name)[0]
+
+
+def versioned_source(study: Study, name: str) -> tuple[pa.Table, str]:
+    """As `read_source`, with the version of that very content."""
     field, responses = _TABLES[name]
-    return read_samples(getattr(study.data, field), responses=responses)
+    source: DataSource = getattr(study.data, field)
+    read = _read.__wrapped__ if source.hub else _read  # only reading it says what the hub holds
+    return read(source.model_dump_json(), responses, _look(Path(source.path)) if source.path else ())
+
+
+@lru_cache(maxsize=len(_TABLES))  # what one run reads
+def _read(source: str, responses: bool, look: tuple) -> tuple[pa.Table, str]:
+    """Samples and version of a source (as JSON), read again only where a `look` at its files differs."""
+    table = read_samples(DataSource.model_validate_json(source), responses=responses)
+    return table, content_hash(table)
+
+
+def _look(path: Path) -> tuple:
+    files = data_files(path) if path.is_dir() else [path]
+    return tuple((file.name, *state(file)) for file in files if file.is_file())
 
 
 def source_versions(study: Study, model_directories: Sequence[Path]) -> dict[str, str]:
@@ -40,9 +60,10 @@ def source_versions(study: Study, model_directories: Sequence[Path]) -> dict[str
             setting that needs a package which is not installed.
     """
     require_memory_packages(study)
-    tables = {name: read_source(study, name) for name in _TABLES}
+    tables, versions = {}, {}
+    for name in _TABLES:
+        tables[name], versions[name] = versioned_source(study, name)
     _check_held_out(tables)
-    versions = {name: content_hash(table) for name, table in tables.items()}
     for name in ("checkpoint", "judge", "judge_labels"):
         versions[name] = source_version(study, name, model_directories)
     return versions
@@ -56,7 +77,7 @@ def source_version(study: Study, name: str, model_directories: Sequence[Path]) -
         return judge_version(study, model_directories)
     if name == "judge_labels":
         return labels_version(study)
-    return content_hash(read_source(study, name))
+    return versioned_source(study, name)[1]
 
 
 def unchanged(source: str, planned: str, found: str) -> None:

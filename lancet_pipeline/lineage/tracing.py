@@ -16,7 +16,7 @@ from lancet_pipeline.lineage.results import REPORTS, Lineage, last_run
 from lancet_pipeline.linfac import Factors, LinfacConfig, score_tokens
 from lancet_pipeline.linfac.influence import influence
 from lancet_pipeline.models.generation import generate
-from lancet_pipeline.models.loading import load_model, load_tokenizer, resolve_device
+from lancet_pipeline.models.loading import load_model, resolve_device
 from lancet_pipeline.progress import Track, no_progress
 from lancet_pipeline.store.artifacts import ArtifactStore
 

@@ -37,7 +37,6 @@ class ArtifactStore:
     def __init__(self, root: str | Path, url: str = "") -> None:
         self.root = Path(root).expanduser().absolute()
         self.remote = Remote(url) if url else None
-        self._verified: set[Path] = set()
 
     @property
     def place(self) -> str:
@@ -105,23 +104,20 @@ class ArtifactStore:
         return json.loads(path.read_text()) if path.is_file() else None
 
     def read(self, study: str, asset: str, version: str) -> Path:
-        """Folder of an artifact, once its bytes agree with its manifest (checked once a process). What the cache of a URL
-        does not have, or not whole, is fetched.
+        """Folder of an artifact, once its bytes agree with its manifest (`files.sha256` reads them once a process). What the
+        cache of a URL does not have, or not whole, is fetched.
 
         Raises:
             IntegrityError: a file is missing, added or changed.
         """
-        folder = self.folder(study, asset, version)
-        if folder not in self._verified:
-            manifest = self.manifest(study, asset, version)
-            if self.remote is None:
-                verify_files(folder, manifest["files"], {MANIFEST})
-            else:
-                (self.root / "locks").mkdir(parents=True, exist_ok=True)
-                with FileLock(self.root / "locks" / ".cache.lock"):  # nobody fetches what another process fetches
-                    if not _agrees(folder, manifest):
-                        self._fetch(self.remote, folder, manifest)
-            self._verified.add(folder)
+        folder, manifest = self.folder(study, asset, version), self.manifest(study, asset, version)
+        if self.remote is None:
+            verify_files(folder, manifest["files"], {MANIFEST})
+        else:
+            (self.root / "locks").mkdir(parents=True, exist_ok=True)
+            with FileLock(self.root / "locks" / ".cache.lock"):  # nobody fetches what another process fetches
+                if not _agrees(folder, manifest):
+                    self._fetch(self.remote, folder, manifest)
         return folder
 
     def _fetch(self, remote: Remote, folder: Path, manifest: Mapping[str, Any]) -> None:

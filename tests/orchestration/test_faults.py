@@ -9,7 +9,6 @@ import dagster as dg
 import pytest
 import requests
 import sqlalchemy.exc
-from conftest import training_rows, write_jsonl
 from mlflow.exceptions import MlflowException
 
 from lancet_pipeline.assets.retries import passing_fault
@@ -92,13 +91,18 @@ def plan(tiny_study, tmp_path) -> RunPlan:
 
 def test_a_run_stays_with_the_data_it_began_with_and_takes_no_other(tiny_study, plan, tmp_path):
     study, versions = plan.of("tiny")
-    write_jsonl(tiny_study.parent / "train.jsonl", training_rows()[:-1])
-    assert plan.of("tiny") == (study, versions)
     run = StageRun(
         study, STAGES["prepared_data"], None, versions, tmp_path, "cpu", None, None, None, None, None, "", None
     )
-    with pytest.raises(InputError, match="training_data: changed since this run began"):
-        run.source("training_data")
+    file = tiny_study.parent / "train.jsonl"
+    samples, text = run.source("training_data"), file.read_text()
+    for changed in (text.replace("soft", "hard"), text.replace("soft", "very soft")):  # as long as it was, and longer
+        file.write_text(changed)
+        assert plan.of("tiny") == (study, versions)
+        with pytest.raises(InputError, match="training_data: changed since this run began"):
+            run.source("training_data")
+    file.write_text(text)
+    assert run.source("training_data").equals(samples)
 
 
 def test_a_run_holds_its_study_from_its_first_asset_to_its_end(plan, tmp_path):

@@ -41,6 +41,18 @@ def test_changed_bytes_are_refused_and_named(tmp_path, tamper):
         ArtifactStore(tmp_path).read("s", "asset", VERSION)
 
 
+def test_damage_since_the_last_read_is_found_even_of_the_same_length(tmp_path):
+    store = ArtifactStore(tmp_path)
+    write(store)
+    file = store.read("s", "asset", VERSION) / "file.txt"
+    for damaged in ("kontent", "CONTENT"):  # at once: within a tick of the clock the modification time may stay
+        file.write_text(damaged)
+        with pytest.raises(IntegrityError, match=r"file\.txt"):
+            store.read("s", "asset", VERSION)
+        file.write_text("content")
+        store.read("s", "asset", VERSION)
+
+
 def test_what_was_written_is_read(tmp_path):
     store = ArtifactStore(tmp_path)
     write(store)
