@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from lancet_pipeline.data.embedded import DOMAINS, Domain
+from lancet_pipeline.data.embedded import DOMAINS, Domain, load_domain
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.progress import Track, no_progress
 from lancet_pipeline.study import JudgeSettings
@@ -100,7 +100,7 @@ def make_judge(settings: JudgeSettings, device: str = "cpu") -> Judge:
         InputError: a word list that cannot be read; a model, at its first use.
     """
     if settings.name in DOMAINS:
-        return embedded_judge(DOMAINS[settings.name])
+        return embedded_judge(load_domain(settings.name))
     if settings.name == "lexicon":
         return word_judge("lexicon", _lexicon_verdict(Path(settings.words or "")), {"listed"}, {"refusal"})
     if settings.name in ("classifier", "reward", "guard"):
