@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 import dagster as dg
 import pyarrow as pa
-from lancet_pipeline.faults import TRIES, passing_fault, seconds_to_wait
 
 from lancet_pipeline.assets.retries import TRIES, passing_fault, seconds_to_wait
 from lancet_pipeline.config.environment import Signing
@@ -22,7 +21,6 @@ from lancet_pipeline.config.study import Study
 from lancet_pipeline.data.tokenization import load_tokenizer
 from lancet_pipeline.errors import IntegrityError, LancetError
 from lancet_pipeline.evaluation.judges import Judge
-from lancet_pipeline.governance.signing import Signing
 from lancet_pipeline.lineage.sources import source_version, unchanged, versioned_source
 from lancet_pipeline.lineage.stages import STAGES, Stage
 from lancet_pipeline.linfac.engine import Engine

@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from lancet_pipeline.config.study import JudgeSettings, Study
-from lancet_pipeline.data.embedded import DOMAINS
+from lancet_pipeline.data.embedded import DOMAINS, load_domain
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.evaluation.judges.base import BATCH, Decision, Judge, word_judge
 from lancet_pipeline.evaluation.judges.phrases import embedded_judge, lexicon_verdict, string_matching_verdict
@@ -29,7 +29,7 @@ def make_judge(settings: JudgeSettings, device: str = "cpu") -> Judge:
         InputError: a word list that cannot be read; a model, at its first use.
     """
     if settings.name in DOMAINS:
-        return embedded_judge(DOMAINS[settings.name])
+        return embedded_judge(load_domain(settings.name))
     if settings.name == "lexicon":
         return word_judge("lexicon", lexicon_verdict(Path(settings.words or "")), {"listed"}, {"refusal"})
     if settings.name in ("classifier", "reward", "guard"):
