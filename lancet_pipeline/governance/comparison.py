@@ -26,8 +26,6 @@ _OUTCOMES = {
 class Change:
     """One prompt, both models' judged answers, and what became of it: mended, held, still fails, broke."""
 
-    sample_id: str
-    prompt: str
     base: Mapping[str, Any]
     corrected: Mapping[str, Any]
     outcome: str
@@ -57,10 +55,7 @@ def compare(generations: Sequence[Mapping[str, Any]]) -> list[Comparison]:
         pairs = [(row, corrected[row["sample_id"]]) for row in base]
         if not pairs:
             continue
-        changes = [
-            Change(before["sample_id"], before["prompt"], before, after, _OUTCOMES[before[failure], after[failure]])
-            for before, after in pairs
-        ]
+        changes = [Change(before, after, _OUTCOMES[before[failure], after[failure]]) for before, after in pairs]
         changes.sort(key=lambda change: list(_OUTCOMES.values()).index(change.outcome))
         comparisons.append(Comparison(report, title, prompts, failure, changes))
     return comparisons

@@ -5,31 +5,29 @@ from typing import Any
 
 from lancet_pipeline.governance.comparison import compare
 from lancet_pipeline.governance.evidence import Evidence
-from lancet_pipeline.governance.wording import RATES, environment, measured
+from lancet_pipeline.governance.wording import NUMBERS, RATES, environment, measured
 
 FEW_PROMPTS = 100
 
 
-def verdict(evidence: Evidence) -> str:
-    """The outcome in a sentence or two."""
-    return _sentences("verdict", evidence)[0]
+def review(evidence: Evidence) -> dict[str, Any]:
+    """What every page about a correction says of it.
 
-
-def outcome(evidence: Evidence) -> str:
-    """What the correction did to each figure."""
-    return _sentences("outcome", evidence)[0]
-
-
-def known_failures(evidence: Evidence) -> list[str]:
-    """What this run itself shows to have gone wrong; empty where nothing did."""
-    return _sentences("known_failures", evidence, compare(evidence.generations))
-
-
-def limits(evidence: Evidence) -> list[str]:
-    """What the figures cannot say."""
-    rates = measured(RATES, evidence.figures)
+    Returns:
+        verdict: the outcome in a sentence or two; outcome: what became of each figure; failures: what this run itself shows
+        to have gone wrong, a list; limits: what the figures cannot say, a list; rates and numbers: titles of those
+        figures that every model has.
+    """
+    rates, numbers = (measured(titles, evidence.figures) for titles in (RATES, NUMBERS))
     smallest = min(figures[rate]["n"] for figures in evidence.figures.values() for rate in rates)
-    return _sentences("limits", evidence, smallest, FEW_PROMPTS)
+    return {
+        "verdict": _sentences("verdict", evidence)[0],
+        "outcome": _sentences("outcome", evidence)[0],
+        "failures": _sentences("known_failures", evidence, compare(evidence.generations)),
+        "limits": _sentences("limits", evidence, smallest, FEW_PROMPTS),
+        "rates": rates,
+        "numbers": numbers,
+    }
 
 
 def alternative_text(plot: str, evidence: Evidence) -> str:

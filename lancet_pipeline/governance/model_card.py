@@ -28,12 +28,7 @@ def model_card(evidence: Evidence) -> str:
             evidence=evidence,
             study=evidence.study,
             governance=evidence.study.get("governance", {}),
-            verdict=limits.verdict(evidence),
-            outcome=limits.outcome(evidence),
-            failures=limits.known_failures(evidence),
-            limits=limits.limits(evidence),
-            rates=wording.measured(wording.RATES, evidence.figures),
-            numbers=wording.measured(wording.NUMBERS, evidence.figures),
+            **limits.review(evidence),
             sources=[(part, _origin(source)) for part, source in _sources(evidence.study)],
             versions=[(name, evidence.versions[name]) for name in (*SOURCES, *STAGES) if name in evidence.versions],
         )

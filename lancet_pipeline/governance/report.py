@@ -77,10 +77,7 @@ def _view(evidence: Evidence) -> dict[str, Any]:
         "study": evidence.study,
         "governance": evidence.study.get("governance", {}),
         "created": max((m.get("created", "") for m in evidence.lineage.values()), default=""),
-        "verdict": limits.verdict(evidence),
-        "outcome": limits.outcome(evidence),
-        "rates": wording.measured(wording.RATES, evidence.figures),
-        "numbers": wording.measured(wording.NUMBERS, evidence.figures),
+        **limits.review(evidence),
         "pairs": [
             (SETS[name][0], models, test) for name, tests in evidence.tests.items() for models, test in tests.items()
         ],
@@ -89,7 +86,6 @@ def _view(evidence: Evidence) -> dict[str, Any]:
         "trail": Trail(evidence),
         "harmful_outputs": _harmful_outputs(evidence),
         "cost": cost(evidence.lineage, evidence.study),
-        "decisions": [decision | {"gate": _gates(decision["gates"])} for decision in evidence.decisions],
         "composition": _composition(evidence.samples),
         "settings": {
             part: [
@@ -106,8 +102,6 @@ def _view(evidence: Evidence) -> dict[str, Any]:
         "stages": STAGES,
         "drawing": draw(evidence.versions, evidence.lineage),
         "box": (WIDTH, HEIGHT),
-        "failures": limits.known_failures(evidence),
-        "limits": limits.limits(evidence),
     }
 
 
@@ -138,13 +132,6 @@ def _harmful_outputs(evidence: Evidence) -> int:
     """All of the base model's harmful outputs that could have been traced."""
     answers = [row for row in evidence.generations if row["model"] == "base" and MAIN.holds(row)]
     return len(evidence.queries) + sum(row["harmful"] and row["report"] in KINDS for row in answers)
-
-
-def _gates(gates: Mapping[str, bool] | None) -> str:
-    failed = [name for name, held in (gates or {}).items() if not held]
-    if not gates:
-        return "none"
-    return f"do not hold: {', '.join(failed)}" if failed else f"all {len(gates)} hold"
 
 
 def _composition(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

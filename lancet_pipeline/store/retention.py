@@ -10,10 +10,12 @@ artifact that is there by half: what it leaves is listed again the next time.
 With a URL for artifacts, what is not referred to goes there and from the home, which is its cache.
 """
 
+import json
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,7 @@ from lancet_pipeline.errors import InputError
 from lancet_pipeline.files import MANIFEST, sync
 from lancet_pipeline.store.artifacts import ArtifactStore
 from lancet_pipeline.store.locks import Busy
-from lancet_pipeline.store.object_retention import RemoteArtifacts, remote_studies
+from lancet_pipeline.store.objects import Remote
 
 DAY = 86_400.0
 REMOVED = ".removed-"
@@ -93,7 +95,7 @@ def remove(home: Path, items: Sequence[Unreferenced], registry: Registry, artifa
             if not _at_rest(stack, store, study):
                 continue
             still = {item.path for item in _of_study(store, study, registry(study), time.time())}
-            remote = store.remote and RemoteArtifacts(store, study)
+            remote = store.remote and _RemoteArtifacts(store, study)
             for path in sorted(wanted & still, key=str):
                 if isinstance(path, Path):
                     _remove(path)
@@ -119,10 +121,12 @@ def _at_rest(stack: ExitStack, store: ArtifactStore, study: str) -> bool:
 
 def _studies(store: ArtifactStore) -> list[str]:
     folder = store.root / "artifacts"
-    names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    names = {path.name for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else set()
     for name in names:
         _check_inside(store, folder / name)
-    return sorted({*names, *remote_studies(store)})
+    if store.remote is not None:
+        names |= {key.split("/")[1] for prefix in ("artifacts", "objects") for key in store.remote.keys(prefix)}
+    return sorted(names)
 
 
 def _of_study(
@@ -145,7 +149,7 @@ def _of_study(
         if path.stem in {version for _, version in present}:
             found.append(Unreferenced(study, "checkpoint", path, _size(path)))
     if store.remote is not None:
-        found += [Unreferenced(study, *item) for item in RemoteArtifacts(store, study).unreferenced(kept, now - DAY)]
+        found += [Unreferenced(study, *item) for item in _RemoteArtifacts(store, study).unreferenced(kept, now - DAY)]
     return found
 
 
@@ -174,6 +178,57 @@ def _referenced(store: ArtifactStore, study: str, registered: Sequence[Mapping[s
             path = store.address(study, asset, version)
             raise InputError(f"{path}/{MANIFEST}: cannot be read; restore it, or remove {path} and run again") from None
     return kept
+
+
+class _RemoteArtifacts:
+    """The artifacts of a study below a URL as they were when this was made. The study's lock is to be held: an object that is
+    being uploaded has no manifest yet."""
+
+    def __init__(self, store: ArtifactStore, study: str) -> None:
+        assert store.remote is not None
+        self.remote: Remote = store.remote
+        self.study = study
+        self.sizes = self.remote.keys(f"objects/{study}")
+        self.named: dict[tuple[str, str], set[str]] = {}  # asset and version -> keys of its objects
+        for asset, version in store.versions(study):
+            self.named[asset, version] = self._objects(asset, version)
+
+    def unreferenced(self, kept: Set[tuple[str, str]], before: float) -> Iterator[tuple[str, str, int]]:
+        """Kind, address and share of bytes of artifacts that are not in `kept`, and of objects of no artifact that were
+        written `before` then (seconds since the epoch)."""
+        uses = Counter(key for keys in self.named.values() for key in keys)
+        for (asset, version), keys in self.named.items():
+            if (asset, version) not in kept:
+                size = sum(self.sizes.get(key, 0) // uses[key] for key in keys)
+                yield asset, self.remote.address(self._folder(asset, version)), size
+        for key in sorted(self.sizes.keys() - uses.keys()):
+            if self.remote.modified(key) < before:
+                yield "half written", self.remote.address(key), self.sizes[key]
+
+    def remove(self, address: str) -> None:
+        """Delete an object, or an artifact with the objects that no other one names."""
+        key = address.removeprefix(f"{self.remote.url}/")
+        if key.startswith("objects/"):
+            self.remote.delete(key)
+            return
+        asset, version = key.split("/")[2:]
+        self.remote.delete(f"{key}/{MANIFEST}")
+        keys = self.named.pop((asset, version))
+        for unused in sorted(keys.difference(*self.named.values())):
+            self.remote.delete(unused)
+
+    def _folder(self, asset: str, version: str) -> str:
+        return f"artifacts/{self.study}/{asset}/{version}"
+
+    def _objects(self, asset: str, version: str) -> set[str]:
+        key = f"{self._folder(asset, version)}/{MANIFEST}"
+        try:
+            files = json.loads(self.remote.get(key) or b"")["files"]
+            return {f"objects/{self.study}/{entry['sha256']}" for entry in files}
+        except (ValueError, KeyError):
+            raise InputError(
+                f"{self.remote.address(key)}: cannot be read; restore it, or remove it and run again"
+            ) from None
 
 
 def _check_inside(store: ArtifactStore, path: Path) -> None:

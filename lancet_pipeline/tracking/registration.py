@@ -56,14 +56,17 @@ class Registration:
 
 def data_sets(study: Study, versions: Mapping[str, str]) -> list[DataSet]:
     """The training data and the sets of the evaluations, with their content versions."""
-    training = DataSet("training_data", study.data.train, versions["training_data"], "training")
     fields = {
+        "training_data": study.data.train,
         "harmful_prompts": study.data.harmful,
         "ood_prompts": study.data.ood,
         "benign_prompts": study.data.benign,
         "utility_responses": study.data.utility,
     }
-    return [training, *(DataSet(name, source, versions[name], "evaluation") for name, source in fields.items())]
+    return [
+        DataSet(name, source, versions[name], "training" if name == "training_data" else "evaluation")
+        for name, source in fields.items()
+    ]
 
 
 def registry_metrics(

@@ -196,7 +196,9 @@ def test_help_is_instant_and_loads_nothing_heavy():
 
 
 def test_method_imports_neither_orchestrator_nor_tracker():
-    modules = "linfac.study selection.study correction.study evaluation.reports data.tokenization models.base"
+    modules = (
+        "linfac.influence selection.tables correction.corrected_model evaluation.reports data.tokenization models.base"
+    )
     code = "import sys\n" + "".join(f"import lancet_pipeline.{name}\n" for name in modules.split())
     code += "print([m for m in ('dagster', 'mlflow') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
