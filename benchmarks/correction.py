@@ -26,6 +26,7 @@ import numpy as np
 import torch
 import typer
 
+from benchmarks.relearning import relearning_curve, steps_to
 from benchmarks.studies import StudyRun, run_study, with_seed
 from lancet_pipeline.config.study import Study
 from lancet_pipeline.correction import METHODS, correct
@@ -34,7 +35,6 @@ from lancet_pipeline.correction.trainer import hold_apart
 from lancet_pipeline.data.tokenization import tokenize_held_out
 from lancet_pipeline.errors import LancetError
 from lancet_pipeline.evaluation.judges import make_judge
-from lancet_pipeline.evaluation.relearning import relearning_curve, steps_to
 from lancet_pipeline.evaluation.reports import (
     MAIN,
     PARAPHRASED,

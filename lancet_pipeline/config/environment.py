@@ -14,7 +14,7 @@ from lancet_pipeline.config.experiment import PACKAGED_EXPERIMENTS
 from lancet_pipeline.config.study import PACKAGED_STUDIES
 from lancet_pipeline.errors import InputError
 
-ARTIFACTS, DAGSTER_POSTGRES, WEBHOOK = "LANCET_ARTIFACTS", "LANCET_DAGSTER_POSTGRES_URL", "LANCET_WEBHOOK"
+ARTIFACTS, DAGSTER_POSTGRES = "LANCET_ARTIFACTS", "LANCET_DAGSTER_POSTGRES_URL"
 
 OBJECT_STORES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl", "file")
 

@@ -7,7 +7,7 @@ import pytest
 from governance.conftest import decision
 
 from lancet_pipeline.governance.evidence import Evidence
-from lancet_pipeline.governance.limitations import known_failures, limits
+from lancet_pipeline.governance.limitations import review
 from lancet_pipeline.governance.lineage_graph import HEIGHT, WIDTH, draw
 from lancet_pipeline.governance.report import SECTIONS, cost, render_report, render_trace
 from lancet_pipeline.governance.trail import KINDS, Trail
@@ -141,14 +141,14 @@ def test_failed_gate_is_the_verdict_and_a_known_failure(evidence: Evidence) -> N
 @pytest.mark.parametrize(
     ("tail", "section", "consequence"),
     [
-        ("light", known_failures, "so the 80/20 rule does not hold"),
-        ("undecided", limits, "are the strongest and need not be the main cause"),
+        ("light", "failures", "so the 80/20 rule does not hold"),
+        ("undecided", "limits", "are the strongest and need not be the main cause"),
     ],
 )
 def test_tail_that_is_not_heavy_is_told_with_its_consequence(evidence: Evidence, tail, section, consequence) -> None:
     assert consequence not in Page(render_report(evidence)).unfolded
     evidence.selection["negative"] |= {"tail": tail, "tail_index": 2.5, "size": 64, "share": 0.4}
-    [said] = [text for text in section(evidence) if consequence in text]
+    [said] = [text for text in review(evidence)[section] if consequence in text]
     assert "countering influence" in said
     assert "Hill index 2.5" in said
     assert "the 64 selected ones, which carry 40% of it" in said

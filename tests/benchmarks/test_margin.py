@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.margin import likelihood_margin, negative_log_likelihoods
+from benchmarks.relearning import relearning_curve, steps_to
 from lancet_pipeline.data.batches import TokenSequence, collate
-from lancet_pipeline.evaluation.margin import likelihood_margin, negative_log_likelihoods
-from lancet_pipeline.evaluation.relearning import relearning_curve, steps_to
 
 
 def test_margin_is_paired_by_prompt():
