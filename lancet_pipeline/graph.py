@@ -162,7 +162,7 @@ _STAGES = (
             *(*REPORTS, "output_traces"),
         ),
         ("governance", "description", "evaluation", "linfac", "pareto", "correction", "queries", "model", "seed"),
-        "2",
+        "3",
     ),
     Stage(
         "registered_model",

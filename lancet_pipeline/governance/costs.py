@@ -14,12 +14,13 @@ REFERENCE = "reference_models"
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of wall-clock time. assets: (name, what it counts as, seconds, share of the longest), in graph order.
+    """Seconds of wall-clock time. assets: (name, what it counts as, seconds, seconds of the processor or None where they were
+    not recorded, share of the longest), in graph order.
 
     ratio: of the correction over training the references; None where there are none.
     """
 
-    assets: list[tuple[str, str, float, float]]
+    assets: list[tuple[str, str, float, float | None, float]]
     total: float
     correction: float
     reference: float | None
@@ -36,7 +37,13 @@ def cost(lineage: Mapping[str, Mapping[str, Any]], study: Mapping[str, Any]) -> 
     has_reference = bool(study.get("evaluation", {}).get("references")) and REFERENCE in seconds
     return Cost(
         [
-            (name, "correction" if name in CORRECTION else STAGES[name].group, spent, spent / longest)
+            (
+                name,
+                "correction" if name in CORRECTION else STAGES[name].group,
+                spent,
+                lineage[name].get("processor_seconds"),
+                spent / longest,
+            )
             for name, spent in seconds.items()
         ],
         sum(seconds.values()),
