@@ -6,7 +6,7 @@ HOME_DIR ?= .lancet
 SMOLLM2 := .lancet/models/SmolLM2-135M-Instruct
 AXE := $(VENV)/axe/package/axe.min.js
 
-.PHONY: demo test axe ui install lint types benchmarks gpu smollm2 clean
+.PHONY: demo test axe ui install lint types defs benchmarks gpu smollm2 clean
 
 demo: install
 	$(BIN)/lancet demo --home $(HOME_DIR)
@@ -34,7 +34,11 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 types: $(VENV)/.installed-dev
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# Dagster's definitions as `dg` loads them.
+defs: $(VENV)/.installed-dev
+	$(BIN)/dg check defs
 
 # What `python -m benchmarks.NAME` needs, the rival included (whose dependencies would bring another torch).
 benchmarks: $(VENV)/.installed-dev

@@ -48,8 +48,9 @@ class TokenBatch:
         return self if rows == slice(0, len(self)) else self.rows(torch.arange(rows.start, rows.stop))
 
     def to(self, device: torch.device | str) -> "TokenBatch":
-        tensors = (self.input_ids, self.attention_mask, self.loss_mask)
-        return TokenBatch(*(tensor.to(device) for tensor in tensors), self.names)
+        return TokenBatch(
+            self.input_ids.to(device), self.attention_mask.to(device), self.loss_mask.to(device), self.names
+        )
 
 
 @dataclass(frozen=True)

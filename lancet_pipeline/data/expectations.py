@@ -24,7 +24,7 @@ def meets(
     """
     import great_expectations as gx
 
-    context = gx.get_context(mode="ephemeral")
+    context: Any = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}
     batch = (
         context.data_sources.add_pandas("tables")
@@ -39,7 +39,7 @@ def meets(
         (out / RESULTS).write_text(json.dumps(record, indent=2, sort_keys=True, default=str), encoding="utf-8")
     lines = {}
     for number, result in enumerate(validation.results, start=1):
-        configuration = result.expectation_config
+        configuration: Any = result.expectation_config
         columns = {k: v for k, v in configuration.kwargs.items() if k != "batch_id"}
         found = "holds" if result.success else f"broken: {_found(result)}"
         lines[f"{number:02d} {configuration.type}"] = f"{columns}: {found}"

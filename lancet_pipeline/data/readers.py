@@ -189,9 +189,10 @@ def _json_lines(path: Path, content: bytes) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _hub_rows(source: DataSource) -> Iterable[Mapping[str, Any]]:
+def _hub_rows(source: DataSource) -> Iterable[Any]:
     from datasets import load_dataset
 
+    assert source.hub is not None
     try:
         return load_dataset(source.hub, source.subset, split=source.part or "train", revision=source.revision)
     except Exception as error:  # the hub client raises a dozen types of its own

@@ -7,7 +7,6 @@ from pathlib import PurePath
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from lancet_pipeline.errors import InputError
 
@@ -91,7 +90,7 @@ def content_hash(table: pa.Table) -> str:
 
 def counts(table: pa.Table, column: str) -> dict[str, int]:
     """Rows by value of `column`, most frequent first; nulls count as `unlabelled`."""
-    entries = pc.value_counts(table[column]).to_pylist()
+    entries = table[column].value_counts().to_pylist()
     named = {"unlabelled" if e["values"] is None else str(e["values"]): e["counts"] for e in entries}
     return dict(sorted(named.items(), key=lambda item: (-item[1], item[0])))
 

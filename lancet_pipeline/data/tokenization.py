@@ -66,7 +66,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> "PreTrainedTokeniz
 def prompt_text(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> str:
     """The prompt as the model sees it, up to where its answer begins."""
     message = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
 
 
 def tokenize(
@@ -92,7 +92,7 @@ def tokenize(
         message = {"role": "user", "content": sample["prompt"]}
         opening = prompt_text(tokenizer, sample["prompt"])
         answer = {"role": "assistant", "content": sample["response"]}
-        whole = tokenizer.apply_chat_template([message, answer], tokenize=False)
+        whole = str(tokenizer.apply_chat_template([message, answer], tokenize=False))
         if not whole.startswith(opening):
             raise InputError(
                 f"{tokenizer.name_or_path}: its chat template changes the prompt once an answer follows; "
