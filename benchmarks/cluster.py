@@ -25,7 +25,8 @@ import torch
 import typer
 
 from lancet_pipeline.config.environment import deployment
-from lancet_pipeline.config.study import ComputeSettings, find_study, load_study
+from lancet_pipeline.config.loading import find_study, load_study
+from lancet_pipeline.config.study import ComputeSettings
 from lancet_pipeline.data.batches import TokenBatch, TokenSequence, bucketed, collate
 from lancet_pipeline.linfac import LinfacConfig, Query, Scores, fit_factors, query_gradient, score_dataset
 from lancet_pipeline.linfac.engine import InProcess

@@ -31,7 +31,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from benchmarks.decoders import CONFIGS, reduced
 from benchmarks.studies import run_study, with_seed
 from lancet_pipeline.config.environment import deployment
-from lancet_pipeline.config.study import PACKAGED_STUDIES, Study, load_study
+from lancet_pipeline.config.loading import PACKAGED_STUDIES, load_study
+from lancet_pipeline.config.study import Study
 from lancet_pipeline.correction import correct
 from lancet_pipeline.correction.trainer import RankedPair
 from lancet_pipeline.data.batches import TokenSequence, bucketed, collate

@@ -319,7 +319,7 @@ def shape_a() -> Setup:
 def shape_b(home: Path, seed: int) -> Setup:
     """The embedded study with another seed of model and training, run as far as its queries."""
     from lancet_pipeline.config.environment import deployment
-    from lancet_pipeline.config.study import find_study
+    from lancet_pipeline.config.loading import find_study
     from lancet_pipeline.orchestration.runs import execute, plan_run
 
     where = deployment({}, home)
@@ -335,7 +335,7 @@ def shape_b(home: Path, seed: int) -> Setup:
 def of_study(name: str, home: Path, draw: slice = slice(None)) -> Setup:
     """Base model, queries and training data of a study's last run; `draw` is a part of the data in a random order."""
     from lancet_pipeline.config.environment import deployment
-    from lancet_pipeline.config.study import find_study, load_study
+    from lancet_pipeline.config.loading import find_study, load_study
     from lancet_pipeline.data.tokenization import load_prepared, load_tokenizer
     from lancet_pipeline.evaluation.queries import read_rows
     from lancet_pipeline.lineage.results import last_run

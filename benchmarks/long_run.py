@@ -24,7 +24,8 @@ import yaml
 
 from benchmarks.studies import StudyRun, run_study
 from lancet_pipeline.config.environment import deployment
-from lancet_pipeline.config.study import JudgeSettings, find_study, load_study
+from lancet_pipeline.config.loading import find_study, load_study
+from lancet_pipeline.config.study import JudgeSettings
 from lancet_pipeline.data.embedded import DOMAINS, generate_corpus, load_domain
 from lancet_pipeline.data.tokenization import tokenize
 from lancet_pipeline.errors import LancetError

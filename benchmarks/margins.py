@@ -25,7 +25,7 @@ import yaml
 from benchmarks.margin import likelihood_margin, negative_log_likelihoods
 from benchmarks.studies import StudyRun, run_study
 from lancet_pipeline.config.environment import deployment
-from lancet_pipeline.config.study import find_study, load_study
+from lancet_pipeline.config.loading import find_study, load_study
 from lancet_pipeline.correction import correct
 from lancet_pipeline.correction.corrected_model import labelled_pairs, selected
 from lancet_pipeline.data.readers import read_samples

@@ -20,7 +20,7 @@ import yaml
 
 from benchmarks.stand_ins import texts_of, write_checkpoint, write_data_sets, write_guard
 from benchmarks.studies import StudyRun, run_study
-from lancet_pipeline.config.study import PACKAGED_STUDIES, load_study
+from lancet_pipeline.config.loading import PACKAGED_STUDIES, load_study
 from lancet_pipeline.errors import InputError, LancetError
 from lancet_pipeline.governance.verification import verify_bundle
 from lancet_pipeline.lineage.stages import STAGES

@@ -24,7 +24,7 @@ import yaml
 from scipy.optimize import nnls
 
 from lancet_pipeline.config.environment import deployment
-from lancet_pipeline.config.study import find_study, load_study
+from lancet_pipeline.config.loading import find_study, load_study
 from lancet_pipeline.errors import LancetError
 from lancet_pipeline.lineage.stages import STAGES
 from lancet_pipeline.orchestration.runs import execute, plan_run

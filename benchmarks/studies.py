@@ -8,7 +8,8 @@ import pyarrow as pa
 import yaml
 
 from lancet_pipeline.config.environment import deployment
-from lancet_pipeline.config.study import Study, find_study, load_study
+from lancet_pipeline.config.loading import find_study, load_study
+from lancet_pipeline.config.study import Study
 from lancet_pipeline.data.batches import TokenSequence
 from lancet_pipeline.data.tokenization import load_prepared, load_tokenizer
 from lancet_pipeline.models.loading import load_model

@@ -13,7 +13,8 @@ from lancet_pipeline.config.experiment import (
     is_variant,
     load_experiment,
 )
-from lancet_pipeline.config.study import PACKAGED_STUDIES, Study, find_study, load_study
+from lancet_pipeline.config.loading import PACKAGED_STUDIES, find_study, load_study
+from lancet_pipeline.config.study import Study
 
 STUDY_PARTITIONS = dg.DynamicPartitionsDefinition(name="study")
 

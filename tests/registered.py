@@ -7,7 +7,7 @@ from pathlib import Path
 from governance.conftest import build_evidence, digest
 
 from lancet_pipeline.config.environment import Signing
-from lancet_pipeline.config.study import PACKAGED_STUDIES, load_study
+from lancet_pipeline.config.loading import PACKAGED_STUDIES, load_study
 from lancet_pipeline.evaluation.gates import all_gates
 from lancet_pipeline.files import sha256
 from lancet_pipeline.governance.bundle import MANIFEST, write_bundle

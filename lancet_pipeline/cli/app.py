@@ -64,7 +64,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Expected time, memory and disk of every asset, before anything runs."""
-    from lancet_pipeline.config.study import find_study, load_study
+    from lancet_pipeline.config.loading import find_study, load_study
     from lancet_pipeline.scale.hardware import hardware_of
     from lancet_pipeline.scale.planning import plan as expect
 
@@ -109,7 +109,7 @@ def trace(
     as_json: AsJson = False,
 ) -> None:
     """Training samples and tokens behind the base model's answer to a prompt."""
-    from lancet_pipeline.config.study import find_study, load_study
+    from lancet_pipeline.config.loading import find_study, load_study
     from lancet_pipeline.lineage.tracing import logged_answer, trace_answer
 
     where = _deployment(home)
@@ -181,7 +181,8 @@ def judge_validate(
     as_json: AsJson = False,
 ) -> None:
     """Agreement of a judge with human labels: of refusals (partial ones apart), or of harm."""
-    from lancet_pipeline.config.study import DataSource, find_study, load_study
+    from lancet_pipeline.config.loading import find_study, load_study
+    from lancet_pipeline.config.study import DataSource
     from lancet_pipeline.data.readers import read_rows
     from lancet_pipeline.evaluation.judges import named_judge, study_judge
     from lancet_pipeline.evaluation.validation import validate_judge

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from lancet_pipeline.config.study import STUDY_NAME, load_study
+from lancet_pipeline.config.loading import load_study
+from lancet_pipeline.config.study import STUDY_NAME
 from lancet_pipeline.errors import InputError
 
 Home = Annotated[Path | None, typer.Option("--home", help="Where results live; LANCET_HOME or .lancet otherwise.")]

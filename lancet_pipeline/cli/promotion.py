@@ -41,7 +41,7 @@ def promote(
     home: Home = None,
 ) -> None:
     """Make the candidate of a study its champion, where every gate and check holds."""
-    from lancet_pipeline.config.study import find_study, load_study
+    from lancet_pipeline.config.loading import find_study, load_study
     from lancet_pipeline.governance import promotion
     from lancet_pipeline.governance.signature import own_trust
 

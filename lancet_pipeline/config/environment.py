@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from lancet_pipeline.config.experiment import PACKAGED_EXPERIMENTS
-from lancet_pipeline.config.study import PACKAGED_STUDIES
+from lancet_pipeline.config.loading import PACKAGED_STUDIES
 from lancet_pipeline.errors import InputError
 
 ARTIFACTS, DAGSTER_POSTGRES = "LANCET_ARTIFACTS", "LANCET_DAGSTER_POSTGRES_URL"

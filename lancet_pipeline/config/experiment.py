@@ -17,17 +17,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lancet_pipeline.config.study import (
-    Seed,
-    Settings,
-    Study,
-    find_settings,
-    find_study,
-    load_study,
-    read_mapping,
-    study_of,
-    validated,
-)
+from lancet_pipeline.config.loading import find_settings, find_study, load_study, read_mapping, study_of, validated
+from lancet_pipeline.config.study import Seed, Settings, Study
 from lancet_pipeline.errors import InputError
 
 PACKAGED_EXPERIMENTS = (Path(__file__).parents[1] / "experiments").resolve()

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from lancet_pipeline.config.environment import Deployment
 from lancet_pipeline.config.experiment import Experiment, forget_failure, record_failure
-from lancet_pipeline.config.study import Study, find_study, load_study
+from lancet_pipeline.config.loading import find_study, load_study
+from lancet_pipeline.config.study import Study
 from lancet_pipeline.errors import InputError, LancetError
 from lancet_pipeline.governance.signing import enclosed_key
 from lancet_pipeline.lineage.sources import source_versions

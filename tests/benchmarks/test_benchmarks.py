@@ -11,7 +11,8 @@ from benchmarks.lds import correlations, interval
 from benchmarks.small import walks
 from benchmarks.text import bm25, tf_idf
 from lancet_pipeline.config.environment import deployment
-from lancet_pipeline.config.study import CorrectionSettings, ParetoSettings, find_study, load_study
+from lancet_pipeline.config.loading import find_study, load_study
+from lancet_pipeline.config.study import CorrectionSettings, ParetoSettings
 from lancet_pipeline.correction import METHODS
 
 DOCUMENTS = ["the cat sat on the mat", "a dog barked", "the stock market fell on monday", "cat and dog"]

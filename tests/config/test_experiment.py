@@ -20,7 +20,7 @@ from lancet_pipeline.config.experiment import (
     load_experiment,
     record_failure,
 )
-from lancet_pipeline.config.study import PACKAGED_STUDIES
+from lancet_pipeline.config.loading import PACKAGED_STUDIES
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.lineage.stages import SOURCES, STAGES, versions
 from lancet_pipeline.orchestration.runs import Plan, run_experiment

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from conftest import tiny_tree
 
-from lancet_pipeline.config.study import PACKAGED_STUDIES, find_study, load_study
+from lancet_pipeline.config.loading import PACKAGED_STUDIES, find_study, load_study
 from lancet_pipeline.errors import InputError
 
 

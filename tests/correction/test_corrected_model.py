@@ -5,7 +5,8 @@ import pyarrow as pa
 import pytest
 
 from lancet_pipeline.config.environment import deployment
-from lancet_pipeline.config.study import Study, find_study, load_study
+from lancet_pipeline.config.loading import find_study, load_study
+from lancet_pipeline.config.study import Study
 from lancet_pipeline.correction.corrected_model import labelled_pairs
 from lancet_pipeline.data.batches import TokenSequence
 from lancet_pipeline.errors import InputError

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lancet_pipeline.config.study import PACKAGED_STUDIES, load_study
+from lancet_pipeline.config.loading import PACKAGED_STUDIES, load_study
 from lancet_pipeline.data.schema import to_samples
 from lancet_pipeline.data.tokenization import load_prepared, prompt_text, save_prepared, tokenize, train_tokenizer
 from lancet_pipeline.errors import InputError

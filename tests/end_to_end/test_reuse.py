@@ -60,7 +60,8 @@ def test_a_large_change_trains_and_fits_anew(runs):
 
 
 def test_without_the_setting_versions_are_those_of_a_study_that_never_had_it(tmp_path):
-    from lancet_pipeline.config.study import ReuseSettings, load_study
+    from lancet_pipeline.config.loading import load_study
+    from lancet_pipeline.config.study import ReuseSettings
     from lancet_pipeline.lineage.stages import SOURCES, STAGES, versions
 
     study = load_study(write_tiny_study(tmp_path))

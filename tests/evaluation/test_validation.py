@@ -108,7 +108,7 @@ def test_the_command_says_what_does_not_fit(tmp_path, arguments, message):
 
 
 def test_a_study_names_its_word_list_by_a_relative_path(tmp_path, words):
-    from lancet_pipeline.config.study import load_study
+    from lancet_pipeline.config.loading import load_study
 
     tree = tiny_tree()
     tree["evaluation"]["judge"] = {"name": "lexicon", "words": "../words.txt"}

@@ -13,7 +13,8 @@ import pytest
 
 from lancet_pipeline import plots
 from lancet_pipeline.config.environment import Signing
-from lancet_pipeline.config.study import PACKAGED_STUDIES, Study, load_study
+from lancet_pipeline.config.loading import PACKAGED_STUDIES, load_study
+from lancet_pipeline.config.study import Study
 from lancet_pipeline.evaluation.gates import all_gates
 from lancet_pipeline.evaluation.statistics import paired_tests, rate
 from lancet_pipeline.governance.bundle import write_bundle

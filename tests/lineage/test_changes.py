@@ -6,7 +6,8 @@ import os
 import pytest
 from conftest import training_rows, write_jsonl
 
-from lancet_pipeline.config.study import DataSource, JudgeSettings, load_study
+from lancet_pipeline.config.loading import load_study
+from lancet_pipeline.config.study import DataSource, JudgeSettings
 from lancet_pipeline.data.readers import read_samples, read_unchanged
 from lancet_pipeline.data.schema import content_hash
 from lancet_pipeline.errors import InputError

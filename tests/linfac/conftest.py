@@ -5,7 +5,7 @@ import torch
 from conftest import training_rows
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lancet_pipeline.config.study import load_study
+from lancet_pipeline.config.loading import load_study
 from lancet_pipeline.data.batches import collate
 from lancet_pipeline.data.tokenization import tokenize, train_tokenizer
 from lancet_pipeline.linfac import LinfacConfig, fit_factors

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from lancet_pipeline.cli import app
-from lancet_pipeline.config.study import load_study
+from lancet_pipeline.config.loading import load_study
 from lancet_pipeline.data.tokenization import train_tokenizer
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.models.loading import resolve_device, save_model

@@ -6,7 +6,8 @@ import pytest
 import torch
 from linfac.small import llama
 
-from lancet_pipeline.config.study import Training, load_study
+from lancet_pipeline.config.loading import load_study
+from lancet_pipeline.config.study import Training
 from lancet_pipeline.data.batches import TokenSequence
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.lineage.sources import source_versions

@@ -8,7 +8,7 @@ import yaml
 from conftest import tiny_tree, training_rows, write_jsonl, write_tiny_study
 
 from lancet_pipeline.config.environment import deployment
-from lancet_pipeline.config.study import load_study
+from lancet_pipeline.config.loading import load_study
 from lancet_pipeline.lineage.changes import known_versions
 from lancet_pipeline.lineage.stages import REPORTS, SOURCES, STAGES, upstream
 from lancet_pipeline.orchestration.automation import end_lost_runs

@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import tiny_tree, write_tiny_study
 
-from lancet_pipeline.config.study import PACKAGED_STUDIES, load_study
+from lancet_pipeline.config.loading import PACKAGED_STUDIES, load_study
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.lineage.stages import STAGES
 from lancet_pipeline.scale.hardware import HARDWARE, hardware_of
@@ -217,7 +217,7 @@ from lancet_pipeline.config.environment import deployment
 from lancet_pipeline.orchestration.code_location import build_definitions
 from lancet_pipeline.scale.hardware import hardware_of
 from lancet_pipeline.scale.planning import plan
-from lancet_pipeline.config.study import find_study, load_study
+from lancet_pipeline.config.loading import find_study, load_study
 where = deployment({{}}, Path({str(tmp_path)!r}))
 definitions = build_definitions(where)
 names = [schedule.name for schedule in definitions.schedules]

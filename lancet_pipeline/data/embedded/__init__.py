@@ -8,7 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import get_args
 
-from lancet_pipeline.config.study import EmbeddedCorpus, read_mapping, validated
+from lancet_pipeline.config.loading import read_mapping, validated
+from lancet_pipeline.config.study import EmbeddedCorpus
 from lancet_pipeline.data.embedded.domain import Domain, Manner
 from lancet_pipeline.data.embedded.generator import Corpus, generate
 
