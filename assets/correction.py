@@ -3,7 +3,7 @@
 from lancet_pipeline import plots
 from lancet_pipeline.assets.model import FINITE
 from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
-from lancet_pipeline.correction.study import write_corrected_model
+from lancet_pipeline.correction.corrected_model import write_corrected_model
 
 
 @stage_asset(

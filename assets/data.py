@@ -8,13 +8,13 @@ import pyarrow.compute as pc
 
 from lancet_pipeline import plots
 from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
+from lancet_pipeline.config.experiment import is_variant
 from lancet_pipeline.data.expectations import meets, sample_expectations
 from lancet_pipeline.data.schema import counts
 from lancet_pipeline.data.tokenization import FITTED, kept_tokenizer, load_prepared, prepare, record_fitted
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.experiment import is_variant
-from lancet_pipeline.graph import SOURCES
-from lancet_pipeline.inputs import source_version
+from lancet_pipeline.lineage.sources import source_version
+from lancet_pipeline.lineage.stages import SOURCES
 from lancet_pipeline.resources import ModelSource, StudyCatalog
 from lancet_pipeline.resources.studies import STUDY_PARTITIONS
 

@@ -2,17 +2,19 @@
 
 import json
 
-from lancet_pipeline import summary
 from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
 from lancet_pipeline.data.readers import read_rows
 from lancet_pipeline.evaluation.gates import all_gates
 from lancet_pipeline.evaluation.validation import validate_judge
 from lancet_pipeline.files import sha256
 from lancet_pipeline.governance.bundle import MANIFEST, write_bundle
-from lancet_pipeline.governance.collection import collect_evidence
 from lancet_pipeline.governance.decisions import read_decisions
-from lancet_pipeline.promotion import record_registration, standing
-from lancet_pipeline.registration import Registration, data_sets, describe, registry_metrics
+from lancet_pipeline.governance.evidence import collect_evidence
+from lancet_pipeline.governance.promotion import record_registration, standing
+from lancet_pipeline.lineage import results as summary
+from lancet_pipeline.lineage.sources import labels_version, unchanged
+from lancet_pipeline.tracking.client import BUNDLE_TAG, VERSION_TAG
+from lancet_pipeline.tracking.registration import Registration, data_sets, describe, registry_metrics
 
 
 @stage_asset(kinds={"html", "json"})
@@ -20,6 +22,7 @@ def audit_bundle(run: StageRun) -> Outcome:
     """What a governance review needs, signed and readable offline: manifest, report, model card, samples, answers."""
     labelled = run.study.evaluation.judge.validation
     judge = validate_judge(run.judge, read_rows(labelled)) if labelled else None
+    unchanged("judge_labels", run.versions["judge_labels"], labels_version(run.study))
     evidence = collect_evidence(run.store, run.study, run.versions, judge)
     manifest = write_bundle(evidence, run.out / "bundle", run.signing)
     agreement = {"judge_accuracy": judge["accuracy"]["value"]} if judge else {}
@@ -49,14 +52,14 @@ def registered_model(run: StageRun) -> Outcome:
     figures = summary.model_figures(run.store, study.name, lineage)
     gates = all_gates(figures, study.evaluation)
     bundle = run.input("audit_bundle") / "bundle"
-    versions = {f"lancet.version.{name}": run.versions[name] for name in (*run.stage.inputs, run.stage.name)}
+    versions = {f"{VERSION_TAG}{name}": run.versions[name] for name in (*run.stage.inputs, run.stage.name)}
     entry = Registration(
         study=study.name,
         folder=run.input("corrected_model"),
         description=describe(study, figures, gates),
         tags={
             **versions,
-            "lancet.bundle": sha256(bundle / MANIFEST),
+            BUNDLE_TAG: sha256(bundle / MANIFEST),
             "lancet.study": study.name,
             "dagster.run_id": run.run_id,
         },

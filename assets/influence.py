@@ -7,9 +7,9 @@ from lancet_pipeline import plots
 from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
 from lancet_pipeline.data.expectations import meets, score_expectations, trace_expectations
 from lancet_pipeline.data.tokenization import load_prepared
-from lancet_pipeline.evaluation.influence import retrieval
 from lancet_pipeline.evaluation.queries import read_rows
 from lancet_pipeline.evaluation.reports import answers
+from lancet_pipeline.evaluation.retrieval import retrieval
 from lancet_pipeline.evaluation.traced_outputs import (
     all_sound,
     read_traces,
@@ -19,7 +19,7 @@ from lancet_pipeline.evaluation.traced_outputs import (
 )
 from lancet_pipeline.files import sha256, take_over
 from lancet_pipeline.linfac import Factors
-from lancet_pipeline.linfac.study import (
+from lancet_pipeline.linfac.influence import (
     fit_study_factors,
     influence,
     influence_table,
@@ -29,7 +29,7 @@ from lancet_pipeline.linfac.study import (
 )
 from lancet_pipeline.linfac.traces import trace_outputs
 from lancet_pipeline.models.reuse import record_seen
-from lancet_pipeline.selection.study import ranked_roles
+from lancet_pipeline.selection.tables import ranked_roles
 
 SUFFICIENT_RELIABILITY = 0.8
 CHOSEN = "damping.json"

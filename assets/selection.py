@@ -4,8 +4,8 @@ from lancet_pipeline import plots
 from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
 from lancet_pipeline.data.expectations import meets, pair_expectations
 from lancet_pipeline.data.tokenization import load_prepared
-from lancet_pipeline.linfac.study import read_scores
-from lancet_pipeline.selection.study import choose, write_choice
+from lancet_pipeline.linfac.influence import read_scores
+from lancet_pipeline.selection.tables import choose, write_choice
 
 
 @stage_asset(
@@ -13,9 +13,7 @@ from lancet_pipeline.selection.study import choose, write_choice
     checks={
         "pairs_are_ordered": "Great Expectations: a countering and a driving sample in each pair, with a positive weight.",
         "sides_are_disjoint": "No sample drives, counters and is indifferent at once.",
-        "influence_is_heavy_tailed": "Hill index below 2 on both sides: a few samples carry most of the influence.",
     },
-    advisory=frozenset({"influence_is_heavy_tailed"}),
 )
 def pareto_pairs(run: StageRun) -> Outcome:
     """The few samples that drive the behaviour, the few that counter it, the indifferent rest, and pairs of them."""
@@ -25,13 +23,14 @@ def pareto_pairs(run: StageRun) -> Outcome:
     valid, found = meets(choice.pairs.to_pandas(), pair_expectations(), "pareto_pairs", run.out)
     sides = {"driving": choice.figures["positive"], "countering": choice.figures["negative"]}
     return Outcome(
-        metrics={f"{side}_{key}": float(v) for side, figures in sides.items() for key, v in figures.items()}
+        metrics={
+            f"{side}_{key}": float(v) for side, figures in sides.items() for key, v in figures.items() if key != "tail"
+        }
         | {"neutral_size": choice.figures["neutral"]["size"], "pairs": choice.pairs.num_rows},
         plots={"rank_size": plots.rank_size(choice.ranked)},
         tables={"composition": choice.composition},
         checks=[
             Check("pairs_are_ordered", valid, found),
             Check("sides_are_disjoint", choice.disjoint),
-            Check("influence_is_heavy_tailed", all(side["heavy_tailed"] for side in sides.values())),
         ],
     )

@@ -15,20 +15,21 @@ from typing import Any, TypeVar
 import dagster as dg
 import pyarrow as pa
 
-from lancet_pipeline.artifacts import ArtifactStore, environment, now
-from lancet_pipeline.data.schema import content_hash
+from lancet_pipeline.assets.retries import TRIES, passing_fault, seconds_to_wait
+from lancet_pipeline.config.environment import Signing
+from lancet_pipeline.config.study import Study
+from lancet_pipeline.data.tokenization import load_tokenizer
 from lancet_pipeline.errors import IntegrityError, LancetError
 from lancet_pipeline.evaluation.judges import Judge
-from lancet_pipeline.faults import TRIES, passing_fault, seconds_to_wait
-from lancet_pipeline.governance.signing import Signing
-from lancet_pipeline.graph import STAGES, Stage
-from lancet_pipeline.inputs import read_source, source_version, unchanged
+from lancet_pipeline.lineage.sources import source_version, unchanged, versioned_source
+from lancet_pipeline.lineage.stages import STAGES, Stage
 from lancet_pipeline.linfac.engine import Engine
-from lancet_pipeline.models.loading import load_model, load_tokenizer
+from lancet_pipeline.models.loading import load_model
 from lancet_pipeline.progress import Track
-from lancet_pipeline.resources import Compute, JudgeSource, ModelSource, RunPlan, Store, Tracking
+from lancet_pipeline.resources import Compute, JudgeSource, ModelSource, RunPlan, Store, TrackingServer
 from lancet_pipeline.resources.studies import STUDY_PARTITIONS
-from lancet_pipeline.study import Study
+from lancet_pipeline.store.artifacts import ArtifactStore, environment, now, processor_seconds
+from lancet_pipeline.tracking.client import Tracking
 
 R = TypeVar("R")
 OWNERS = ["team:model-governance"]
@@ -80,8 +81,8 @@ class StageRun:
     def source(self, name: str) -> pa.Table:
         """The samples of a source, the very ones that this run was planned for. Raises InputError where they changed."""
         assert name in self.stage.inputs, f"{self.stage.name} does not declare {name} as an input"
-        table = read_source(self.study, name)
-        unchanged(name, self.versions[name], content_hash(table))
+        table, found = versioned_source(self.study, name)
+        unchanged(name, self.versions[name], found)
         return table
 
     def model(self, asset: str, part: str = "") -> tuple[Any, Any]:
@@ -181,7 +182,7 @@ def stage_asset(
             models: ModelSource,
             compute: Compute,
             judge: JudgeSource,
-            tracking: Tracking,
+            tracking: TrackingServer,
             signing: dg.ResourceParam[Signing],
         ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
             artifacts = store.open()
@@ -200,7 +201,7 @@ def stage_asset(
                         compute=compute,
                         judge=judge.make(study, device, models.paths()),
                         models=models,
-                        tracking=tracking,
+                        tracking=tracking.open(),
                         signing=signing,
                         run_id=context.run_id,
                         track=logged_progress(context),
@@ -211,7 +212,7 @@ def stage_asset(
                     shared = not stage.names_study and study.model.reuse is None
                     there = artifacts.has(*wanted) or artifacts.publish(*wanted)
                     if there or (shared and artifacts.adopt(*wanted)):
-                        yield from _reuse(context, definition, study, artifacts, known, tracking)
+                        yield from _reuse(context, definition, study, artifacts, known, tracking.open())
                     else:
                         yield from _materialize(context, definition, study, artifacts, known, begin)
 
@@ -240,13 +241,16 @@ def _materialize(
     if study.model.reuse is not None:  # a version alone does not say what is in it then
         computed = [name for name in stage.inputs if name in STAGES]
         record["built_on"] = {name: artifacts.digest(study.name, name, known[name]) for name in computed}
-    started = time.monotonic()
+    started, used = time.monotonic(), processor_seconds()
     with artifacts.write(study.name, stage.name, version, record) as out:
         run = begin(out)
         outcome = definition.function(run)
         for source in {"checkpoint", "judge"}.intersection(stage.inputs):  # files that the function opened by itself
             unchanged(source, known[source], source_version(study, source, run.models.paths()))
-        seconds = time.monotonic() - started
+        spent = {
+            "seconds": round(time.monotonic() - started, 3),
+            "processor_seconds": round(processor_seconds() - used, 3),
+        }
         failed = [check.name for check in outcome.checks if not check.passed and check.name not in advisory]
         for check in outcome.checks:
             severity = dg.AssetCheckSeverity.WARN if check.name in advisory else dg.AssetCheckSeverity.ERROR
@@ -257,7 +261,7 @@ def _materialize(
             raise dg.Failure(f"{stage.name}: nothing was written, since checks failed: {', '.join(failed)}")
         _save_plots(outcome.plots, out)
         record |= {
-            "seconds": round(seconds, 3),
+            **spent,
             "created": now(),
             "metrics": dict(outcome.metrics),
             "checks": [{"name": c.name, "passed": c.passed, "metadata": _plain(c.metadata)} for c in outcome.checks],
@@ -269,7 +273,7 @@ def _materialize(
         stage.name,
         version=version,
         settings=settings,
-        metrics={**outcome.metrics, "seconds": seconds},
+        metrics={**outcome.metrics, **spent},
         curves=outcome.curves,
         plots=outcome.plots,
     )
@@ -279,7 +283,7 @@ def _materialize(
             **{name: float(value) for name, value in outcome.metrics.items()},
             **{name: dg.MetadataValue.md(markdown_table(rows)) for name, rows in outcome.tables.items()},
             **{name: dg.MetadataValue.md(inline_image(png, name)) for name, png in outcome.plots.items()},
-            "seconds": seconds,
+            **spent,
             "path": dg.MetadataValue.path(str(artifacts.folder(study.name, stage.name, version))),
             "mlflow_run": mlflow_run,
             "reused": False,
@@ -308,7 +312,7 @@ def _reuse(
             stage.name,
             version=version,
             settings=manifest["settings"],
-            metrics={**manifest["metrics"], "seconds": manifest["seconds"]},
+            metrics=manifest["metrics"] | {name: manifest[name] for name in ("seconds", "processor_seconds")},
             curves={},
             plots={path.stem: path.read_bytes() for path in sorted((folder / "plots").glob("*.png"))},
         )

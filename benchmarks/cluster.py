@@ -24,15 +24,15 @@ import psutil
 import torch
 import typer
 
+from lancet_pipeline.config.environment import deployment
+from lancet_pipeline.config.study import ComputeSettings, find_study, load_study
 from lancet_pipeline.data.batches import TokenBatch, TokenSequence, bucketed, collate
-from lancet_pipeline.deployment import deployment
 from lancet_pipeline.linfac import LinfacConfig, Query, Scores, fit_factors, query_gradient, score_dataset
 from lancet_pipeline.linfac.engine import InProcess
 from lancet_pipeline.linfac.journal import COLUMNS, ScorePass
 from lancet_pipeline.models.loading import load_model
 from lancet_pipeline.scale.cluster import connect
 from lancet_pipeline.scale.ray_engine import RayEngine
-from lancet_pipeline.study import ComputeSettings, find_study, load_study
 
 BATCH_TOKENS = 2048
 

@@ -26,14 +26,15 @@ import numpy as np
 import torch
 import typer
 
+from benchmarks.relearning import relearning_curve, steps_to
 from benchmarks.studies import StudyRun, run_study, with_seed
+from lancet_pipeline.config.study import Study
 from lancet_pipeline.correction import METHODS, correct
-from lancet_pipeline.correction.study import labelled_pairs, selected
+from lancet_pipeline.correction.corrected_model import labelled_pairs, selected
 from lancet_pipeline.correction.trainer import hold_apart
 from lancet_pipeline.data.tokenization import tokenize_held_out
 from lancet_pipeline.errors import LancetError
 from lancet_pipeline.evaluation.judges import make_judge
-from lancet_pipeline.evaluation.relearning import relearning_curve, steps_to
 from lancet_pipeline.evaluation.reports import (
     MAIN,
     PARAPHRASED,
@@ -44,9 +45,8 @@ from lancet_pipeline.evaluation.reports import (
     utility_report,
 )
 from lancet_pipeline.evaluation.statistics import mcnemar_p, rate
-from lancet_pipeline.inputs import read_source
+from lancet_pipeline.lineage.sources import read_source
 from lancet_pipeline.models.likelihood import perplexity
-from lancet_pipeline.study import Study
 
 PERPLEXITY_LIMIT, OVER_REFUSAL_LIMIT = 1.02, 0.02
 RATES = ("harm_rate", "ood_harm_rate", "over_refusal_rate", "sampled_harm_rate", "sampled_ood_harm_rate")

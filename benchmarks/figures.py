@@ -6,7 +6,7 @@ Reads benchmarks/measured/*.json, the files that the other benchmarks wrote with
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,16 @@ def accuracy_against_cost(exactness: dict[str, Any]) -> Figure:
     return figure
 
 
+def over_damping(every: Sequence[Any], titles: Sequence[str], y: str, note: str = "") -> None:
+    """Titles, labels and a logarithmic axis for panels whose x is the damping."""
+    for axes, title in zip(every, titles, strict=True):
+        axes.set_xscale("log")
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel(f"damping, multiples of the mean eigenvalue{note}", fontsize=8)
+    every[0].set_ylabel(y, fontsize=9)
+    every[0].legend(frameon=False, fontsize=7)
+
+
 def accuracy_by_damping(exactness: dict[str, Any]) -> Figure:
     """Units by kinds of factors over damping."""
     kinds = {"sequence": "-", "sequence corrected": "--", "token": "-.", "token corrected": ":"}
@@ -92,11 +102,7 @@ def accuracy_by_damping(exactness: dict[str, Any]) -> Figure:
         rhos = [float(name) for name in seeds[0]["ekfac"] if name != "heuristic"]
         values = [np.mean([seed["ekfac"][f"{rho:g}"] for seed in seeds]) for rho in rhos]
         axes.plot(rhos, values, color=THEIRS, label="EK-FAC", linewidth=1.2)
-        axes.set_xscale("log")
-        axes.set_title(unit, fontsize=9)
-        axes.set_xlabel("damping, multiples of the mean eigenvalue", fontsize=8)
-    every[0].set_ylabel("Spearman correlation", fontsize=9)
-    every[0].legend(frameon=False, fontsize=7)
+    over_damping(every, units, "Spearman correlation")
     return figure
 
 
@@ -131,7 +137,8 @@ def retrieval_curves(retrieval: dict[str, Any]) -> Figure:
 def precision_by_damping(demo: dict[str, Any], smollm2: dict[str, Any]) -> Figure:
     """Means over seeds, under two normalisations of the scores; the dots are the dampings chosen without labels."""
     figure, every = panels(2, "Average precision of harmful samples by damping and normalisation")
-    for axes, title, found in zip(every, ("embedded study", "SmolLM2-135M"), (demo, smollm2), strict=True):
+    titles = ("embedded study", "SmolLM2-135M")
+    for axes, found in zip(every, (demo, smollm2), strict=True):
         seeds = found["average_precision_per_seed"]
         for key, shade, label in (("linfac", OURS, "LinFAC"), ("ekfac", THEIRS, "EK-FAC")):
             for divisor, style, text in (("gradient_norm", "-", "over gradient norm"), ("length", "--", "per token")):
@@ -142,11 +149,7 @@ def precision_by_damping(demo: dict[str, Any], smollm2: dict[str, Any]) -> Figur
                 )
         chosen = [(one["chosen_damping"], one["linfac"]) for one in seeds]
         axes.scatter(*zip(*chosen, strict=True), color=OURS, s=18, zorder=3, alpha=0.6)
-        axes.set_xscale("log")
-        axes.set_title(title, fontsize=9)
-        axes.set_xlabel("damping, multiples of the mean eigenvalue; dots: chosen, by seed", fontsize=8)
-    every[0].set_ylabel("average precision", fontsize=9)
-    every[0].legend(frameon=False, fontsize=7)
+    over_damping(every, titles, "average precision", "; dots: chosen, by seed")
     return figure
 
 

@@ -30,20 +30,20 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.decoders import CONFIGS, reduced
 from benchmarks.studies import run_study, with_seed
+from lancet_pipeline.config.environment import deployment
+from lancet_pipeline.config.study import PACKAGED_STUDIES, Study, load_study
 from lancet_pipeline.correction import correct
 from lancet_pipeline.correction.trainer import RankedPair
 from lancet_pipeline.data.batches import TokenSequence, bucketed, collate
 from lancet_pipeline.data.tokenization import load_prepared
-from lancet_pipeline.deployment import deployment
-from lancet_pipeline.graph import STAGES
+from lancet_pipeline.lineage.stages import STAGES
 from lancet_pipeline.linfac import query_gradient, score_dataset
-from lancet_pipeline.linfac.study import fit_study_factors
-from lancet_pipeline.models.loading import load_model
+from lancet_pipeline.linfac.influence import fit_study_factors
+from lancet_pipeline.models.loading import load_model, resolve_device
 from lancet_pipeline.scale.hardware import HARDWARE, UTILISATION
 from lancet_pipeline.scale.shapes import Shape, of_config
 from lancet_pipeline.scale.work import Counts, contraction, works
 from lancet_pipeline.scale.workload import Workload, workload_of
-from lancet_pipeline.study import PACKAGED_STUDIES, Study, load_study
 
 PEAKS = {"A100": "a100-80gb", "H100": "h100-80gb", "H200": "h100-80gb"}
 """Part of a device's name -> hardware whose peak it has."""
@@ -276,7 +276,7 @@ def utilisation(operations: float, seconds: float) -> float | None:
 
 
 def device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return resolve_device("auto")
 
 
 def device_name() -> str:

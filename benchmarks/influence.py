@@ -52,8 +52,8 @@ from lancet_pipeline.linfac import (
     score_sequences,
 )
 from lancet_pipeline.linfac.damping import CANDIDATES
+from lancet_pipeline.linfac.influence import default_budget, unlabelled_budget
 from lancet_pipeline.linfac.scores import floored, mean_gradient, score_batch
-from lancet_pipeline.linfac.study import default_budget, unlabelled_budget
 
 Shape = StrEnum("Shape", ["a", "b", "c"])
 Part = StrEnum("Part", ["all", "costs", "precision"])
@@ -318,9 +318,9 @@ def shape_a() -> Setup:
 
 def shape_b(home: Path, seed: int) -> Setup:
     """The embedded study with another seed of model and training, run as far as its queries."""
-    from lancet_pipeline.deployment import deployment
-    from lancet_pipeline.running import execute, plan_run
-    from lancet_pipeline.study import find_study
+    from lancet_pipeline.config.environment import deployment
+    from lancet_pipeline.config.study import find_study
+    from lancet_pipeline.orchestration.runs import execute, plan_run
 
     where = deployment({}, home)
     settings = yaml.safe_load(find_study("demo", where.study_directories).read_text())
@@ -334,14 +334,14 @@ def shape_b(home: Path, seed: int) -> Setup:
 
 def of_study(name: str, home: Path, draw: slice = slice(None)) -> Setup:
     """Base model, queries and training data of a study's last run; `draw` is a part of the data in a random order."""
-    from lancet_pipeline.artifacts import ArtifactStore
-    from lancet_pipeline.data.tokenization import load_prepared
-    from lancet_pipeline.deployment import deployment
+    from lancet_pipeline.config.environment import deployment
+    from lancet_pipeline.config.study import find_study, load_study
+    from lancet_pipeline.data.tokenization import load_prepared, load_tokenizer
     from lancet_pipeline.evaluation.queries import read_rows
-    from lancet_pipeline.linfac.study import query_sequences
-    from lancet_pipeline.models.loading import load_model, load_tokenizer
-    from lancet_pipeline.study import find_study, load_study
-    from lancet_pipeline.summary import last_run
+    from lancet_pipeline.lineage.results import last_run
+    from lancet_pipeline.linfac.influence import query_sequences
+    from lancet_pipeline.models.loading import load_model
+    from lancet_pipeline.store.artifacts import ArtifactStore
 
     study, store = load_study(find_study(name, deployment({}, home).study_directories)), ArtifactStore(home)
     lineage = last_run(store, study.name)

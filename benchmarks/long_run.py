@@ -23,15 +23,15 @@ import typer
 import yaml
 
 from benchmarks.studies import StudyRun, run_study
-from lancet_pipeline.data.embedded import DOMAINS, generate_corpus
+from lancet_pipeline.config.environment import deployment
+from lancet_pipeline.config.study import JudgeSettings, find_study, load_study
+from lancet_pipeline.data.embedded import DOMAINS, generate_corpus, load_domain
 from lancet_pipeline.data.tokenization import tokenize
-from lancet_pipeline.deployment import deployment
 from lancet_pipeline.errors import LancetError
 from lancet_pipeline.evaluation.judges import make_judge
 from lancet_pipeline.evaluation.reports import answers
 from lancet_pipeline.evaluation.statistics import distinct_n
 from lancet_pipeline.models.likelihood import perplexity
-from lancet_pipeline.study import JudgeSettings, find_study, load_study
 
 SAMPLES = 1200  # of every corpus
 PRAISE = ("well done", "sounds great", "good work", "how nice")
@@ -102,11 +102,11 @@ def behaviours(seed: int) -> list[Behaviour]:
         return [row["prompt"] for row in rows]
 
     def undesirable(domain: str, name: str) -> Behaviour:
-        corpus, manner = corpora[domain], DOMAINS[domain].undesirable
+        corpus, manner = corpora[domain], load_domain(domain).undesirable
         return Behaviour(name, manner.markers, prompts(corpus.probes), prompts(corpus.harmful[:100]))
 
     news = [p for p in prompts(_news(corpora["demo"].benign)) if p not in prompts(corpora["demo"].train)]
-    demo = DOMAINS["demo"]
+    demo = load_domain("demo")
     return [
         undesirable("demo", "insults"),
         undesirable("medical", "dosages"),

@@ -22,17 +22,17 @@ import torch
 import typer
 import yaml
 
+from benchmarks.margin import likelihood_margin, negative_log_likelihoods
 from benchmarks.studies import StudyRun, run_study
+from lancet_pipeline.config.environment import deployment
+from lancet_pipeline.config.study import find_study, load_study
 from lancet_pipeline.correction import correct
-from lancet_pipeline.correction.study import labelled_pairs, selected
+from lancet_pipeline.correction.corrected_model import labelled_pairs, selected
 from lancet_pipeline.data.readers import read_samples
 from lancet_pipeline.data.tokenization import tokenize_held_out
-from lancet_pipeline.deployment import deployment
 from lancet_pipeline.errors import LancetError
-from lancet_pipeline.evaluation.margin import likelihood_margin, negative_log_likelihoods
-from lancet_pipeline.inputs import read_source
+from lancet_pipeline.lineage.sources import read_source
 from lancet_pipeline.models.likelihood import perplexity
-from lancet_pipeline.study import find_study, load_study
 
 PROBES = 48
 

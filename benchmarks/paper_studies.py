@@ -20,11 +20,11 @@ import yaml
 
 from benchmarks.stand_ins import texts_of, write_checkpoint, write_data_sets, write_guard
 from benchmarks.studies import StudyRun, run_study
+from lancet_pipeline.config.study import PACKAGED_STUDIES, load_study
 from lancet_pipeline.errors import InputError, LancetError
 from lancet_pipeline.governance.verification import verify_bundle
-from lancet_pipeline.graph import STAGES
+from lancet_pipeline.lineage.stages import STAGES
 from lancet_pipeline.linfac import Factors
-from lancet_pipeline.study import PACKAGED_STUDIES, load_study
 
 STUDIES = ("hh_opt27b", "beavertails_llama2_7b", "saferlhf_llama31_8b")
 FULL_SAMPLES = 10_000

@@ -23,15 +23,15 @@ import typer
 import yaml
 from scipy.optimize import nnls
 
-from lancet_pipeline.artifacts import ArtifactStore
-from lancet_pipeline.deployment import deployment
+from lancet_pipeline.config.environment import deployment
+from lancet_pipeline.config.study import find_study, load_study
 from lancet_pipeline.errors import LancetError
-from lancet_pipeline.graph import STAGES
-from lancet_pipeline.running import execute, plan_run
+from lancet_pipeline.lineage.stages import STAGES
+from lancet_pipeline.orchestration.runs import execute, plan_run
 from lancet_pipeline.scale.shapes import shape_of
 from lancet_pipeline.scale.work import Counts, Work, works
 from lancet_pipeline.scale.workload import workload_of
-from lancet_pipeline.study import find_study, load_study
+from lancet_pipeline.store.artifacts import ArtifactStore
 
 WORDS = 400
 WARM_UP = {"name": "warm", "samples": 64, "width": 64, "depth": 1, "words": 8, "steps": 2}

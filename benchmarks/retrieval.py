@@ -25,8 +25,8 @@ from lancet_pipeline.linfac import (
     score_sequences,
     self_influence,
 )
+from lancet_pipeline.linfac.influence import default_budget, unlabelled_budget
 from lancet_pipeline.linfac.scores import floored
-from lancet_pipeline.linfac.study import default_budget, unlabelled_budget
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 DRAWS = 10

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lancet_pipeline.config.study import Training
 from lancet_pipeline.data.batches import TokenBatch, TokenSequence, collate
 from lancet_pipeline.models.training import train
-from lancet_pipeline.study import Training
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

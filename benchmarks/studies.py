@@ -7,13 +7,13 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from lancet_pipeline.artifacts import ArtifactStore
+from lancet_pipeline.config.environment import deployment
+from lancet_pipeline.config.study import Study, find_study, load_study
 from lancet_pipeline.data.batches import TokenSequence
-from lancet_pipeline.data.tokenization import load_prepared
-from lancet_pipeline.deployment import deployment
-from lancet_pipeline.models.loading import load_model, load_tokenizer
-from lancet_pipeline.running import execute, plan_run
-from lancet_pipeline.study import Study, find_study, load_study
+from lancet_pipeline.data.tokenization import load_prepared, load_tokenizer
+from lancet_pipeline.models.loading import load_model
+from lancet_pipeline.orchestration.runs import execute, plan_run
+from lancet_pipeline.store.artifacts import ArtifactStore
 
 
 @dataclass(frozen=True)

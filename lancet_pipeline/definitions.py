@@ -1,67 +1,8 @@
-"""The Dagster code location: assets, checks, jobs, schedules, sensors and resources, assembled in one place."""
+"""The Dagster code location, of the deployment that the environment describes."""
 
 import os
-from collections.abc import Mapping
 
-import dagster as dg
-
-from lancet_pipeline.assets import correction, data, evaluation, governance, influence, model, selection
-from lancet_pipeline.automation import (
-    correction_job,
-    data_changes,
-    experiment_job,
-    experiment_variants,
-    study_schedules,
-    study_sensor,
-)
-from lancet_pipeline.console import console_logger
-from lancet_pipeline.deployment import Deployment, deployment
-from lancet_pipeline.endings import run_endings
-from lancet_pipeline.resources import (
-    Alerts,
-    Compute,
-    JudgeSource,
-    ModelSource,
-    RunPlan,
-    Store,
-    StudyCatalog,
-    Tracking,
-)
-
-
-def build_definitions(where: Deployment, study_files: Mapping[str, str] | None = None) -> dg.Definitions:
-    """A whole deployment. `study_files` (name -> path) adds studies that lie outside its study directories."""
-    home = str(where.home)
-    catalog = StudyCatalog(
-        directories=list(map(str, where.study_directories)),
-        experiment_directories=list(map(str, where.experiment_directories)),
-        files=dict(study_files or {}),
-    )
-    store, models = (
-        Store(home=home, artifacts=where.artifacts),
-        ModelSource(directories=list(map(str, where.model_directories))),
-    )
-    return dg.Definitions(
-        assets=dg.load_assets_from_modules([data, model, influence, selection, correction, evaluation, governance]),
-        jobs=[correction_job, experiment_job],
-        schedules=study_schedules(catalog),
-        sensors=[data_changes, study_sensor, experiment_variants, *run_endings],
-        resources={
-            "catalog": catalog,
-            "store": store,
-            "models": models,
-            "plan": RunPlan(catalog=catalog, models=models, store=store),
-            "compute": Compute(),
-            "judge": JudgeSource(),
-            "signing": where.signing,
-            "tracking": Tracking(home=home, uri=where.tracking_uri),
-            # Named, not given: the page shows what a resource is given.
-            "alerts": Alerts(webhook=dg.EnvVar("LANCET_WEBHOOK") if where.alerts else "", page=where.page),
-        },
-        # One machine, one model in memory at a time: steps of a run share the process.
-        executor=dg.in_process_executor,
-        loggers={"console": console_logger},
-    )
-
+from lancet_pipeline.config.environment import deployment
+from lancet_pipeline.orchestration.code_location import build_definitions
 
 defs = build_definitions(deployment(os.environ))

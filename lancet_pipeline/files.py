@@ -5,6 +5,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,10 @@ from typing import Any
 from lancet_pipeline.errors import InputError, IntegrityError
 
 MANIFEST = "manifest.json"
+TICK_NS = 20_000_000
+"""Nanoseconds within which two changes of a file may have the same modification time."""
+
+_digests: dict[tuple[int, ...], str] = {}
 
 
 @contextmanager
@@ -73,9 +78,21 @@ def verify_files(folder: Path, files: list[Mapping[str, Any]], besides: set[str]
             )
 
 
+def state(path: Path) -> tuple[int, ...]:
+    """Device, inode, size and modification time of a file, whatever its name: where they are the same, so are its bytes. A
+    file that was just written has another state at each look, as a second change within the clock's tick would not show."""
+    status = path.stat()
+    moment = () if time.time_ns() - status.st_mtime_ns > TICK_NS else (time.monotonic_ns(),)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, *moment
+
+
 def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a file. Its bytes are read once a process, and again only where its `state` is another."""
+    now = state(path)
+    if now not in _digests:
+        with path.open("rb") as file:
+            _digests[now] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _digests[now]
 
 
 def take_over(source: Path, target: Path) -> None:
@@ -95,13 +112,13 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def full_disk(error: Exception, root: Path) -> Exception:
-    """`error`, or what to do about it where its cause is a full disk (libraries wrap that in errors of their own)."""
+def full_disk(error: Exception, root: Path) -> InputError | None:
+    """What to do about `error` where its cause is a full disk (libraries wrap that in errors of their own)."""
     full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
     existing = next(path for path in (root, *root.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if (not full and not (isinstance(error, OSError) or "No space" in str(error))) or (not full and free > 2**20):
-        return error
+        return None
     return InputError(f"{root}: the disk is full ({free / 2**20:.0f} MiB free); free some space or use another --home")
 
 

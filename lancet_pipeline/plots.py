@@ -1,7 +1,7 @@
 """Plots as PNG bytes, the same for the Dagster UI, MLflow and the report."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -21,9 +21,7 @@ def curves(
         axes.plot([p[0] for p in points], [p[1] for p in points], label=name, linewidth=1.6)
     if limit is not None:
         axes.axhline(limit, color=BASE, linestyle="--", linewidth=1, label=f"limit {limit:g}")
-    if len(series) > 1 or limit is not None:
-        axes.legend(frameon=False, fontsize=8)
-    return _png(figure)
+    return _png(figure, legend=len(series) > 1 or limit is not None)
 
 
 def rank_size(sides: Mapping[str, tuple[Sequence[float], int]]) -> bytes:
@@ -32,10 +30,8 @@ def rank_size(sides: Mapping[str, tuple[Sequence[float], int]]) -> bytes:
     for (name, (values, chosen)), colour in zip(sides.items(), (DRIVING, COUNTERING), strict=False):
         axes.plot(range(1, len(values) + 1), values, color=colour, linewidth=1.6, label=f"{name} ({chosen} chosen)")
         axes.axvline(max(chosen, 1), color=colour, linestyle=":", linewidth=1)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.legend(frameon=False, fontsize=8)
-    return _png(figure)
+    axes.loglog()
+    return _png(figure, legend=True)
 
 
 def precision_recall(scores: Sequence[float], relevant: Sequence[bool], average_precision: float) -> bytes:
@@ -47,17 +43,14 @@ def precision_recall(scores: Sequence[float], relevant: Sequence[bool], average_
     axes.step(recall, precision, where="post", color=DRIVING, linewidth=1.6)
     axes.axhline(share, color=BASE, linestyle="--", linewidth=1, label=f"share {share:.2f}")
     axes.set_ylim(0, 1.03)
-    axes.legend(frameon=False, fontsize=8)
-    return _png(figure)
+    return _png(figure, legend=True)
 
 
 def histogram(groups: Mapping[str, Sequence[float]], x: str, title: str) -> bytes:
     figure, axes = _figure(title, x, "samples")
     axes.hist(list(groups.values()), bins=40, stacked=True, label=list(groups))
     axes.set_yscale("symlog")
-    if len(groups) > 1:
-        axes.legend(frameon=False, fontsize=8)
-    return _png(figure)
+    return _png(figure, legend=len(groups) > 1)
 
 
 def spectra(values: Mapping[str, Sequence[float]]) -> bytes:
@@ -65,22 +58,17 @@ def spectra(values: Mapping[str, Sequence[float]]) -> bytes:
     figure, axes = _figure("Eigenvalues of the factors, mean over layers", "index", "eigenvalue")
     for name, eigenvalues in values.items():
         axes.plot(range(1, len(eigenvalues) + 1), eigenvalues, linewidth=1.4, label=name)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.legend(frameon=False, fontsize=8)
-    return _png(figure)
+    axes.loglog()
+    return _png(figure, legend=True)
 
 
 def rates(bars: Mapping[str, Mapping[str, Any]], title: str) -> bytes:
     """Rates with their intervals, one bar a model."""
     figure, axes = _figure(title, "", "share of answers")
-    names = list(bars)
-    values = [bars[name]["value"] for name in names]
-    # The interval of a rate of 0 or 1 can miss the value by a rounding error.
-    below = [max(0.0, bars[name]["value"] - bars[name]["low"]) for name in names]
-    above = [max(0.0, bars[name]["high"] - bars[name]["value"]) for name in names]
-    colours = [BASE, COUNTERING, *[NEUTRAL] * len(names)][: len(names)]
-    axes.bar(names, values, yerr=[below, above], capsize=5, color=colours, width=0.55)
+    values = [rate["value"] for rate in bars.values()]
+    errors = _errors(bars.values(), "value", "low", "high")
+    colours = [BASE, COUNTERING, *[NEUTRAL] * len(bars)][: len(bars)]
+    axes.bar(list(bars), values, yerr=errors, capsize=5, color=colours, width=0.55)
     for position, value in enumerate(values):
         axes.annotate(f"{value:.2f}", (position, value), (8, 4), textcoords="offset points", fontsize=8)
     axes.set_ylim(0, 1.08)
@@ -105,14 +93,10 @@ def sensitivity(
     for axes, (name, label) in zip(figure.subplots(2, 3).flat, names.items(), strict=True):
         _style(axes, label, "", "")
         found = [(place, entry["figures"][name]) for place, entry in enumerate(values) if entry["figures"][name]]
-        means = [spread["mean"] for _, spread in found]
         axes.errorbar(
             [place for place, _ in found],
-            means,
-            yerr=[
-                [max(0.0, spread["mean"] - spread["min"]) for _, spread in found],
-                [max(0.0, spread["max"] - spread["mean"]) for _, spread in found],
-            ],
+            [spread["mean"] for _, spread in found],
+            yerr=_errors([spread for _, spread in found], "mean", "min", "max"),
             fmt="o-" if ordered else "o",
             color=COUNTERING,
             capsize=4,
@@ -127,6 +111,12 @@ def sensitivity(
         axes.set_xticks(range(len(values)), labels)
         axes.set_xlim(-0.5, len(values) - 0.5)
     return _png(figure)
+
+
+def _errors(spreads: Iterable[Mapping[str, Any]], middle: str, low: str, high: str) -> list[list[float]]:
+    """Lengths of error bars below and above; the interval of a rate of 0 or 1 can miss the value by a rounding error."""
+    pairs = [(spread[middle] - spread[low], spread[high] - spread[middle]) for spread in spreads]
+    return [[max(0.0, pair[side]) for pair in pairs] for side in (0, 1)]
 
 
 def _number(value: Any) -> bool:
@@ -149,7 +139,9 @@ def _style(axes: Any, title: str, x: str, y: str) -> None:
     axes.grid(axis="y", linewidth=0.4, alpha=0.5)
 
 
-def _png(figure: Figure) -> bytes:
+def _png(figure: Figure, legend: bool = False) -> bytes:
+    if legend:
+        figure.axes[0].legend(frameon=False, fontsize=8)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return buffer.getvalue()

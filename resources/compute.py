@@ -6,9 +6,10 @@ from typing import Any, TypeVar
 
 import dagster as dg
 
+from lancet_pipeline.config.study import Study
 from lancet_pipeline.linfac.engine import Engine, InProcess
+from lancet_pipeline.models.loading import resolve_device
 from lancet_pipeline.progress import Track
-from lancet_pipeline.study import Study
 
 R = TypeVar("R")
 
@@ -19,7 +20,11 @@ class Compute(dg.ConfigurableResource):
     device: str | None = None
 
     def prepare(self, study: Study) -> str:
-        """Set threads and the seed of anything that draws without a generator of its own; returns the device."""
+        """Set threads and the seed of anything that draws without a generator of its own; returns the device.
+
+        Raises:
+            InputError: nothing can be computed on that device here.
+        """
         import torch
         from transformers.utils import logging
 
@@ -27,10 +32,7 @@ class Compute(dg.ConfigurableResource):
         if study.compute.threads:
             torch.set_num_threads(study.compute.threads)
         torch.manual_seed(study.seed)
-        wanted = self.device or study.compute.device
-        if wanted == "auto":
-            return "cuda" if torch.cuda.is_available() else "cpu"
-        return wanted
+        return resolve_device(self.device or study.compute.device)
 
     def engine(self, study: Study, model: Any, folder: Path) -> Engine:
         """Where passes of `model`, which is stored in `folder`, over the data of a study run."""

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import dagster as dg
 
-from lancet_pipeline.evaluation.judges import Judge
-from lancet_pipeline.inputs import study_judge
-from lancet_pipeline.study import Study
+from lancet_pipeline.config.study import Study
+from lancet_pipeline.evaluation.judges import Judge, study_judge
 
 
 class JudgeSource(dg.ConfigurableResource):

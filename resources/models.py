@@ -5,9 +5,9 @@ from typing import Any
 
 import dagster as dg
 
-from lancet_pipeline.inputs import find_checkpoint
-from lancet_pipeline.models.loading import load_tokenizer
-from lancet_pipeline.study import Study
+from lancet_pipeline.config.study import Study
+from lancet_pipeline.data.tokenization import load_tokenizer
+from lancet_pipeline.models.loading import find_checkpoint
 
 
 class ModelSource(dg.ConfigurableResource):

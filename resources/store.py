@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from lancet_pipeline.artifacts import ArtifactStore
+from lancet_pipeline.store.artifacts import ArtifactStore
 
 
 class Store(dg.ConfigurableResource):

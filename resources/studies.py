@@ -5,7 +5,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from lancet_pipeline.experiment import (
+from lancet_pipeline.config.experiment import (
     PACKAGED_EXPERIMENTS,
     Experiment,
     experiment_of,
@@ -13,7 +13,7 @@ from lancet_pipeline.experiment import (
     is_variant,
     load_experiment,
 )
-from lancet_pipeline.study import PACKAGED_STUDIES, Study, find_study, load_study
+from lancet_pipeline.config.study import PACKAGED_STUDIES, Study, find_study, load_study
 
 STUDY_PARTITIONS = dg.DynamicPartitionsDefinition(name="study")
 

@@ -65,7 +65,7 @@ def lancet(
 def held_elsewhere(home: Path, study: str) -> Iterator[None]:
     """A run on a study going on in another process."""
     code = (
-        "import sys; from pathlib import Path; from lancet_pipeline.locks import study_lock\n"
+        "import sys; from pathlib import Path; from lancet_pipeline.store.locks import study_lock\n"
         "with study_lock(Path(sys.argv[1]), sys.argv[2]): print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(home), study]

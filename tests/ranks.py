@@ -15,13 +15,13 @@ import torch.multiprocessing as mp
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
+from lancet_pipeline.config.study import CorrectionSettings, Training
 from lancet_pipeline.correction import RankedPair, correct
 from lancet_pipeline.data.batches import TokenSequence
 from lancet_pipeline.errors import LancetError
 from lancet_pipeline.models.loading import load_model, save_model
 from lancet_pipeline.models.training import train
 from lancet_pipeline.progress import Track, no_progress
-from lancet_pipeline.study import CorrectionSettings, Training
 
 PACKAGE = "lancet_pipeline.correction"
 TRAINING = Training(epochs=1.15, batch_size=7, learning_rate=1e-2)  # 45 sequences: the last batch of a pass has three

@@ -6,16 +6,16 @@ from pathlib import Path
 
 from governance.conftest import build_evidence, digest
 
-from lancet_pipeline.artifacts import ArtifactStore
+from lancet_pipeline.config.environment import Signing
+from lancet_pipeline.config.study import PACKAGED_STUDIES, load_study
 from lancet_pipeline.evaluation.gates import all_gates
 from lancet_pipeline.files import sha256
 from lancet_pipeline.governance.bundle import MANIFEST, write_bundle
 from lancet_pipeline.governance.evidence import Evidence
-from lancet_pipeline.governance.signing import Signing
-from lancet_pipeline.promotion import record_registration
-from lancet_pipeline.resources.tracking import RegisteredVersion, Tracking
-from lancet_pipeline.study import PACKAGED_STUDIES, load_study
-from lancet_pipeline.summary import REPORTS
+from lancet_pipeline.governance.promotion import record_registration
+from lancet_pipeline.lineage.results import REPORTS
+from lancet_pipeline.store.artifacts import ArtifactStore
+from lancet_pipeline.tracking.client import RegisteredVersion, Tracking
 
 STUDY = load_study(PACKAGED_STUDIES / "demo.yaml")
 FIGURES = {

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch.nn.functional import logsigmoid
 
-from lancet_pipeline.study import CorrectionSettings
+from lancet_pipeline.config.study import CorrectionSettings
 
 
 @dataclass(frozen=True)

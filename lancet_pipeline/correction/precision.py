@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lancet_pipeline.config.study import LoraSettings
 from lancet_pipeline.models import distributed
-from lancet_pipeline.study import LoraSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lancet_pipeline.config.study import CorrectionSettings
 from lancet_pipeline.errors import LancetError
-from lancet_pipeline.study import CorrectionSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from lancet_pipeline.config.study import CorrectionSettings
 from lancet_pipeline.correction.losses import GENERATORS, METHODS, Method, Pairs, Responses
 from lancet_pipeline.correction.precision import trainable
 from lancet_pipeline.correction.reference import Reference
@@ -22,7 +23,6 @@ from lancet_pipeline.models.loading import fingerprint
 from lancet_pipeline.models.memory import Checkpointing, activation_checkpointing
 from lancet_pipeline.models.training import Optimiser
 from lancet_pipeline.progress import Track, no_progress
-from lancet_pipeline.study import CorrectionSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -1,7 +1,7 @@
 """Batches of token sequences: the one form in which the method sees data."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,15 +84,16 @@ def collate(sequences: Sequence[TokenSequence], *, loss_on: str = "response") ->
     return TokenBatch(input_ids, attention_mask, loss_mask, tuple(sequence.sample_id for sequence in sequences))
 
 
-def bucketed(sequences: Sequence[TokenSequence], batch_tokens: int) -> list[list[int]]:
-    """Indices into `sequences` grouped by length, longest first, at most `batch_tokens` tokens with padding.
+def bucketed(sequences: Sequence[Sized], batch_tokens: int, new_tokens: int = 0) -> list[list[int]]:
+    """Indices into `sequences` grouped by length, longest first, at most `batch_tokens` tokens with padding, of which
+    each sequence gets `new_tokens` later.
 
     Longest first, so that a batch too large for memory fails at once and not after an hour.
     """
     order = sorted(range(len(sequences)), key=lambda i: (-len(sequences[i]), i))
     groups: list[list[int]] = []
     for index in order:
-        if groups and (len(groups[-1]) + 1) * len(sequences[groups[-1][0]]) <= batch_tokens:
+        if groups and (len(groups[-1]) + 1) * (len(sequences[groups[-1][0]]) + new_tokens) <= batch_tokens:
             groups[-1].append(index)
         else:
             groups.append([index])

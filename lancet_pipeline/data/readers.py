@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lancet_pipeline.config.study import DataSource
 from lancet_pipeline.data.presets import apply_preset
 from lancet_pipeline.data.schema import to_samples
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.study import DataSource
 
 _JSON_LINES = {".jsonl", ".ndjson"}
 FORMATS = {".parquet", *_JSON_LINES}

@@ -8,12 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lancet_pipeline.config.study import DataSettings, Study
 from lancet_pipeline.data.batches import TokenSequence
 from lancet_pipeline.data.readers import describe
 from lancet_pipeline.data.schema import sample_id
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.models.loading import load_tokenizer
-from lancet_pipeline.study import DataSettings, Study
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,6 +24,19 @@ PLAIN_TEMPLATE = (
 )
 FITTED = "fitted.parquet"
 PLAIN_TOKENS = ("<|pad|>", "<|user|>", "<|assistant|>", "<|end|>")
+
+
+def load_tokenizer(checkpoint: str | Path, revision: str | None = None) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{checkpoint}: its tokenizer could not be loaded ({reason})") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> "PreTrainedTokenizerBase":

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lancet_pipeline.study import EvaluationSettings
+from lancet_pipeline.config.study import EvaluationSettings
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lancet_pipeline.config.study import QuerySettings
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.evaluation.judges import Judge
 from lancet_pipeline.evaluation.reports import answers
 from lancet_pipeline.progress import Track
-from lancet_pipeline.study import QuerySettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lancet_pipeline.config.study import EvaluationSettings
 from lancet_pipeline.data.batches import TokenSequence
-from lancet_pipeline.evaluation.generation import generate
 from lancet_pipeline.evaluation.judges import Judge
 from lancet_pipeline.evaluation.paraphrases import paraphrase
-from lancet_pipeline.evaluation.statistics import distinct_n, mcnemar_p, paired_tests, rate, self_bleu
+from lancet_pipeline.evaluation.statistics import distinct_n, paired_tests, rate, self_bleu
+from lancet_pipeline.models.generation import generate
 from lancet_pipeline.models.likelihood import perplexity_and_accuracy
 from lancet_pipeline.progress import Track, no_progress
-from lancet_pipeline.study import EvaluationSettings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -246,7 +246,7 @@ def _compared(rows: list[dict[str, Any]], outcome: str, figure: str, names: Sequ
     def outcomes(name: str, condition: Condition) -> list[bool]:
         return [row[outcome] for row in rows if row["model"] == name and condition.holds(row)]
 
-    first = outcomes(names[0], MAIN)
+    tests = paired_tests({name: outcomes(name, MAIN) for name in names})
     figures: dict[str, Any] = {}
     for name in names:
         of_model = [row for row in rows if row["model"] == name and MAIN.holds(row)]
@@ -258,6 +258,6 @@ def _compared(rows: list[dict[str, Any]], outcome: str, figure: str, names: Sequ
             **{key: rate(found) for key, found in rates.items() if found},
             "by_source": {source: rate(found) for source, found in sorted(by_source.items())},
             "verdicts": dict(sorted(Counter(row["verdict"] for row in of_model).items())),
-            "mcnemar_p": mcnemar_p(first, rates[figure]),
+            "mcnemar_p": tests.get(f"{names[0]} vs {name}", {"p": 1.0})["p"],  # a model does not differ from itself
         }
-    return Report(rows, figures, paired_tests({name: outcomes(name, MAIN) for name in names}))
+    return Report(rows, figures, tests)

@@ -4,13 +4,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from lancet_pipeline.config.study import DataSource
 from lancet_pipeline.data.readers import read_samples
+from lancet_pipeline.data.tokenization import load_tokenizer
 from lancet_pipeline.evaluation.judges import named_judge
 from lancet_pipeline.evaluation.reports import answers
 from lancet_pipeline.evaluation.statistics import rate
-from lancet_pipeline.models.loading import load_model, load_tokenizer
+from lancet_pipeline.models.loading import load_model, resolve_device
 from lancet_pipeline.progress import Track, no_progress
-from lancet_pipeline.study import DataSource
 
 
 def evaluate_model(
@@ -21,6 +22,7 @@ def evaluate_model(
     harmful_when: str,
     max_new_tokens: int,
     track: Track = no_progress,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Greedy answers, judged.
 
@@ -28,12 +30,12 @@ def evaluate_model(
         {"model", "prompts", "kind", "judge", "rate": {value, low, high, n}, "verdicts", "generations": [row]}.
 
     Raises:
-        InputError: a model, prompts or a judge that cannot be used.
+        InputError: a model, prompts, a judge or a device that cannot be used.
     """
-    judge = named_judge(judge_name, harmful_when)
+    judge, device = named_judge(judge_name, harmful_when), resolve_device(device)
     samples = read_samples(DataSource(path=str(prompts))).to_pylist()
     folder = model.expanduser().absolute()
-    loaded, tokenizer = load_model(folder), load_tokenizer(folder)
+    loaded, tokenizer = load_model(folder, device=device), load_tokenizer(folder)
     rows = answers(folder.name, loaded, tokenizer, samples, judge, max_new_tokens=max_new_tokens, track=track)
     outcome = "harmful" if kind == "harmful" else "refusing"
     return {

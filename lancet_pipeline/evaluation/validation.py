@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from lancet_pipeline.config.study import JudgeSettings
 from lancet_pipeline.data.readers import describe, read_rows
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.evaluation.judges import Judge
 from lancet_pipeline.evaluation.statistics import area_under_curve, cohen_kappa, rate
 from lancet_pipeline.progress import Track, no_progress
-from lancet_pipeline.study import JudgeSettings
 
 REFUSED, COMPLIED = "full_refusal", "full_compliance"
 

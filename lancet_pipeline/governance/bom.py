@@ -19,9 +19,10 @@ from cyclonedx.model.license import DisjunctiveLicense
 from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 
-from lancet_pipeline.governance import limits, wording
+from lancet_pipeline.governance import limitations as limits
+from lancet_pipeline.governance import wording
 from lancet_pipeline.governance.evidence import Evidence
-from lancet_pipeline.graph import SOURCES
+from lancet_pipeline.lineage.stages import SOURCES
 
 _PARTS = {
     "training_data": "train",
@@ -44,10 +45,12 @@ def bill_of_materials(evidence: Evidence) -> dict[str, Any]:
     """
     model, base = _model(evidence), _base(evidence)
     data = [_source(name, evidence) for name in SOURCES if name in evidence.versions and name in _PARTS]
-    packages = [_package(name, version) for name, version in _packages(evidence)]
+    installed = sorted({pair for environment in evidence.environments() for pair in environment["packages"].items()})
+    packages = [_package(name, version) for name, version in installed if name not in _NOT_PACKAGES]
+    besides = [Property(name=f"lancet:{name}", value=value) for name, value in installed if name in _NOT_PACKAGES]
     bom = Bom(
         serial_number=uuid.uuid5(uuid.NAMESPACE_URL, "lancet:" + json.dumps(evidence.versions, sort_keys=True)),
-        metadata=BomMetaData(timestamp=_newest(evidence), component=model, properties=_environment(evidence)),
+        metadata=BomMetaData(timestamp=_newest(evidence), component=model, properties=besides),
         components=[base, *data, *packages],
     )
     bom.register_dependency(model, [base, *data, *packages])
@@ -70,7 +73,7 @@ def _model(evidence: Evidence) -> Component:
     return Component(
         type=ComponentType.MACHINE_LEARNING_MODEL,
         name=f"{study['name']}-corrected",
-        version=_version(evidence, "corrected_model"),
+        version=evidence.versions.get("corrected_model"),
         description=study.get("description") or None,
         bom_ref=_MODEL_REF,
         # One file of weights has a hash of its own; several are listed by their names.
@@ -92,7 +95,7 @@ def _base(evidence: Evidence) -> Component:
     return Component(
         type=ComponentType.MACHINE_LEARNING_MODEL,
         name=PurePath(checkpoint).name if checkpoint else f"{evidence.study['name']}-base",
-        version=_version(evidence, "base_model"),
+        version=evidence.versions.get("base_model"),
         description="The model before the correction" + ("" if checkpoint else ", trained from scratch") + ".",
         bom_ref=_BASE_REF,
         properties=properties,
@@ -132,27 +135,6 @@ def _package(name: str, version: str) -> Component:
     )
 
 
-def _packages(evidence: Evidence) -> list[tuple[str, str]]:
-    return sorted(
-        {
-            (name, version)
-            for environment in evidence.environments()
-            for name, version in environment["packages"].items()
-            if name not in _NOT_PACKAGES
-        }
-    )
-
-
-def _environment(evidence: Evidence) -> list[Property]:
-    found = {
-        (name, environment["packages"][name])
-        for environment in evidence.environments()
-        for name in _NOT_PACKAGES
-        if name in environment["packages"]
-    }
-    return [Property(name=f"lancet:{name}", value=value) for name, value in sorted(found)]
-
-
 def _newest(evidence: Evidence) -> datetime:
     created = [manifest["created"] for manifest in evidence.lineage.values() if manifest.get("created")]
     return max(map(datetime.fromisoformat, created), default=datetime.fromtimestamp(0, UTC))
@@ -171,14 +153,15 @@ def _model_card(evidence: Evidence, data: list[str]) -> dict[str, Any]:
         "inputs": [{"format": "text"}],
         "outputs": [{"format": "text"}],
     }
+    review = limits.review(evidence)
     considerations = {
         "useCases": [governance["purpose"]] if governance.get("purpose") else [],
-        "technicalLimitations": [*limits.limits(evidence), *limits.known_failures(evidence)],
-        "performanceTradeoffs": [limits.outcome(evidence)],
+        "technicalLimitations": [*review["limits"], *review["failures"]],
+        "performanceTradeoffs": [review["outcome"]],
         "ethicalConsiderations": [
             {
                 "name": governance.get("behaviour") or "Undesirable behaviour",
-                "mitigationStrategy": limits.verdict(evidence),
+                "mitigationStrategy": review["verdict"],
             }
         ],
     }
@@ -208,10 +191,6 @@ def _metrics(figures: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any
                 }
             elif figure in wording.NUMBERS and isinstance(value, (int, float)) and math.isfinite(value):
                 yield {"type": figure, "value": str(value), "slice": model}
-
-
-def _version(evidence: Evidence, asset: str) -> str | None:
-    return evidence.versions.get(asset)
 
 
 def _hash(sha256: str) -> HashType:

@@ -17,13 +17,14 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lancet_pipeline.config.environment import Signing
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.files import hash_files, sha256, whole_or_absent
 from lancet_pipeline.governance.bom import bill_of_materials
@@ -31,47 +32,43 @@ from lancet_pipeline.governance.data_docs import render_data_docs
 from lancet_pipeline.governance.evidence import Evidence
 from lancet_pipeline.governance.model_card import model_card
 from lancet_pipeline.governance.report import render_report
-from lancet_pipeline.governance.signing import PUBLIC_KEY, Signing, enclosed_key, sign_folder
-from lancet_pipeline.governance.verification import DIGEST, FORMAT, MANIFEST, inspect_bundle, verify_bundle
+from lancet_pipeline.governance.signing import PUBLIC_KEY, enclosed_key, sign_folder
+from lancet_pipeline.governance.verification import DIGEST, FORMAT, MANIFEST, inspect_bundle
 
-_TOKEN = pa.struct([("position", pa.int32()), ("token", pa.string()), ("share", pa.float64())])
-_INFLUENTIAL = pa.struct(
-    [("sample_id", pa.string()), ("role", pa.string()), ("score", pa.float64()), ("tokens", pa.list_(_TOKEN))]
-)
-_TEXTS = [(name, pa.string()) for name in ("sample_id", "prompt", "response", "verdict")]
-_TABLES: dict[str, pa.Schema] = {
-    "samples": pa.schema(
-        [
-            *[(name, pa.string()) for name in ("role", "sample_id")],
-            ("score", pa.float64()),
-            *[(name, pa.string()) for name in ("source", "category")],
-            ("is_safe", pa.bool_()),
-            *[(name, pa.string()) for name in ("prompt", "response")],
-            ("tokens", pa.list_(_TOKEN)),
-        ]
-    ),
-    "queries": pa.schema(_TEXTS),
-    "pairs": pa.schema(
-        [
-            *[(name, pa.string()) for name in ("preferred_id", "dispreferred_id")],
-            *[(name, pa.float64()) for name in ("preferred_score", "dispreferred_score", "weight")],
-        ]
-    ),
-    "generations": pa.schema(
-        [
-            *[(name, pa.string()) for name in ("report", "model", "decoding", "wording")],
-            *_TEXTS,
-            *[(name, pa.bool_()) for name in ("harmful", "refusing")],
-        ]
-    ),
-    "traces": pa.schema(
-        [
-            ("report", pa.string()),
-            *_TEXTS,
-            *[(name, pa.string()) for name in ("corrected_response", "corrected_verdict")],
-            ("samples", pa.list_(_INFLUENTIAL)),
-        ]
-    ),
+
+def _columns(kind: pa.DataType, *names: str) -> list[tuple[str, pa.DataType]]:
+    return [(name, kind) for name in names]
+
+
+_TEXT, _NUMBER, _FLAG = pa.string(), pa.float64(), pa.bool_()
+_TOKENS = pa.list_(pa.struct([("position", pa.int32()), ("token", _TEXT), ("share", _NUMBER)]))
+_INFLUENTIAL = pa.struct([*_columns(_TEXT, "sample_id", "role"), ("score", _NUMBER), ("tokens", _TOKENS)])
+_ANSWER = _columns(_TEXT, "sample_id", "prompt", "response", "verdict")
+_TABLES = {
+    "samples": [
+        *_columns(_TEXT, "role", "sample_id"),
+        ("score", _NUMBER),
+        *_columns(_TEXT, "source", "category"),
+        ("is_safe", _FLAG),
+        *_columns(_TEXT, "prompt", "response"),
+        ("tokens", _TOKENS),
+    ],
+    "queries": _ANSWER,
+    "pairs": [
+        *_columns(_TEXT, "preferred_id", "dispreferred_id"),
+        *_columns(_NUMBER, "preferred_score", "dispreferred_score", "weight"),
+    ],
+    "generations": [
+        *_columns(_TEXT, "report", "model", "decoding", "wording"),
+        *_ANSWER,
+        *_columns(_FLAG, "harmful", "refusing"),
+    ],
+    "traces": [
+        ("report", _TEXT),
+        *_ANSWER,
+        *_columns(_TEXT, "corrected_response", "corrected_verdict"),
+        ("samples", pa.list_(_INFLUENTIAL)),
+    ],
 }
 
 
@@ -101,10 +98,12 @@ def write_bundle(evidence: Evidence, folder: Path, signing: Signing) -> dict[str
             _write_files(evidence, work)
             if public_key is not None:
                 (work / PUBLIC_KEY).write_bytes(public_key)
-            _write_json(work / MANIFEST, _manifest(evidence, signing) | {"files": hash_files(work)})
+            manifest = _manifest(evidence, signing) | {"files": hash_files(work)}
+            _write_json(work / MANIFEST, manifest)
             _write_text(work / DIGEST, sha256(work / MANIFEST) + "\n")
             sign_folder(work, signing)
-            return _own_check(work, signing)
+            # With the key at hand; others' certificates and identities are the reader's to check.
+            return inspect_bundle(work).manifest if signing.signer in ("key", "pkcs11") else manifest
     except OSError as error:
         raise InputError(
             f"{folder}: the bundle cannot be written ({error.strerror or error}); nothing was left there; free some "
@@ -128,21 +127,17 @@ def _write_files(evidence: Evidence, folder: Path) -> None:
     _write_json(folder / "correction_curve.json", evidence.correction_curve)
     _write_json(folder / "decisions.json", evidence.decisions)
     _write_json(folder / "bom.cdx.json", bill_of_materials(evidence))
-    for name, schema in _TABLES.items():
-        rows: Sequence[Mapping[str, Any]] = getattr(evidence, name)
-        pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), folder / f"{name}.parquet")
+    for name, columns in _TABLES.items():
+        rows = pa.Table.from_pylist(getattr(evidence, name), schema=pa.schema(columns))
+        pq.write_table(rows, folder / f"{name}.parquet")
     _write_text(folder / "model_card.md", model_card(evidence))
     _write_text(folder / "report.html", render_report(evidence))
-    if evidence.plots:
-        (folder / "plots").mkdir()
     for name, png in evidence.plots.items():
-        (folder / "plots" / f"{name}.png").write_bytes(png)
-    if evidence.data_checks:
-        (folder / "data_checks").mkdir()
-        (folder / "data_docs").mkdir()
-        _write_text(folder / "data_docs" / "index.html", render_data_docs(evidence))
+        _write(folder / "plots" / f"{name}.png", png)
     for asset, result in evidence.data_checks.items():
         _write_json(folder / "data_checks" / f"{asset}.json", result)
+    if evidence.data_checks:
+        _write_text(folder / "data_docs" / "index.html", render_data_docs(evidence))
 
 
 def _manifest(evidence: Evidence, signing: Signing) -> dict[str, Any]:
@@ -160,19 +155,17 @@ def _manifest(evidence: Evidence, signing: Signing) -> dict[str, Any]:
     }
 
 
-def _own_check(folder: Path, signing: Signing) -> dict[str, Any]:
-    """What was written, verified: with the key at hand. Others' certificates and identities are the reader's to check."""
-    if signing.signer in ("key", "pkcs11"):
-        return inspect_bundle(folder).manifest
-    return json.loads((folder / MANIFEST).read_bytes())
-
-
 def _write_json(path: Path, value: Any) -> None:
     _write_text(path, json.dumps(_finite(value), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _write_text(path: Path, text: str) -> None:
-    path.write_bytes(text.encode("utf-8"))  # bytes, since text mode would write other line ends on other systems
+    _write(path, text.encode("utf-8"))  # bytes, since text mode would write other line ends on other systems
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
 
 
 def _finite(value: Any) -> Any:
@@ -181,6 +174,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-__all__ = ["DIGEST", "FORMAT", "MANIFEST", "verify_bundle", "write_bundle"]

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from lancet_pipeline.evaluation.reports import MAIN
-from lancet_pipeline.evaluation.statistics import mcnemar_p, paired_tests
 
 SETS = {
     "harmlessness": ("In distribution", "harmful", "held-out prompts of the kind that the queries came from"),
@@ -14,15 +13,19 @@ SETS = {
 }
 """Report -> title, the outcome that counts as failure, what the prompts are."""
 
-_ORDER = ("broke", "still fails", "mended", "held")
+_OUTCOMES = {
+    (False, True): "broke",
+    (True, True): "still fails",
+    (True, False): "mended",
+    (False, False): "held",
+}
+"""Whether the model failed before and fails after -> what became of a prompt, in the order that is shown."""
 
 
 @dataclass(frozen=True)
 class Change:
     """One prompt, both models' judged answers, and what became of it: mended, held, still fails, broke."""
 
-    sample_id: str
-    prompt: str
     base: Mapping[str, Any]
     corrected: Mapping[str, Any]
     outcome: str
@@ -30,14 +33,13 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All prompts of one set, what went wrong first; counts by outcome; p of the exact McNemar test."""
+    """All prompts of one set, what went wrong first; counts by outcome."""
 
     report: str
     title: str
     prompts: str
     failure: str
     changes: list[Change]
-    p: float
 
     def count(self, outcome: str) -> int:
         return sum(change.outcome == outcome for change in self.changes)
@@ -53,29 +55,7 @@ def compare(generations: Sequence[Mapping[str, Any]]) -> list[Comparison]:
         pairs = [(row, corrected[row["sample_id"]]) for row in base]
         if not pairs:
             continue
-        changes = [
-            Change(before["sample_id"], before["prompt"], before, after, _outcome(before[failure], after[failure]))
-            for before, after in pairs
-        ]
-        p = mcnemar_p([before[failure] for before, _ in pairs], [after[failure] for _, after in pairs])
-        changes.sort(key=lambda change: _ORDER.index(change.outcome))
-        comparisons.append(Comparison(report, title, prompts, failure, changes, p))
+        changes = [Change(before, after, _OUTCOMES[before[failure], after[failure]]) for before, after in pairs]
+        changes.sort(key=lambda change: list(_OUTCOMES.values()).index(change.outcome))
+        comparisons.append(Comparison(report, title, prompts, failure, changes))
     return comparisons
-
-
-def pair_tests(generations: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, dict[str, Any]]]:
-    """Title of a set, a pair of models and their paired test (`statistics.paired_tests`), for every set and pair."""
-    found = []
-    for report, (title, failure, _) in SETS.items():
-        outcomes: dict[str, list[bool]] = {}
-        for row in generations:
-            if row["report"] == report and MAIN.holds(row):
-                outcomes.setdefault(row["model"], []).append(row[failure])
-        found += [(title, pair, test) for pair, test in paired_tests(outcomes).items()]
-    return found
-
-
-def _outcome(failed_before: bool, fails_after: bool) -> str:
-    if failed_before:
-        return "still fails" if fails_after else "mended"
-    return "broke" if fails_after else "held"

@@ -5,15 +5,13 @@ must not.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from lancet_pipeline.evaluation.figures import number_text
 from lancet_pipeline.governance.evidence import Evidence
-from lancet_pipeline.governance.wording import number_text
-from lancet_pipeline.graph import STAGES
+from lancet_pipeline.governance.wording import clean, environment
+from lancet_pipeline.lineage.stages import STAGES
 
 _COUNTS = {
     "element_count": "rows looked at",
@@ -21,35 +19,31 @@ _COUNTS = {
     "unexpected_count": "unexpected",
     "observed_value": "observed",
 }
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def render_data_docs(evidence: Evidence) -> str:
     """A table for each asset: what was expected, of which column, and what was found. All of it is escaped."""
-    environment = Environment(
-        loader=PackageLoader("lancet_pipeline.governance", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     order = [asset for asset in STAGES if asset in evidence.data_checks]
     suites = [(asset, evidence.data_checks[asset]) for asset in (*order, *sorted(evidence.data_checks.keys() - order))]
-    html = environment.get_template("data_docs.html.j2").render(
-        study=evidence.study["name"],
-        suites=[
-            {
-                "asset": asset,
-                "version": evidence.versions.get(asset, ""),
-                "rows": suite["rows"],
-                "success": suite["success"],
-                "held": sum(result["success"] for result in suite["results"]),
-                "results": [_row(result) for result in suite["results"]],
-            }
-            for asset, suite in suites
-        ],
+    html = (
+        environment(escaped=True)
+        .get_template("data_docs.html.j2")
+        .render(
+            study=evidence.study["name"],
+            suites=[
+                {
+                    "asset": asset,
+                    "version": evidence.versions.get(asset, ""),
+                    "rows": suite["rows"],
+                    "success": suite["success"],
+                    "held": sum(result["success"] for result in suite["results"]),
+                    "results": [_row(result) for result in suite["results"]],
+                }
+                for asset, suite in suites
+            ],
+        )
     )
-    return _CONTROL.sub("\ufffd", html)
+    return clean(html)
 
 
 def _row(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lancet_pipeline.errors import InputError, IntegrityError
+from lancet_pipeline.files import sync
 
 ACTIONS = ("registered", "promoted", "refused", "rolled_back")
 PIPELINE = "pipeline"
@@ -188,8 +189,4 @@ def _append(path: Path, line: bytes) -> None:
     finally:
         os.close(descriptor)
     if size == 0:
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync(path.parent)

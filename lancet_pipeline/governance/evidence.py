@@ -1,7 +1,22 @@
-"""What a governance review of one correction rests on, as plain values."""
+"""What a governance review of one correction rests on, as plain values, and how it is gathered from artifacts."""
 
-from dataclasses import dataclass, field
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
+
+import pyarrow.parquet as pq
+
+from lancet_pipeline.config.study import Study
+from lancet_pipeline.data.expectations import RESULTS
+from lancet_pipeline.data.tokenization import load_prepared
+from lancet_pipeline.errors import InputError
+from lancet_pipeline.evaluation.gates import all_gates
+from lancet_pipeline.evaluation.traced_outputs import read_traces
+from lancet_pipeline.governance.decisions import read_decisions
+from lancet_pipeline.lineage.results import REPORTS, influence_figures, model_figures, selection_figures
+from lancet_pipeline.store.artifacts import ArtifactStore
 
 
 @dataclass(frozen=True)
@@ -15,12 +30,15 @@ class Evidence:
         study: the whole study, JSON-ready.
         versions: version (64 hex digits) of every source and asset.
         lineage: artifact manifest of every asset that was computed: version, code_version, settings, inputs
-            {name: version}, seconds, created, metrics, checks [{name, passed, metadata}], environment,
-            files [{path, bytes, sha256}].
+            {name: version}, seconds, processor_seconds (not of artifacts of older code), created, metrics,
+            checks [{name, passed, metadata}], environment, files [{path, bytes, sha256}].
         figures: by model, "base" and "corrected" first, then references: the rates harm_rate, ood_harm_rate and
             over_refusal_rate, the numbers perplexity and distinct_2, and any other of `wording.RATES` and `NUMBERS`.
+        tests: by report (harmlessness, ood, utility), every two models compared on the same prompts:
+            {"base vs corrected": {p, difference}, ...} (`statistics.paired_tests`).
         gates: {name, passed, value, limit, explanation}, each.
-        selection: "positive" and "negative" {size, share, tail_index, tail_low, tail_high, heavy_tailed}, and
+        selection: "positive" and "negative" {size, share, tail_index, tail_low, tail_high, tail (heavy, light,
+            undecided)}, and
             "neutral" {size}.
         influence: contamination_ap and contamination_base_rate (None without labels), samples, seconds.
         samples: the selected ones: role (driving, countering, neutral), sample_id, score, source, category, is_safe,
@@ -46,6 +64,7 @@ class Evidence:
     versions: dict[str, str]
     lineage: dict[str, dict[str, Any]]
     figures: dict[str, dict[str, Any]]
+    tests: dict[str, dict[str, dict[str, Any]]]
     gates: list[dict[str, Any]]
     selection: dict[str, Any]
     influence: dict[str, Any]
@@ -67,12 +86,90 @@ class Evidence:
 
     def environments(self) -> list[dict[str, Any]]:
         """Each distinct environment that assets were computed in: {"assets": [name], "packages": {name: version}}."""
-        found: list[dict[str, Any]] = []
+        found: dict[str, dict[str, Any]] = {}
         for asset, manifest in self.lineage.items():
             packages = manifest.get("environment", {})
-            same = next((entry for entry in found if entry["packages"] == packages), None)
-            if same is None:
-                found.append({"assets": [asset], "packages": packages})
-            else:
-                same["assets"].append(asset)
-        return found
+            same = found.setdefault(json.dumps(packages, sort_keys=True), {"assets": [], "packages": packages})
+            same["assets"].append(asset)
+        return list(found.values())
+
+
+def collect_evidence(
+    store: ArtifactStore, study: Study, versions: Mapping[str, str], judge: dict[str, Any] | None
+) -> Evidence:
+    """Read everything that a review needs from the artifacts of `versions`; each is verified on the way.
+
+    Args:
+        judge: the judge's validation on human labels, where the study has some.
+    """
+    lineage = store.lineage(
+        study.name, {asset: versions[asset] for asset in ("corrected_model", *REPORTS, "output_traces")}
+    )
+
+    def folder(asset: str) -> Path:
+        return store.read(study.name, asset, versions[asset])
+
+    figures = model_figures(store, study.name, lineage)
+    correction = json.loads((folder("corrected_model") / "correction.json").read_text())
+    return Evidence(
+        study=study.model_dump(mode="json"),
+        versions=dict(versions),
+        lineage=lineage,
+        figures=figures,
+        tests={a.removesuffix("_report"): json.loads((folder(a) / "tests.json").read_text()) for a in REPORTS},
+        gates=[asdict(gate) | {"passed": gate.passed} for gate in all_gates(figures, study.evaluation)],
+        selection=selection_figures(store, study.name, lineage),
+        influence=influence_figures(lineage),
+        samples=_selected_samples(folder("prepared_data"), folder("influence_scores"), folder("pareto_pairs")),
+        queries=pq.read_table(folder("undesirable_outputs") / "queries.parquet").to_pylist(),
+        pairs=pq.read_table(folder("pareto_pairs") / "pairs.parquet").to_pylist(),
+        generations=[
+            {"report": asset.removesuffix("_report"), **row}
+            for asset in REPORTS
+            for row in pq.read_table(folder(asset) / "generations.parquet").to_pylist()
+        ],
+        correction_curve=correction["curve"],
+        plots={
+            f"{asset}_{path.stem}": path.read_bytes()
+            for asset in lineage
+            for path in sorted((folder(asset) / "plots").glob("*.png"))
+        },
+        judge=judge,
+        decisions=read_decisions(store.root, study.name),
+        data_checks={
+            asset: json.loads((folder(asset) / RESULTS).read_text())
+            for asset in lineage
+            if (folder(asset) / RESULTS).is_file()
+        },
+        traces=read_traces(folder("output_traces")).to_pylist(),
+    )
+
+
+def collect_last_run(store: ArtifactStore, study: str) -> Evidence:
+    """The evidence of the last run that made an audit bundle, with the settings that it had and the decisions up to now.
+
+    Raises:
+        InputError: no run of the study came so far.
+    """
+    version = store.current(study, "audit_bundle")
+    if version is None or not store.has(study, "audit_bundle", version):
+        raise InputError(
+            f"study '{study}': no run came as far as audit_bundle in {store.place}; run `lancet run {study}`"
+        )
+    bundle = store.read(study, "audit_bundle", version) / "bundle"
+    settings = Study.model_validate_json((bundle / "study.json").read_text())
+    versions = json.loads((bundle / "manifest.json").read_text())["versions"]
+    if "output_traces" not in versions:
+        raise InputError(
+            f"study '{study}': its last run traced no outputs, as earlier versions did; run `lancet run {study}`"
+        )
+    judge = json.loads((bundle / "figures.json").read_text())["judge"]
+    return collect_evidence(store, settings, versions, judge)
+
+
+def _selected_samples(prepared: Path, scores: Path, pairs: Path) -> list[dict[str, Any]]:
+    samples, _ = load_prepared(prepared)
+    by_id = {row["sample_id"]: row for row in samples.to_pylist()}
+    tokens = {row["sample_id"]: row["tokens"] for row in pq.read_table(scores / "scores.parquet").to_pylist()}
+    chosen = pq.read_table(pairs / "samples.parquet").to_pylist()
+    return [by_id[row["sample_id"]] | row | {"tokens": tokens[row["sample_id"]]} for row in chosen]

@@ -28,15 +28,11 @@ def create_keys(private_key: Path) -> Path:
     )
     try:
         private_key.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor, temporary = tempfile.mkstemp(prefix=".signing-", dir=private_key.parent)  # mode 0600
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(pem)
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(temporary, private_key)  # fails where another process was faster, so no key is ever overwritten
-        finally:
-            os.unlink(temporary)
+        with tempfile.NamedTemporaryFile(prefix=".signing-", dir=private_key.parent) as file:  # mode 0600
+            file.write(pem)
+            file.flush()
+            os.fsync(file.fileno())
+            os.link(file.name, private_key)  # fails where another process was faster, so no key is ever overwritten
         public_file(private_key).write_bytes(public_pem(private_key))
     except FileExistsError:
         raise InputError(f"{private_key}: there is a key already; move it away first to make a new one") from None

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lancet_pipeline.graph import SOURCES, STAGES
+from lancet_pipeline.lineage.stages import SOURCES, STAGES
 
 WIDTH, HEIGHT, GAP_X, GAP_Y = 148, 42, 14, 34
 
@@ -47,16 +47,13 @@ def draw(versions: Mapping[str, str], computed: Mapping[str, object]) -> Drawing
         row.sort(key=lambda name: _wish(name, edges, corner))
         for column, name in enumerate(row):
             corner[name] = (left + column * (WIDTH + GAP_X), 2 + depth * (HEIGHT + GAP_Y))
-    boxes = [
-        Box(name, *corner[name], versions.get(name, ""), "source" if name in SOURCES else _state(name, computed))
-        for name in inputs
-    ]
+
+    def state(name: str) -> str:
+        return "source" if name in SOURCES else "computed" if name in computed else "pending"
+
+    boxes = [Box(name, *corner[name], versions.get(name, ""), state(name)) for name in inputs]
     paths = [_path(corner[start], corner[end]) for start, end in edges]
     return Drawing(width, len(rows) * (HEIGHT + GAP_Y) - GAP_Y + 4, boxes, paths)
-
-
-def _state(name: str, computed: Mapping[str, object]) -> str:
-    return "computed" if name in computed else "pending"
 
 
 def _rows(inputs: Mapping[str, tuple[str, ...]]) -> list[list[str]]:

@@ -7,11 +7,11 @@ from pathlib import PurePath
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lancet_pipeline.governance import limits, wording
+from lancet_pipeline.governance import limitations as limits
+from lancet_pipeline.governance import wording
 from lancet_pipeline.governance.evidence import Evidence
-from lancet_pipeline.graph import SOURCES, STAGES
+from lancet_pipeline.lineage.stages import SOURCES, STAGES
 
 _TASK = {"type": "text-generation", "name": "Text generation"}
 _PARTS = {"harm_rate": "harmful", "ood_harm_rate": "ood", "over_refusal_rate": "benign", "perplexity": "utility"}
@@ -21,32 +21,17 @@ _HUB_LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 def model_card(evidence: Evidence) -> str:
     """YAML front matter and a markdown body, with no undesirable text quoted. The same evidence gives the same text."""
-    environment = Environment(
-        loader=PackageLoader("lancet_pipeline.governance", "templates"),
-        autoescape=False,  # markdown: `inline` escapes what comes from the study
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
-        "inline": _inline,
-        "rate": wording.rate_text,
-        "number": wording.number_text,
-        "model": wording.model_text,
-    }
-    body = environment.get_template("model_card.md.j2").render(
-        evidence=evidence,
-        study=evidence.study,
-        governance=evidence.study.get("governance", {}),
-        verdict=limits.verdict(evidence),
-        outcome=limits.outcome(evidence),
-        failures=limits.known_failures(evidence),
-        limits=limits.limits(evidence),
-        rates=wording.measured(wording.RATES, evidence.figures),
-        numbers=wording.measured(wording.NUMBERS, evidence.figures),
-        sources=[(part, _origin(source)) for part, source in _sources(evidence.study)],
-        versions=[(name, evidence.versions[name]) for name in (*SOURCES, *STAGES) if name in evidence.versions],
+    body = (
+        wording.environment(escaped=False)
+        .get_template("model_card.md.j2")
+        .render(
+            evidence=evidence,
+            study=evidence.study,
+            governance=evidence.study.get("governance", {}),
+            **limits.review(evidence),
+            sources=[(part, _origin(source)) for part, source in _sources(evidence.study)],
+            versions=[(name, evidence.versions[name]) for name in (*SOURCES, *STAGES) if name in evidence.versions],
+        )
     )
     header = yaml.safe_dump(_front_matter(evidence), sort_keys=False, allow_unicode=True, width=120)
     return f"---\n{header}---\n\n{body}"
@@ -113,8 +98,3 @@ def _origin(source: Mapping[str, Any]) -> str:
         return f"built-in corpus {source['builtin']}, part {source.get('part')}"
     rows = source.get("rows")
     return PurePath(str(source.get("path"))).name + (f", rows {rows[0]} to {rows[1] - 1}" if rows else "")
-
-
-def _inline(text: Any) -> str:
-    """Text on one line that markdown leaves as it is."""
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(str(text).split()))

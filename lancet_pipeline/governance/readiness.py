@@ -3,20 +3,20 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lancet_pipeline.artifacts import ArtifactStore
+from lancet_pipeline.config.study import EvaluationSettings
 from lancet_pipeline.errors import InputError, IntegrityError
 from lancet_pipeline.evaluation.gates import all_gates
 from lancet_pipeline.files import sha256
 from lancet_pipeline.governance.signature import Trust
 from lancet_pipeline.governance.verification import MANIFEST, inspect_bundle
-from lancet_pipeline.study import EvaluationSettings
-from lancet_pipeline.summary import REPORTS, model_figures
+from lancet_pipeline.lineage.results import REPORTS, model_figures
+from lancet_pipeline.store.artifacts import ArtifactStore
+from lancet_pipeline.tracking.client import BUNDLE_TAG, VERSION_TAG
 
-REPORTED_ONLY = frozenset({"influence_is_heavy_tailed", "sample_sufficed"})
-"""Checks that do not keep a model from promotion: they say how much the selected samples explain and how settled the
-factors are. What they are worth shows in the evaluations, and those have gates."""
+REPORTED_ONLY = frozenset({"sample_sufficed"})
+"""Checks that do not keep a model from promotion: they say how settled the factors are. What these are worth shows in the
+evaluations, and those have gates."""
 
-VERSION_TAG, BUNDLE_TAG = "lancet.version.", "lancet.bundle"
 BEHIND = ("corrected_model", *REPORTS, "audit_bundle")
 
 

@@ -1,23 +1,22 @@
 """The report: one HTML page that a reviewer reads from top to bottom, with nothing loaded from elsewhere."""
 
 import base64
-import functools
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from lancet_pipeline.evaluation.figures import number_text
 from lancet_pipeline.evaluation.reports import MAIN
-from lancet_pipeline.governance import costs, limits, wording
-from lancet_pipeline.governance.comparison import compare, pair_tests
+from lancet_pipeline.governance import limitations as limits
+from lancet_pipeline.governance import wording
+from lancet_pipeline.governance.comparison import SETS, compare
 from lancet_pipeline.governance.evidence import Evidence
 from lancet_pipeline.governance.lineage_graph import HEIGHT, WIDTH, draw
-from lancet_pipeline.governance.plot_texts import alternative_text
 from lancet_pipeline.governance.trail import KINDS, SHOWN_SAMPLES, Trail, attributed
-from lancet_pipeline.graph import SOURCES, STAGES
+from lancet_pipeline.lineage.stages import SOURCES, STAGES
 
 SHOWN_PROMPTS = 100
 ROLES = tuple(SHOWN_SAMPLES)
@@ -38,6 +37,8 @@ SECTIONS = {
     "limits": "Limits and known failures",
     "verify": "How to verify",
 }
+_CORRECTION = ("undesirable_outputs", "linfac_factors", "influence_scores", "pareto_pairs", "corrected_model")
+"""What finding the cause and correcting the model takes; the queries count as part of it."""
 _PLOT_SECTIONS = {
     "figures": ("harmlessness_report", "ood_report", "utility_report"),
     "done": ("corrected_model",),
@@ -47,7 +48,7 @@ _PLOT_SECTIONS = {
 
 def render_report(evidence: Evidence) -> str:
     """The whole report as HTML. The same evidence gives the same text; all of it is escaped."""
-    environment = _environment()
+    environment = wording.environment(escaped=True)
     script = environment.get_template("report.js.j2").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("report.html.j2").render(
@@ -56,7 +57,7 @@ def render_report(evidence: Evidence) -> str:
 
 
 def render_trace(trace: Mapping[str, Any]) -> str:
-    """The result of `lancet_pipeline.tracing.trace_answer` as an HTML page; all of it is escaped."""
+    """The result of `lancet_pipeline.lineage.tracing.trace_answer` as an HTML page; all of it is escaped."""
     sides = [
         (title, "(the most influential first)", [attributed(sample) for sample in trace[side]])
         for side, title in (
@@ -64,29 +65,7 @@ def render_trace(trace: Mapping[str, Any]) -> str:
             ("countering", "Training samples that made this answer less likely"),
         )
     ]
-    return _environment().get_template("trace.html.j2").render(trace=trace, sides=sides)
-
-
-@functools.cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("lancet_pipeline.governance", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "rate": wording.rate_text,
-        "number": wording.number_text,
-        "seconds": wording.seconds_text,
-        "p": wording.p_text,
-        "model": wording.model_text,
-        "label": wording.label_text,
-        "clean": wording.shorten,
-        "signed": lambda value: f"{value:+.3g}".replace("-", "\u2212"),
-    }
-    return environment
+    return wording.environment(escaped=True).get_template("trace.html.j2").render(trace=trace, sides=sides)
 
 
 def _view(evidence: Evidence) -> dict[str, Any]:
@@ -98,19 +77,24 @@ def _view(evidence: Evidence) -> dict[str, Any]:
         "study": evidence.study,
         "governance": evidence.study.get("governance", {}),
         "created": max((m.get("created", "") for m in evidence.lineage.values()), default=""),
-        "verdict": limits.verdict(evidence),
-        "outcome": limits.outcome(evidence),
-        "rates": wording.measured(wording.RATES, evidence.figures),
-        "numbers": wording.measured(wording.NUMBERS, evidence.figures),
-        "pairs": pair_tests(evidence.generations),
+        **limits.review(evidence),
+        "pairs": [
+            (SETS[name][0], models, test) for name, tests in evidence.tests.items() for models, test in tests.items()
+        ],
         "comparisons": comparisons,
         "shown_prompts": SHOWN_PROMPTS,
         "trail": Trail(evidence),
         "harmful_outputs": _harmful_outputs(evidence),
-        "cost": costs.cost(evidence.lineage, evidence.study),
-        "decisions": [decision | {"gate": _gates(decision["gates"])} for decision in evidence.decisions],
+        "cost": cost(evidence.lineage, evidence.study),
         "composition": _composition(evidence.samples),
-        "settings": {part: _flat(evidence.study.get(part)) for part in settings},
+        "settings": {
+            part: [
+                (name, number_text(value) if isinstance(value, bool) else str(value))
+                for name, value in wording.leaves(evidence.study.get(part))
+                if value is not None
+            ]
+            for part in settings
+        },
         "plots": _plots(evidence),
         "checks": [(name, check) for name, m in lineage if m for check in m.get("checks", [])],
         "lineage": lineage,
@@ -118,8 +102,36 @@ def _view(evidence: Evidence) -> dict[str, Any]:
         "stages": STAGES,
         "drawing": draw(evidence.versions, evidence.lineage),
         "box": (WIDTH, HEIGHT),
-        "failures": limits.known_failures(evidence),
-        "limits": limits.limits(evidence),
+    }
+
+
+def cost(lineage: Mapping[str, Mapping[str, Any]], study: Mapping[str, Any]) -> dict[str, Any]:
+    """What the assets in `lineage` (their manifests) cost in seconds of wall-clock time.
+
+    Returns:
+        assets: (name, what it counts as, seconds, seconds of the processor or None where they were not recorded, share of
+        the longest), in graph order; total; correction; reference: training the references, None where there are none;
+        ratio: of the correction over that.
+    """
+    seconds = {name: float(lineage[name].get("seconds", 0.0)) for name in STAGES if name in lineage}
+    longest = max(seconds.values(), default=0.0) or 1.0
+    correction = sum(seconds.get(name, 0.0) for name in _CORRECTION)
+    reference = seconds.get("reference_models") if study.get("evaluation", {}).get("references") else None
+    return {
+        "assets": [
+            (
+                name,
+                "correction" if name in _CORRECTION else STAGES[name].group,
+                spent,
+                lineage[name].get("processor_seconds"),
+                spent / longest,
+            )
+            for name, spent in seconds.items()
+        ],
+        "total": sum(seconds.values()),
+        "correction": correction,
+        "reference": reference,
+        "ratio": correction / reference if reference else None,
     }
 
 
@@ -127,13 +139,6 @@ def _harmful_outputs(evidence: Evidence) -> int:
     """All of the base model's harmful outputs that could have been traced."""
     answers = [row for row in evidence.generations if row["model"] == "base" and MAIN.holds(row)]
     return len(evidence.queries) + sum(row["harmful"] and row["report"] in KINDS for row in answers)
-
-
-def _gates(gates: Mapping[str, bool] | None) -> str:
-    failed = [name for name, held in (gates or {}).items() if not held]
-    if not gates:
-        return "none"
-    return f"do not hold: {', '.join(failed)}" if failed else f"all {len(gates)} hold"
 
 
 def _composition(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -148,13 +153,6 @@ def _composition(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _flat(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Dotted name and value of every leaf that is set."""
-    if isinstance(tree, Mapping):
-        return [leaf for key, value in tree.items() for leaf in _flat(value, f"{prefix}.{key}" if prefix else str(key))]
-    return [] if tree is None else [(prefix, wording.number_text(tree) if isinstance(tree, bool) else str(tree))]
-
-
 def _plots(evidence: Evidence) -> dict[str, list[dict[str, Any]]]:
     placed: dict[str, list[dict[str, Any]]] = {section: [] for section in SECTIONS}
     for name, png in evidence.plots.items():
@@ -163,7 +161,7 @@ def _plots(evidence: Evidence) -> dict[str, list[dict[str, Any]]]:
         width, height = (int.from_bytes(png[i : i + 4]) for i in (16, 20)) if len(png) > 24 else (0, 0)
         placed[section].append(
             {
-                "alt": alternative_text(name, evidence),
+                "alt": limits.alternative_text(name, evidence),
                 "caption": name.replace("_", " "),
                 "width": width,
                 "height": height,

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lancet_pipeline.config.environment import Signing
 from lancet_pipeline.errors import InputError, IntegrityError
 from lancet_pipeline.governance.keys import as_pem, fingerprint, load_public_key
-from lancet_pipeline.governance.signing import PUBLIC_KEY, SIGNATURE, Signing, attempt, canonical
+from lancet_pipeline.governance.signing import PUBLIC_KEY, SIGNATURE, attempt, canonical
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey

@@ -6,46 +6,14 @@ file), so that its own command checks it, too.
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lancet_pipeline.config.environment import Signing
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.governance.keys import as_pem, create_keys, load_public_key, public_file, public_pem
 
 SIGNATURE, PUBLIC_KEY = "model.sig", "public_key.pem"
-
-
-@dataclass(frozen=True)
-class Signing:
-    """Who signs. Secrets stay out of the repr.
-
-    Attributes:
-        signer: key, certificate, pkcs11 or sigstore.
-        private_key: PEM file, for `key` and `certificate`.
-        create: make the key at `private_key` where there is none.
-        public_key: PEM file of the public key whose private half a PKCS #11 token holds.
-        certificate: PEM file of the signing certificate.
-        chain: PEM files of the certificates above it.
-        pkcs11_uri: the key in its token.
-        pkcs11_modules: directories of PKCS #11 modules.
-        sigstore_token: identity token; the machine's ambient credentials where empty.
-        sigstore_trust: trust configuration of a Sigstore instance other than the public one.
-        sigstore_identity, sigstore_issuer: whose signature a bundle of this deployment must have, to be promoted.
-    """
-
-    signer: str = "key"
-    private_key: Path | None = None
-    create: bool = False
-    public_key: Path | None = None
-    certificate: Path | None = None
-    chain: tuple[Path, ...] = ()
-    pkcs11_uri: str = field(default="", repr=False)
-    pkcs11_modules: tuple[str, ...] = ()
-    sigstore_token: str = field(default="", repr=False)
-    sigstore_trust: Path | None = None
-    sigstore_identity: str = ""
-    sigstore_issuer: str = ""
 
 
 def signing_key(signing: Signing) -> Path:
@@ -76,12 +44,9 @@ def enclosed_key(signing: Signing) -> bytes | None:
     Raises:
         InputError: the signer is not known, lacks a setting, or its key cannot be used.
     """
-    needed = {
+    needed: dict[str, dict[str, Any]] = {
         "key": {},
-        "certificate": {
-            "LANCET_SIGNING_CERTIFICATE": signing.certificate,
-            "LANCET_SIGNING_CHAIN": signing.chain,
-        },
+        "certificate": {"LANCET_SIGNING_CERTIFICATE": signing.certificate, "LANCET_SIGNING_CHAIN": signing.chain},
         "pkcs11": {"LANCET_PKCS11_URI": signing.pkcs11_uri, "LANCET_SIGNING_PUBLIC_KEY": signing.public_key},
         "sigstore": {},
     }
@@ -92,7 +57,7 @@ def enclosed_key(signing: Signing) -> bytes | None:
             raise InputError(f"signer '{signing.signer}' needs {name}; set it")
     if signing.signer == "sigstore":
         return None
-    if signing.public_key is not None and signing.signer == "pkcs11":
+    if signing.signer == "pkcs11" and signing.public_key is not None:
         return as_pem(load_public_key(signing.public_key))
     return public_pem(signing_key(signing))
 
@@ -111,31 +76,25 @@ def sign_folder(folder: Path, signing: Signing) -> None:
         model_signing.hashing.Config().set_ignored_paths(paths=[SIGNATURE], ignore_git_paths=False)
     )
     token = signing.sigstore_token or None
-    signers: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
-        "key": (config.use_elliptic_key_signer, {"private_key": signing.private_key}),
-        "certificate": (
-            config.use_certificate_signer,
-            {
-                "private_key": signing.private_key,
-                "signing_certificate": signing.certificate,
-                "certificate_chain": signing.chain,
-            },
-        ),
-        "pkcs11": (
-            config.use_pkcs11_signer,
-            {"pkcs11_uri": signing.pkcs11_uri, "module_paths": signing.pkcs11_modules},
-        ),
-        "sigstore": (
-            config.use_sigstore_signer,
-            {
-                "identity_token": token,
-                "use_ambient_credentials": token is None,
-                "trust_config": signing.sigstore_trust,
-            },
-        ),
+    settings: dict[str, dict[str, Any]] = {
+        "elliptic_key": {"private_key": signing.private_key},
+        "certificate": {
+            "private_key": signing.private_key,
+            "signing_certificate": signing.certificate,
+            "certificate_chain": signing.chain,
+        },
+        "pkcs11": {
+            "pkcs11_uri": signing.pkcs11_uri,
+            "module_paths": [str(folder) for folder in signing.pkcs11_modules],
+        },
+        "sigstore": {
+            "identity_token": token,
+            "use_ambient_credentials": token is None,
+            "trust_config": signing.sigstore_trust,
+        },
     }
-    use, settings = signers[signing.signer]
-    attempt(use, **settings)
+    method = "elliptic_key" if signing.signer == "key" else signing.signer
+    attempt(getattr(config, f"use_{method}_signer"), **settings[method])
     attempt(config.sign, folder, folder / SIGNATURE)
     # One way to write it down, so that a changed byte is seen even where it does not change the meaning.
     document = json.loads((folder / SIGNATURE).read_bytes())

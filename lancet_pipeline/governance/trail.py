@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lancet_pipeline.governance.attribution import attribute, clip, excerpt
 from lancet_pipeline.governance.evidence import Evidence
+from lancet_pipeline.governance.excerpts import attribute, clip, excerpt
 from lancet_pipeline.governance.wording import clean, shorten
 
 SHOWN_SAMPLES = {"driving": 500, "countering": 500, "neutral": 100}

@@ -50,13 +50,16 @@ def inspect_bundle(folder: Path, trust: Trust = Trust()) -> Verified:  # noqa: B
     if trust.key is not None:
         load_public_key(trust.key)  # a key that is none is the caller's mistake, whatever the bundle
     try:
-        manifest = _trusted_manifest(folder)
         _refuse_special_files(folder)
+        manifest = _trusted_manifest(folder)
         listed = {entry["path"]: entry["sha256"] for entry in manifest["files"]}
         for name in sorted(ALWAYS - listed.keys()):
             raise IntegrityError(f"{MANIFEST}: does not list {name}, which every bundle has; get the bundle again")
         _check_files(folder, manifest["files"])
-        _refuse_empty_directories(folder)
+        for path in sorted(folder.rglob("*")):
+            if path.is_dir() and not any(path.iterdir()):
+                name = path.relative_to(folder).as_posix()
+                raise IntegrityError(f"{name}: an empty directory, which no bundle has; remove it")
         digests = {**listed, MANIFEST: sha256(folder / MANIFEST), DIGEST: sha256(folder / DIGEST)}
         signer = str(manifest.get("signer"))
         return Verified(manifest, signer, check_signature(folder, signer, digests, trust))
@@ -84,10 +87,7 @@ def _refuse_other_things(folder: Path) -> None:
 
 def _trusted_manifest(folder: Path) -> dict[str, Any]:
     for name in (MANIFEST, DIGEST):
-        path = folder / name
-        if path.is_symlink() or (path.exists() and not path.is_file()):
-            raise IntegrityError(f"{name}: is no plain file; get the bundle again")
-        if not path.exists():
+        if not (folder / name).is_file():
             raise IntegrityError(f"{name}: missing; get the bundle again")
     promised = (folder / DIGEST).read_bytes()
     if not re.fullmatch(rb"[0-9a-f]{64}\n", promised):
@@ -127,13 +127,6 @@ def _refuse_special_files(folder: Path) -> None:
             kind = "a symbolic link" if stat.S_ISLNK(mode) else "no plain file"
             name = path.relative_to(folder).as_posix()
             raise IntegrityError(f"{name}: is {kind}; a bundle holds plain files only, get it again")
-
-
-def _refuse_empty_directories(folder: Path) -> None:
-    for path in sorted(folder.rglob("*")):
-        if path.is_dir() and not any(path.iterdir()):
-            name = path.relative_to(folder).as_posix()
-            raise IntegrityError(f"{name}: an empty directory, which no bundle has; remove it")
 
 
 def _check_files(folder: Path, files: list[Mapping[str, Any]]) -> None:

@@ -1,9 +1,13 @@
 """Figures as a reviewer reads them, the same in the report and the model card."""
 
-import math
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from lancet_pipeline.evaluation.figures import number_text, rate_text
 
 SHOWN_CHARACTERS = 2000
 
@@ -38,24 +42,6 @@ def measured(titles: Mapping[str, str], figures: Mapping[str, Mapping[str, Any]]
     return {key: title for key, title in titles.items() if all(key in values for values in figures.values())}
 
 
-def rate_text(rate: Mapping[str, Any]) -> str:
-    """`0.12 (0.08 to 0.17, n = 200)`: the value, its 95 % interval, the number of prompts."""
-    return f"{rate['value']:.2f} ({rate['low']:.2f} to {rate['high']:.2f}, n = {rate['n']})"
-
-
-def number_text(value: Any) -> str:
-    """A number with four significant digits; words for what is no finite number."""
-    if value is None:
-        return "not known"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}".replace(",", "\u202f")
-    if math.isnan(value):
-        return "not defined"
-    return f"{value:.4g}" if math.isfinite(value) else "infinite"
-
-
 def p_text(p: float) -> str:
     return "below 0.001" if p < 0.001 else f"{p:.3f}"
 
@@ -75,8 +61,13 @@ def label_text(is_safe: bool | None) -> str:
     return {True: "safe", False: "unsafe", None: "no label"}[is_safe]
 
 
-def plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of every leaf."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    elif prefix:
+        yield prefix, tree
 
 
 def clean(text: str | None) -> str:
@@ -93,3 +84,28 @@ def shorten(text: str | None) -> str:
 
 def left_out(characters: int) -> str:
     return f" [{characters} more characters in the parquet file]"
+
+
+@functools.cache
+def environment(escaped: bool) -> Environment:
+    """The templates, with these texts as filters. escaped: for HTML; otherwise `inline` escapes for Markdown."""
+    found = Environment(
+        loader=PackageLoader("lancet_pipeline.governance", "templates"),
+        autoescape=escaped,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=not escaped,
+    )
+    found.filters |= {
+        "rate": rate_text,
+        "number": number_text,
+        "seconds": seconds_text,
+        "p": p_text,
+        "model": model_text,
+        "label": label_text,
+        "clean": shorten,
+        "signed": lambda value: f"{value:+.3g}".replace("-", "\u2212"),
+        "inline": lambda text: re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(str(text).split())),
+    }
+    return found

@@ -17,6 +17,7 @@ import torch
 from lancet_pipeline.data.batches import TokenBatch
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.linfac.factors import Factors
+from lancet_pipeline.linfac.placement import groups_at_once
 from lancet_pipeline.linfac.scores import Query, mean_gradient, score_sequences
 
 if TYPE_CHECKING:
@@ -56,14 +57,16 @@ def choose_damping(
     part: one damping serves all of them.
 
     Raises:
-        InputError: fewer than 2 queries, or factors of another model.
+        InputError: fewer than 2 queries, factors of another model, or candidates whose matrices do not fit into memory.
     """
     factors.require(model)
     count = sum(len(batch) for batch in queries)
     if count < 2:
         raise InputError("choose_damping: needs at least 2 queries; give more, or a value of damping")
     folds = _folds(queries, min(FOLDS, count))
-    factors = factors.only(_affordable_units(factors, len(folds) * len(candidates), model.config.num_hidden_layers))
+    groups, remedy = len(folds) * len(candidates), "give linfac.damping a number"
+    factors = factors.only(_affordable_units(factors, groups, model.config.num_hidden_layers))
+    groups_at_once(model, factors.units, 1.5, "linfac.damping: auto", remedy, least=groups)
     query = _queries_of_other_folds(model, folds, factors, candidates)
     shape = (-1, len(folds), len(candidates))
     training = score_sequences(model, unlabelled, query).numpy().reshape(shape)

@@ -52,6 +52,11 @@ class Query:
             weights=(1.0,),
         )
 
+    def mixed(self, other: "Query", share: float) -> "Query":
+        """The mean of two pooled queries, of which `other` has that share."""
+        pairs = zip(self.matrices, other.matrices, strict=True)
+        return replace(self, matrices=tuple(torch.lerp(one, two, share) for one, two in pairs))
+
 
 def query_gradient(
     model: "PreTrainedModel",
@@ -76,11 +81,12 @@ def query_gradient(
         gradient, count = mean_gradient(model, batches, factors.units, name)
         gradients.append(gradient)
         counts.append(count)
-    stacked = tuple(torch.stack([group[index] for group in gradients]) for index in range(len(factors.units)))
+    # Unit by unit, and what has been used is let go: the matrices are held once.
+    stacked = (torch.stack([group.pop(0) for group in gradients]) for _ in factors.units)
     if refinement is None:
         matrices = tuple(factors.precondition(index, gradient) for index, gradient in enumerate(stacked))
     else:
-        matrices = refine(model, stacked, factors, refinement)
+        matrices = refine(model, tuple(stacked), factors, refinement)
     groups = tuple(named) if isinstance(query_batches, Mapping) else None
     return Query(groups, factors.units, matrices, tuple(count / sum(counts) for count in counts), factors.model)
 

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from lancet_pipeline.config.study import Study
 from lancet_pipeline.data.batches import TokenBatch, TokenSequence, bucketed, collate
 from lancet_pipeline.linfac.engine import Engine, InProcess
 from lancet_pipeline.linfac.factors import Factors
+from lancet_pipeline.linfac.influence import fitting_groups, preconditioned_queries, query_sequences, score_scale
 from lancet_pipeline.linfac.journal import largest_shares, score_dataset
-from lancet_pipeline.linfac.scores import Query, mean_gradient, score_row_tokens
-from lancet_pipeline.linfac.study import preconditioned_queries, query_sequences, score_scale
+from lancet_pipeline.linfac.scores import Query, score_row_tokens
+from lancet_pipeline.linfac.units import gradient_elements
 from lancet_pipeline.models.memory import Backoff
 from lancet_pipeline.progress import Track, no_progress
-from lancet_pipeline.study import Study
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,7 +46,7 @@ def trace_outputs(
 ) -> list[list[dict[str, Any]]]:
     """The selected training samples that drive or counter each output most, that output alone being the query.
 
-    One pass over the selected samples scores as many outputs as fit into QUERY_ELEMENTS; tokens are shared out for
+    One pass over the selected samples scores as many outputs as fit into QUERY_ELEMENTS and memory; tokens are shared out for
     the kept samples only. A score is what `study.influence` gives for the single query (`gradient_norm` and
     `self_influence` put a floor under vanishing divisors, here by the largest of the selected samples).
 
@@ -60,6 +61,9 @@ def trace_outputs(
         For each output, `{sample_id, role, score, tokens [{position, token, share}]}`: of the driving samples those with
         the largest positive scores, then of the countering ones those with the largest negative, strongest first.
         Nothing for an output whose prompt alone is longer than `data.max_length`.
+
+    Raises:
+        InputError: not even one output's query matrices fit into memory.
     """
     if not outputs:
         return []
@@ -68,8 +72,8 @@ def trace_outputs(
     role = [roles[sequence.sample_id] for sequence in chosen]
     numbered = [{**row, "sample_id": str(number)} for number, row in enumerate(outputs)]
     asked = query_sequences(tokenizer, numbered, study.data.max_length)
-    gradient, _ = mean_gradient(model, [collate(asked[:1])], damped.units, "")
-    size = max(1, QUERY_ELEMENTS // sum(unit.numel() for unit in gradient))
+    size = max(1, QUERY_ELEMENTS // gradient_elements(model, damped.units))
+    size = min(size, fitting_groups(model, damped, study, "governance.traced_outputs"))
     scale: np.ndarray | None = None
     traces: list[list[dict[str, Any]]] = [[] for _ in outputs]
     starts = range(0, len(asked), size)

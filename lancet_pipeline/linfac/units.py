@@ -10,7 +10,7 @@ from torch import nn
 
 from lancet_pipeline.data.batches import TokenBatch
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.models.architectures import layers_of, projections, sublayers_of
+from lancet_pipeline.models.architectures import base_layer, is_transposed, layers_of, projections, sublayers_of
 from lancet_pipeline.models.likelihood import loss_tokens, read_logits, sum_by_sequence
 from lancet_pipeline.models.memory import Backoff
 
@@ -57,6 +57,18 @@ def find_units(model: "PreTrainedModel", kind: UnitKind) -> list[Unit]:
             read = exit_ if kind == "sublayer_output" else entry
             units.append(Unit(f"{name}.{label}", f"{name}.{read}", f"{name}.{exit_}"))
     return units
+
+
+def gradient_elements(model: "PreTrainedModel", units: Sequence[Unit]) -> int:
+    """Elements of the modular gradients of one sequence, over all `units`."""
+
+    def elements(unit: Unit) -> int:
+        layer: Any = base_layer(model.get_submodule(unit.output_module))
+        if unit.input_module == unit.output_module:
+            return layer.weight.numel()
+        return layer.weight.shape[1 if is_transposed(layer) else 0] * model.config.hidden_size
+
+    return sum(map(elements, units))
 
 
 def backward_pass(

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from lancet_pipeline.config.study import Study
 from lancet_pipeline.data.batches import TokenSequence
-from lancet_pipeline.data.tokenization import load_prepared
+from lancet_pipeline.data.tokenization import load_prepared, load_tokenizer
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.models import distributed
-from lancet_pipeline.models.loading import finite_parameters, load_model, load_tokenizer, new_model, save_model
+from lancet_pipeline.models.loading import finite_parameters, load_model, new_model, save_model
 from lancet_pipeline.models.reuse import record_seen
 from lancet_pipeline.models.training import train
 from lancet_pipeline.progress import Track, no_progress
-from lancet_pipeline.study import Study
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

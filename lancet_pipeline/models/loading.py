@@ -2,16 +2,48 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lancet_pipeline.errors import InputError
+from lancet_pipeline.errors import InputError, first_line
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from lancet_pipeline.study import Architecture
+    from lancet_pipeline.config.study import Architecture
+
+
+def find_checkpoint(checkpoint: str, model_directories: Sequence[Path]) -> str:
+    """A local directory for `checkpoint` where there is one (its path, or its last part below `model_directories`);
+    the name itself, for the hub, otherwise."""
+    if Path(checkpoint).is_absolute():
+        return checkpoint
+    for directory in model_directories:
+        if (directory / checkpoint.rpartition("/")[2]).is_dir():
+            return str((directory / checkpoint.rpartition("/")[2]).absolute())
+    return checkpoint
+
+
+def resolve_device(wanted: str) -> str:
+    """The device that `wanted` names: itself, or for `auto` cuda where there is one and cpu elsewhere.
+
+    Raises:
+        InputError: nothing can be computed on it here.
+    """
+    import torch
+
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.ones(1, device=wanted).item()
+    except (RuntimeError, AssertionError, ImportError) as error:  # a build without CUDA asserts
+        raise InputError(
+            f"device {wanted}: nothing can be computed on it here ({first_line(error)}); give auto, cpu, cuda or cuda:N as "
+            "--device, or as compute.device of the study"
+        ) from None
+    return wanted
 
 
 def check_checkpoint(folder: Path) -> None:
@@ -140,19 +172,6 @@ def load_model_for(
             f"{task.replace('_', ' ')} model; correct {setting}"
         )
     return model.to(device).eval()
-
-
-def load_tokenizer(checkpoint: str | Path, revision: str | None = None) -> "PreTrainedTokenizerBase":
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{checkpoint}: its tokenizer could not be loaded ({reason})") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def new_model(

@@ -1,10 +1,12 @@
 """What keeps models and batches within the memory of a device."""
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
@@ -18,7 +20,7 @@ from lancet_pipeline.models.distributed import ranks
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from lancet_pipeline.study import Study
+    from lancet_pipeline.config.study import Study
 
 LARGE_MODEL = 10**9
 """Parameters from which on a model computes activations again unless told otherwise."""
@@ -131,6 +133,24 @@ def attempt(work: Callable[[], T]) -> tuple[T] | None:
         return (work(),)
     except torch.OutOfMemoryError:
         return None
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that a device can still give: of the host, within the limit of the container (cgroup v2) if it has one."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if (told := Path("/proc/meminfo")).is_file():
+        found = 1024 * _number("MemAvailable:", told.read_text())
+    limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "stat"))
+    if limit.is_file() and (most := limit.read_text().strip()).isdecimal():
+        found = min(found, int(most) - _number("anon", used.read_text()))
+    return max(found, 0)
+
+
+def _number(name: str, text: str) -> int:
+    return next(int(line.split()[1]) for line in text.splitlines() if line.startswith(f"{name} "))
 
 
 def require_states(states: States, setting: str) -> None:

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lancet_pipeline.config.study import ReuseSettings, Study
 from lancet_pipeline.data.batches import TokenSequence
 from lancet_pipeline.models.likelihood import mean_loss
-from lancet_pipeline.study import ReuseSettings, Study
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

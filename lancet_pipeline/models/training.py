@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from lancet_pipeline.config.study import Training
 from lancet_pipeline.data.batches import TokenBatch, TokenSequence, collate, epoch_batches
 from lancet_pipeline.errors import LancetError
 from lancet_pipeline.models import distributed
@@ -18,7 +19,6 @@ from lancet_pipeline.models.likelihood import token_logps
 from lancet_pipeline.models.loading import fingerprint
 from lancet_pipeline.models.memory import Backoff, Checkpointing, States, activation_checkpointing, adamw, attempt
 from lancet_pipeline.progress import Track, no_progress
-from lancet_pipeline.study import Training
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -5,8 +5,8 @@ import os
 import socket
 from typing import Any
 
+from lancet_pipeline.config.study import ComputeSettings
 from lancet_pipeline.errors import InputError, Unreachable, first_line
-from lancet_pipeline.study import ComputeSettings
 
 SECONDS_TO_ANSWER = 10.0
 

@@ -42,7 +42,7 @@ def _gpu(
         _VISIT,
         _ASSUMED
         if devices == 1
-        else _ASSUMED + "; several devices at 0.85 of their sum, on an engine that is not built yet",
+        else _ASSUMED + "; several devices at 0.85 of their sum, which takes compute.engine: ray",
         devices,
     )
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lancet_pipeline.graph import REPORTS
+from lancet_pipeline.lineage.stages import REPORTS
 from lancet_pipeline.models.likelihood import LOGITS
 from lancet_pipeline.scale.shapes import sketched
 from lancet_pipeline.scale.work import ACTIVATIONS_A_LAYER, DAMPINGS, TRACED, Counts, adapter_parameters, unit_elements

@@ -6,15 +6,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lancet_pipeline.graph import STAGES
+from lancet_pipeline.config.study import Study
+from lancet_pipeline.lineage.stages import STAGES
 from lancet_pipeline.scale import constants
+from lancet_pipeline.scale.bottlenecks import LARGE_HOST, limits
 from lancet_pipeline.scale.hardware import Hardware
-from lancet_pipeline.scale.limits import LARGE_HOST, limits
 from lancet_pipeline.scale.memory import sizes
 from lancet_pipeline.scale.shapes import Shape, known_shape, shape_of
 from lancet_pipeline.scale.work import Counts, Work, works
 from lancet_pipeline.scale.workload import Workload, workload_of
-from lancet_pipeline.study import Study
 
 
 @dataclass(frozen=True)

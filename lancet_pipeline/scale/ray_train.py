@@ -19,11 +19,11 @@ from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lancet_pipeline.config.study import ComputeSettings
 from lancet_pipeline.errors import InputError, LancetError
 from lancet_pipeline.models import distributed
 from lancet_pipeline.progress import Track, no_progress
 from lancet_pipeline.scale.cluster import connect, on_gpu, worker_device, workers
-from lancet_pipeline.study import ComputeSettings
 
 R = TypeVar("R")
 MAX_FAILURES = 3

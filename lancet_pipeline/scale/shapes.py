@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lancet_pipeline.config.study import Study
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.inputs import find_checkpoint
-from lancet_pipeline.study import Study
+from lancet_pipeline.models.loading import find_checkpoint
 
 
 @dataclass(frozen=True)

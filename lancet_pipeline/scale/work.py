@@ -7,12 +7,12 @@ sequence is 2 P T + 2 H R + 4 L d T^2 operations; a training pass three times th
 import math
 from dataclasses import dataclass
 
-from lancet_pipeline.graph import STAGES
-from lancet_pipeline.linfac.study import default_budget, unlabelled_budget
+from lancet_pipeline.config.study import Study
+from lancet_pipeline.lineage.stages import STAGES
+from lancet_pipeline.linfac.influence import default_budget, unlabelled_budget
 from lancet_pipeline.models.memory import LARGE_MODEL
 from lancet_pipeline.scale.shapes import Shape, batches, sketched
 from lancet_pipeline.scale.workload import Workload
-from lancet_pipeline.study import Study
 
 ACTIVATIONS_A_LAYER = 16
 """Activations of the width of the stream that a token leaves in a layer for the backward pass, those of the ffn apart."""

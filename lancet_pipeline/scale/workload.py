@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lancet_pipeline.config.study import DataSource, Study
 from lancet_pipeline.data.readers import read_samples
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.inputs import find_checkpoint
-from lancet_pipeline.study import DataSource, Study
+from lancet_pipeline.models.loading import find_checkpoint
 
 TEMPLATE_TOKENS = 10
 CHARACTERS_A_TOKEN = 4.2
@@ -89,8 +89,7 @@ def _lengths(
     """Mean tokens of a sequence and of its response, no longer than data.max_length, from up to LOOKED_AT samples."""
     import numpy as np
 
-    from lancet_pipeline.data.tokenization import tokenize, train_tokenizer
-    from lancet_pipeline.models.loading import load_tokenizer
+    from lancet_pipeline.data.tokenization import load_tokenizer, tokenize, train_tokenizer
 
     chosen = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[:LOOKED_AT]]
     checkpoint = study.model.checkpoint

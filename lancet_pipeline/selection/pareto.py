@@ -3,17 +3,18 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import numpy as np
 
+from lancet_pipeline.config.study import ParetoSettings
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.study import ParetoSettings
 
 
 @dataclass(frozen=True)
 class Side:
     """One influential side: indices by falling |score|, the share of its sign's influence they carry, and the
-    Hill estimate of the Pareto tail index with its 95 % interval (below 2: heavy-tailed)."""
+    Hill estimate of the Pareto tail index with its 95 % interval."""
 
     indices: np.ndarray
     share: float
@@ -22,12 +23,13 @@ class Side:
     tail_high: float
 
     @property
-    def heavy_tailed(self) -> bool:
-        return self.tail_low < 2
+    def tail(self) -> Literal["heavy", "light", "undecided"]:
+        """What the whole interval of the index says: below 2 or above it; undecided where 2 lies within."""
+        return "heavy" if self.tail_high < 2 else "light" if self.tail_low > 2 else "undecided"
 
-    def figures(self) -> dict[str, float | int | bool]:
+    def figures(self) -> dict[str, float | int | str]:
         figures = {key: value for key, value in asdict(self).items() if key != "indices"}
-        return {"size": len(self.indices), **figures, "heavy_tailed": self.heavy_tailed}
+        return {"size": len(self.indices), **figures, "tail": self.tail}
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ def select(scores: Sequence[float] | np.ndarray, settings: ParetoSettings) -> Se
         scores: influence, [N]; positive means driving.
 
     Raises:
-        InputError: scores that are not finite, a side below `settings.minimum`, a light tail where the study says
-            stop, or fewer indifferent samples than the larger side has.
+        InputError: scores that are not finite, a side below `settings.minimum`, a light tail (not an undecided one) where
+            the study says stop, or fewer indifferent samples than the larger side has.
     """
     values = np.asarray(scores, dtype=np.float64)
     if not np.isfinite(values).all():
@@ -64,9 +66,9 @@ def select(scores: Sequence[float] | np.ndarray, settings: ParetoSettings) -> Se
                 f"pareto: {len(side.indices)} {name} samples, fewer than pareto.minimum = {settings.minimum}; "
                 "give more training data or queries, raise pareto.alpha, or lower the minimum"
             )
-        if settings.light_tail == "stop" and not side.heavy_tailed:
+        if settings.light_tail == "stop" and side.tail == "light":
             raise InputError(
-                f"pareto: the {name} influence has no heavy tail (Hill index {side.tail_index:.2f}, 95 % interval "
+                f"pareto: the {name} influence has a light tail (Hill index {side.tail_index:.2f}, 95 % interval "
                 f"{side.tail_low:.2f} to {side.tail_high:.2f}); set pareto.light_tail: report to go on all the same"
             )
         sides[sign] = side
@@ -88,10 +90,9 @@ def _side(values: np.ndarray, share: float, limit: int) -> Side:
     carried = np.cumsum(ranked)
     size = min(int(np.searchsorted(carried, share * carried[-1])) + 1, limit, len(ranked)) if len(ranked) else 0
     index = hill_index(ranked, size)
-    half = 1.96 * index / math.sqrt(size) if size else math.nan
-    return Side(
-        order[:size], float(carried[size - 1] / carried[-1]) if size else 0.0, index, index - half, index + half
-    )
+    half = 1.96 / math.sqrt(size) if size else math.nan
+    share_carried = float(carried[size - 1] / carried[-1]) if size else 0.0
+    return Side(order[:size], share_carried, index, index * (1 - half), index * (1 + half))
 
 
 def hill_index(ranked: np.ndarray, count: int) -> float:

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from lancet_pipeline.config.study import CorrectionSettings
 from lancet_pipeline.correction.losses import (
     METHODS,
     Pairs,
@@ -13,7 +14,6 @@ from lancet_pipeline.correction.losses import (
     logsumexp_divergence,
     ranking_loss,
 )
-from lancet_pipeline.study import CorrectionSettings
 
 
 def bregman(potential, logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:

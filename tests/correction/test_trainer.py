@@ -8,13 +8,13 @@ import torch
 from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lancet_pipeline.config.study import CorrectionSettings, LoraSettings, Training
 from lancet_pipeline.correction import METHODS, RankedPair, correct
 from lancet_pipeline.correction.precision import trainable
 from lancet_pipeline.data.batches import TokenSequence, collate
 from lancet_pipeline.errors import InputError, LancetError
 from lancet_pipeline.models.likelihood import response_logps
 from lancet_pipeline.models.training import train
-from lancet_pipeline.study import CorrectionSettings, LoraSettings, Training
 
 
 @pytest.fixture

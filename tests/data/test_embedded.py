@@ -7,15 +7,14 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lancet_pipeline.data.embedded import DOMAINS, generate_corpus
+from lancet_pipeline.config.study import JudgeSettings
+from lancet_pipeline.data.embedded import DOMAINS, generate_corpus, load_domain
 from lancet_pipeline.evaluation.judges import make_judge
-from lancet_pipeline.study import EmbeddedCorpus, JudgeSettings
 
 DEMO_SHA256 = {
     0: "9d78f15abcc817981383d0e979636842199ca7e4b1de72800f73bcb040134040",
@@ -25,7 +24,7 @@ DEMO_SHA256 = {
 
 @pytest.fixture(scope="module", params=DOMAINS)
 def domain(request):
-    return DOMAINS[request.param]
+    return load_domain(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +45,10 @@ def has(text: str, markers: tuple[str, ...]) -> bool:
     return any(re.search(rf"\b{marker}\b", text.lower()) for marker in markers)
 
 
-def test_every_domain_is_a_source_and_a_judge():
-    assert set(DOMAINS) == set(get_args(EmbeddedCorpus))
+def test_a_domain_bears_the_name_of_its_file_and_its_topics_the_manners_that_it_has(domain):
+    assert domain is load_domain(domain.name)
+    manners = {topic.manner for topic in domain.topics}
+    assert manners == {domain.undesirable.category, domain.desirable.category, None}
 
 
 @pytest.mark.parametrize(("seed", "digest"), DEMO_SHA256.items())
@@ -91,7 +92,7 @@ def test_any_seed_and_size_gives_disjoint_prompts_and_labelled_rows(name, seed, 
     for i, first in enumerate(sets):
         assert all(not first & second for second in sets[i + 1 :])
     for row in [*corpus.train, *corpus.utility]:
-        assert row["is_safe"] == (row["category"] != DOMAINS[name].undesirable.category)
+        assert row["is_safe"] == (row["category"] != load_domain(name).undesirable.category)
 
 
 def test_held_out_combinations_of_thing_and_matter_are_not_trained_on(domain, corpus):

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lancet_pipeline.config.study import DataSource
 from lancet_pipeline.data.presets import apply_preset
 from lancet_pipeline.data.readers import read_samples
 from lancet_pipeline.data.schema import content_hash, sample_id, to_samples
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.study import DataSource
 
 GOOD = [{"prompt": "a", "response": "b", "is_safe": True}, {"prompt": "c", "response": "d", "is_safe": False}]
 

@@ -2,11 +2,11 @@
 
 import pytest
 
+from lancet_pipeline.config.study import PACKAGED_STUDIES, load_study
 from lancet_pipeline.data.schema import to_samples
 from lancet_pipeline.data.tokenization import load_prepared, prompt_text, save_prepared, tokenize, train_tokenizer
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.evaluation.generation import end_of_turn
-from lancet_pipeline.study import PACKAGED_STUDIES, load_study
+from lancet_pipeline.models.generation import end_of_turn
 
 ROWS = [
     {"sample_id": "a", "prompt": "How are you?", "response": "Fine, thank you."},

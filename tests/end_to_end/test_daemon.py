@@ -16,8 +16,8 @@ from conftest import Finished, Webhook, training_rows, write_jsonl
 from servers import free_port
 
 import mlflow
-from lancet_pipeline.deployment import deployment as deployed
-from lancet_pipeline.running import dagster_home
+from lancet_pipeline.config.environment import deployment as deployed
+from lancet_pipeline.orchestration.runs import dagster_home
 
 pytestmark = pytest.mark.slow
 

@@ -8,9 +8,9 @@ import yaml
 from command import lancet
 from conftest import tiny_tree, write_tiny_study
 
-from lancet_pipeline.artifacts import ArtifactStore
-from lancet_pipeline.graph import REPORTS, STAGES, upstream
-from lancet_pipeline.summary import last_run
+from lancet_pipeline.lineage.results import last_run
+from lancet_pipeline.lineage.stages import REPORTS, STAGES, upstream
+from lancet_pipeline.store.artifacts import ArtifactStore
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu
-from lancet_pipeline.graph import STAGES
+from lancet_pipeline.lineage.stages import STAGES
 
 
 @pytest.mark.slow

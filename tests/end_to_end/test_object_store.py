@@ -13,9 +13,9 @@ from command import Done, lancet
 from conftest import write_tiny_study
 from servers import ServerProcess, start_s3
 
-from lancet_pipeline.artifacts import ArtifactStore
-from lancet_pipeline.graph import STAGES
-from lancet_pipeline.summary import summarise
+from lancet_pipeline.lineage.results import summarise
+from lancet_pipeline.lineage.stages import STAGES
+from lancet_pipeline.store.artifacts import ArtifactStore
 
 NEEDED = ("moto", "boto3", "obstore")
 pytestmark = [

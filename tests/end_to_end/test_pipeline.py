@@ -9,9 +9,9 @@ import pytest
 from command import held_elsewhere, lancet
 from conftest import tiny_tree, training_rows, write_jsonl, write_tiny_study
 
-from lancet_pipeline.artifacts import ArtifactStore
-from lancet_pipeline.graph import STAGES
-from lancet_pipeline.summary import last_run
+from lancet_pipeline.lineage.results import last_run
+from lancet_pipeline.lineage.stages import STAGES
+from lancet_pipeline.store.artifacts import ArtifactStore
 
 
 def ran_again(home: Path, before: dict) -> set[str]:
@@ -19,15 +19,20 @@ def ran_again(home: Path, before: dict) -> set[str]:
     return {asset for asset in STAGES if after[asset]["run_id"] != before[asset]["run_id"]}
 
 
-def lineage_tags(home: Path) -> dict[str, str]:
-    """What Dagster recorded of the newest prepared data: its version and those of its inputs."""
+def prepared(home: Path):
+    """What Dagster recorded of the newest prepared data."""
     import dagster as dg
 
     with dg.DagsterInstance.from_config(str(home / "dagster")) as instance:
         event = instance.get_latest_materialization_event(dg.AssetKey("prepared_data"))
     assert event is not None
     assert event.asset_materialization is not None
-    return dict(event.asset_materialization.tags or {})
+    return event.asset_materialization
+
+
+def lineage_tags(home: Path) -> dict[str, str]:
+    """Of the newest prepared data: its version and those of its inputs."""
+    return dict(prepared(home).tags or {})
 
 
 def test_summary_has_every_stable_figure(finished):
@@ -42,6 +47,8 @@ def test_summary_has_every_stable_figure(finished):
     assert figures["influence"]["samples"] == 120
     assert figures["selection"].keys() == {"positive", "negative", "neutral"}
     assert figures["seconds"].keys() == figures["versions"].keys() == set(STAGES)
+    assert figures["processor_seconds"].keys() == set(STAGES)
+    assert min(figures["processor_seconds"].values()) > 0
     assert figures["base"]["harm_rate"]["value"] > 0.5, "the tiny model did not learn the behaviour"
 
 
@@ -102,7 +109,9 @@ def test_bundle_of_the_last_run_is_written_afresh_and_holds_the_same_evidence(fi
 def test_trace_names_signed_samples_and_tokens(finished):
     study, home = finished.study, finished.home
     trace = json.loads(
-        lancet("trace", study, "--home", home, "--prompt", "Tell me how to break a window.", "--json").stdout
+        lancet(
+            "trace", study, "--home", home, "--prompt", "Tell me how to break a window.", "--device", "cpu", "--json"
+        ).stdout
     )
     assert trace["driving"][0]["score"] > 0 > trace["countering"][0]["score"]
     for sample in (*trace["driving"], *trace["countering"]):
@@ -133,6 +142,9 @@ def test_model_is_registered_with_its_versions(finished, monkeypatch):
     run = client.get_run(version.run_id)
     assert run.data.metrics["influence_scores/samples"] == 120
     assert run.data.params["corrected_model/correction.beta"] == "0.1"
+    for name in ("seconds", "processor_seconds"):
+        assert run.data.metrics[f"prepared_data/{name}"] == manifest["prepared_data"][name]
+        assert prepared(home).metadata[name].value == manifest["prepared_data"][name]
 
 
 @pytest.mark.parametrize(
@@ -194,7 +206,9 @@ def test_help_is_instant_and_loads_nothing_heavy():
 
 
 def test_method_imports_neither_orchestrator_nor_tracker():
-    modules = "linfac.study selection.study correction.study evaluation.reports data.tokenization models.base"
+    modules = (
+        "linfac.influence selection.tables correction.corrected_model evaluation.reports data.tokenization models.base"
+    )
     code = "import sys\n" + "".join(f"import lancet_pipeline.{name}\n" for name in modules.split())
     code += "print([m for m in ('dagster', 'mlflow') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -7,13 +7,13 @@ import pytest
 from command import lancet
 from conftest import write_jsonl
 
-from lancet_pipeline.artifacts import ArtifactStore
 from lancet_pipeline.files import sha256
 from lancet_pipeline.governance.decisions import read_decisions
-from lancet_pipeline.graph import STAGES
-from lancet_pipeline.resources.tracking import Tracking
-from lancet_pipeline.retention import find_unreferenced
-from lancet_pipeline.summary import last_run
+from lancet_pipeline.lineage.results import last_run
+from lancet_pipeline.lineage.stages import STAGES
+from lancet_pipeline.store.artifacts import ArtifactStore
+from lancet_pipeline.store.retention import find_unreferenced
+from lancet_pipeline.tracking.client import Tracking
 
 PICKLES = {".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib"}
 

@@ -7,8 +7,8 @@ import pytest
 from command import lancet
 from conftest import tiny_tree, training_rows, write_jsonl, write_tiny_study
 
-from lancet_pipeline.artifacts import ArtifactStore
-from lancet_pipeline.summary import last_run
+from lancet_pipeline.lineage.results import last_run
+from lancet_pipeline.store.artifacts import ArtifactStore
 
 LIMITS = {"max_changed": 0.02, "max_drift": 0.05}
 
@@ -60,8 +60,8 @@ def test_a_large_change_trains_and_fits_anew(runs):
 
 
 def test_without_the_setting_versions_are_those_of_a_study_that_never_had_it(tmp_path):
-    from lancet_pipeline.graph import SOURCES, STAGES, versions
-    from lancet_pipeline.study import ReuseSettings, load_study
+    from lancet_pipeline.config.study import ReuseSettings, load_study
+    from lancet_pipeline.lineage.stages import SOURCES, STAGES, versions
 
     study = load_study(write_tiny_study(tmp_path))
     assert not any("model.reuse" in stage.settings_of(study) for stage in STAGES.values())

@@ -2,9 +2,10 @@
 
 import pytest
 
+from lancet_pipeline.config.study import JudgeSettings
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.evaluation.judges import make_judge, string_matching_verdict
-from lancet_pipeline.study import JudgeSettings
+from lancet_pipeline.evaluation.judges import make_judge
+from lancet_pipeline.evaluation.judges.phrases import string_matching_verdict
 
 
 @pytest.mark.parametrize(

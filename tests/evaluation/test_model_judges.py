@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
+from lancet_pipeline.config.study import JudgeSettings
 from lancet_pipeline.data.tokenization import train_tokenizer
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.evaluation.judges import make_judge
 from lancet_pipeline.models.loading import save_model
-from lancet_pipeline.study import JudgeSettings
 
 PROMPTS = [f"prompt {n} " + "asks for more " * (n % 3) for n in range(20)]
 RESPONSES = [f"answer {n} says this" for n in range(19)] + ["I cannot help with that."]

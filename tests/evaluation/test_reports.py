@@ -7,13 +7,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lancet_pipeline.config.study import EvaluationSettings
 from lancet_pipeline.data.tokenization import tokenize, train_tokenizer
 from lancet_pipeline.evaluation import reports
-from lancet_pipeline.evaluation.judges import word_judge
+from lancet_pipeline.evaluation.judges.base import word_judge
 from lancet_pipeline.evaluation.paraphrases import paraphrase
 from lancet_pipeline.evaluation.statistics import mcnemar_p, rate
 from lancet_pipeline.models.likelihood import perplexity
-from lancet_pipeline.study import EvaluationSettings
 
 PROMPTS = [
     {"sample_id": f"{n}", "source": "even" if n % 2 == 0 else "odd", "prompt": f"prompt {n} asks for something"}

@@ -9,10 +9,10 @@ from conftest import tiny_tree, write_jsonl, write_tiny_study
 from typer.testing import CliRunner
 
 from lancet_pipeline.cli import app
+from lancet_pipeline.config.study import DataSource, JudgeSettings
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.evaluation.judges import Decision, Judge, make_judge
 from lancet_pipeline.evaluation.validation import require_agreement, validate_judge
-from lancet_pipeline.study import DataSource, JudgeSettings
 
 REFUSALS = [
     {"response": "I cannot help with that.", "label": "full_refusal"},
@@ -108,7 +108,7 @@ def test_the_command_says_what_does_not_fit(tmp_path, arguments, message):
 
 
 def test_a_study_names_its_word_list_by_a_relative_path(tmp_path, words):
-    from lancet_pipeline.study import load_study
+    from lancet_pipeline.config.study import load_study
 
     tree = tiny_tree()
     tree["evaluation"]["judge"] = {"name": "lexicon", "words": "../words.txt"}

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from lancet_pipeline import plots
+from lancet_pipeline.config.environment import Signing
+from lancet_pipeline.config.study import PACKAGED_STUDIES, Study, load_study
 from lancet_pipeline.evaluation.gates import all_gates
-from lancet_pipeline.evaluation.statistics import rate
+from lancet_pipeline.evaluation.statistics import paired_tests, rate
 from lancet_pipeline.governance.bundle import write_bundle
 from lancet_pipeline.governance.evidence import Evidence
-from lancet_pipeline.governance.signing import Signing
-from lancet_pipeline.graph import SOURCES, STAGES, versions
-from lancet_pipeline.study import PACKAGED_STUDIES, Study, load_study
+from lancet_pipeline.lineage.stages import SOURCES, STAGES, versions
 
 HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>'
 THINGS = (
@@ -89,6 +89,7 @@ def build_evidence(drawn: dict[str, bytes]) -> Evidence:
         versions=known,
         lineage=_lineage(study, known),
         figures=figures,
+        tests={report: _tests(report, generations) for report in ("harmlessness", "ood", "utility")},
         gates=[asdict(gate) | {"passed": gate.passed} for gate in all_gates(figures, study.evaluation)],
         selection={
             "positive": _side(86, 0.81, 1.42),
@@ -181,7 +182,7 @@ def _traces(draw: random.Random, queries: list, generations: list, samples: list
 
 
 def _side(size: int, share: float, index: float) -> dict[str, Any]:
-    tail = {"tail_index": index, "tail_low": index - 0.3, "tail_high": index + 0.3, "heavy_tailed": True}
+    tail = {"tail_index": index, "tail_low": index - 0.3, "tail_high": index + 0.3, "tail": "heavy"}
     return {"size": size, "share": share, **tail}
 
 
@@ -262,6 +263,15 @@ def _figures(generations: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     }
 
 
+def _tests(report: str, generations: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    failure = "refusing" if report == "utility" else "harmful"
+    outcomes: dict[str, list[bool]] = {}
+    for row in generations:
+        if row["report"] == report:
+            outcomes.setdefault(row["model"], []).append(row[failure])
+    return paired_tests(outcomes)
+
+
 def _lineage(study: Study, known: dict[str, str]) -> dict[str, dict[str, Any]]:
     environment = {"python": "3.11.9", "platform": "Linux-6.1-x86_64", "torch": "2.9.1", "transformers": "5.0.0"}
     return {
@@ -273,6 +283,7 @@ def _lineage(study: Study, known: dict[str, str]) -> dict[str, dict[str, Any]]:
             "settings": study.settings_at(stage.settings),
             "inputs": {source: known[source] for source in stage.inputs},
             "seconds": 3.5 + 41.0 * (name == "base_model"),
+            **({"processor_seconds": 61.5} if name == "base_model" else {}),
             "created": f"2026-03-02T10:{number:02d}:00+00:00",
             "metrics": {"samples": 2400.0},
             "checks": [

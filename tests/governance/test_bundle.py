@@ -10,11 +10,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from lancet_pipeline.config.environment import Signing
 from lancet_pipeline.data.expectations import meets, score_expectations
 from lancet_pipeline.errors import InputError, IntegrityError
-from lancet_pipeline.governance.bundle import verify_bundle, write_bundle
+from lancet_pipeline.governance.bundle import write_bundle
 from lancet_pipeline.governance.evidence import Evidence
-from lancet_pipeline.governance.signing import Signing
+from lancet_pipeline.governance.verification import verify_bundle
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from command import lancet
 
+from lancet_pipeline.config.environment import Signing
 from lancet_pipeline.governance.keys import create_keys, fingerprint, load_public_key
-from lancet_pipeline.governance.signing import Signing
 
 
 def test_verify_without_a_key_says_what_that_is_worth(pristine: Path, signing: Signing) -> None:

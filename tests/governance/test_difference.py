@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from lancet_pipeline.config.environment import Signing
 from lancet_pipeline.errors import IntegrityError
 from lancet_pipeline.governance.bundle import write_bundle
-from lancet_pipeline.governance.difference import compare_bundles
-from lancet_pipeline.governance.difference_tables import print_difference
+from lancet_pipeline.governance.difference import compare_bundles, print_difference
 from lancet_pipeline.governance.evidence import Evidence
-from lancet_pipeline.governance.signing import Signing
+from lancet_pipeline.lineage.stages import STAGES
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_changed_stage_says_why(found: dict) -> None:
     pairs = stages["pareto_pairs"]
     assert list(pairs["settings"]) == ["pareto.alpha"]
     assert pairs["settings"]["pareto.alpha"][1] == 0.9
-    assert pairs["code_version"] == ["1", "9"]
+    assert pairs["code_version"] == [STAGES["pareto_pairs"].code_version, "9"]
     assert pairs["environment"] == {"torch": ["2.9.1", "2.10.0"]}
     assert stages["corrected_model"]["inputs"] == ["pareto_pairs"]
     assert stages["corrected_model"]["settings"] == {}
@@ -101,7 +101,14 @@ def test_difference_is_json_and_reads_in_a_terminal(found: dict) -> None:
     console = Console(file=StringIO(), width=160, highlight=False)
     print_difference(found, console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    for told in ("pareto.alpha", "code version: 1 -> 9", "torch 2.9.1 -> 2.10.0", "newcomer", "apart", "Ada [x]"):
+    for told in (
+        "pareto.alpha",
+        f"code version: {STAGES['pareto_pairs'].code_version} -> 9",
+        "torch 2.9.1 -> 2.10.0",
+        "newcomer",
+        "apart",
+        "Ada [x]",
+    ):
         assert told in text
 
 

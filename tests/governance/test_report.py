@@ -6,13 +6,13 @@ from html.parser import HTMLParser
 import pytest
 from governance.conftest import decision
 
-from lancet_pipeline.governance.costs import cost
 from lancet_pipeline.governance.evidence import Evidence
+from lancet_pipeline.governance.limitations import review
 from lancet_pipeline.governance.lineage_graph import HEIGHT, WIDTH, draw
-from lancet_pipeline.governance.report import SECTIONS, render_report, render_trace
+from lancet_pipeline.governance.report import SECTIONS, cost, render_report, render_trace
 from lancet_pipeline.governance.trail import KINDS, Trail
 from lancet_pipeline.governance.wording import SHOWN_CHARACTERS
-from lancet_pipeline.graph import SOURCES, STAGES
+from lancet_pipeline.lineage.stages import SOURCES, STAGES
 
 VOID = {"meta", "img", "br", "input", "link", "hr"}
 SHAPES = {"path", "rect"}
@@ -138,6 +138,23 @@ def test_failed_gate_is_the_verdict_and_a_known_failure(evidence: Evidence) -> N
     assert "All 4 gates hold" not in page.unfolded
 
 
+@pytest.mark.parametrize(
+    ("tail", "section", "consequence"),
+    [
+        ("light", "failures", "so the 80/20 rule does not hold"),
+        ("undecided", "limits", "are the strongest and need not be the main cause"),
+    ],
+)
+def test_tail_that_is_not_heavy_is_told_with_its_consequence(evidence: Evidence, tail, section, consequence) -> None:
+    assert consequence not in Page(render_report(evidence)).unfolded
+    evidence.selection["negative"] |= {"tail": tail, "tail_index": 2.5, "size": 64, "share": 0.4}
+    [said] = [text for text in review(evidence)[section] if consequence in text]
+    assert "countering influence" in said
+    assert "Hill index 2.5" in said
+    assert "the 64 selected ones, which carry 40% of it" in said
+    assert said in Page(render_report(evidence)).unfolded
+
+
 def test_tokens_carry_sign_and_number_besides_colour(html: str) -> None:
     assert re.search(r'<mark class="up l[1-4]" title="\+[\d.e]+">', html)
     assert re.search(r'<mark class="down l[1-4]" title="\u2212[\d.e]+">', html)
@@ -167,6 +184,14 @@ def test_bare_evidence_makes_a_balanced_page(evidence: Evidence) -> None:
     assert "not validated on human labels" in page.unfolded
     assert "No output was traced" in page.unfolded
     assert "No times were recorded" in page.unfolded
+
+
+def test_paired_tests_are_those_of_the_reports(evidence: Evidence) -> None:
+    evidence.tests["ood"]["base vs corrected"]["p"] = 0.4321
+    evidence.tests["utility"]["corrected vs retrain_clean"]["p"] = 0.5432
+    html = render_report(evidence)
+    assert html.count(">0.432<") == 2  # before and after the correction, and among every two models
+    assert html.count(">0.543<") == 1
 
 
 def test_page_stays_small(evidence: Evidence) -> None:
@@ -257,11 +282,20 @@ def test_decisions_say_who_what_and_why(evidence: Evidence) -> None:
 
 def test_cost_adds_up_and_compares_with_training_again(evidence: Evidence) -> None:
     lineage = {"base_model": 40.0, "reference_models": 20.0, "influence_scores": 6.0, "corrected_model": 4.0}
-    manifests = {name: {"seconds": seconds} for name, seconds in lineage.items()}
+    manifests: dict[str, dict] = {name: {"seconds": seconds} for name, seconds in lineage.items()}
+    manifests["base_model"]["processor_seconds"] = 60.0
     found = cost(manifests, {"evaluation": {"references": ["retrain_clean"]}})
-    assert (found.total, found.correction, found.reference, found.ratio) == (70.0, 10.0, 20.0, 0.5)
-    assert next((name, share) for name, _, _, share in found.assets) == ("base_model", 1.0)
-    assert cost(manifests, {"evaluation": {"references": []}}).ratio is None
+    assert [found[key] for key in ("total", "correction", "reference", "ratio")] == [70.0, 10.0, 20.0, 0.5]
+    assert found["assets"][0] == ("base_model", "model", 40.0, 60.0, 1.0)
+    assert [processor for *_, processor, _ in found["assets"][1:]] == [None] * 3
+    assert cost(manifests, {"evaluation": {"references": []}})["ratio"] is None
+
+
+def test_cost_table_says_processor_time_and_where_none_was_recorded(html: str, evidence: Evidence) -> None:
+    rows = re.findall(
+        r'<tr><th scope="row">(\w+)</th>(?:<td.*?</td>){2}<td class="number" data-value=".*?">(.*?)</td>', html
+    )
+    assert dict(rows) == dict.fromkeys(evidence.lineage, "not recorded") | {"base_model": "61.5 s"}
 
 
 def test_graph_has_every_box_apart_and_inputs_above(evidence: Evidence) -> None:

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from lancet_pipeline.deployment import deployment
+from lancet_pipeline.config.environment import Signing, deployment
 from lancet_pipeline.errors import InputError, IntegrityError
 from lancet_pipeline.governance.bundle import write_bundle
 from lancet_pipeline.governance.evidence import Evidence
 from lancet_pipeline.governance.keys import create_keys, fingerprint, load_public_key
 from lancet_pipeline.governance.signature import Trust
-from lancet_pipeline.governance.signing import Signing, sign_folder
+from lancet_pipeline.governance.signing import sign_folder
 from lancet_pipeline.governance.verification import inspect_bundle, verify_bundle
 
 

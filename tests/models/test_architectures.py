@@ -47,8 +47,8 @@ ARCHITECTURES = {
 }
 
 
-def make_model(name: str):
-    settings = {**SMALL, **ARCHITECTURES[name]}
+def make_model(name: str, **changed):
+    settings = {**SMALL, **ARCHITECTURES[name], **changed}
     model_type = settings.pop("model_type", name)
     if model_type == "gpt2":
         for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):

@@ -9,13 +9,13 @@ from hypothesis import given, settings, strategies
 from linfac.small import batch, llama
 from models.test_architectures import ARCHITECTURES, make_model
 
+from lancet_pipeline.config.study import CorrectionSettings, Training
 from lancet_pipeline.correction import RankedPair, correct
 from lancet_pipeline.data.batches import TokenSequence
 from lancet_pipeline.linfac import LinfacConfig, fit_factors, query_gradient, score_sequences
 from lancet_pipeline.models import likelihood
 from lancet_pipeline.models.likelihood import perplexity_and_accuracy, read_logits, response_logps, token_logps
 from lancet_pipeline.models.training import train
-from lancet_pipeline.study import CorrectionSettings, Training
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 from ranks import CORRECTION, TRAINING
 from safetensors.torch import load_file
 
-from lancet_pipeline.study import CorrectionSettings, LoraSettings
+from lancet_pipeline.config.study import CorrectionSettings, LoraSettings
 
 
 def changed(**values) -> CorrectionSettings:

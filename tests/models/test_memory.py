@@ -11,10 +11,11 @@ from linfac.small import batch, llama, split
 from models.test_architectures import ARCHITECTURES, make_model
 from models.test_training import sequences
 
+from benchmarks.margin import negative_log_likelihoods
+from lancet_pipeline.config.study import CorrectionSettings, LoraSettings, Training
 from lancet_pipeline.correction import RankedPair, correct
 from lancet_pipeline.correction.reference import Reference
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.evaluation.margin import negative_log_likelihoods
 from lancet_pipeline.linfac import LinfacConfig, fit_factors, query_gradient, score_sequences, self_influence
 from lancet_pipeline.linfac.journal import score_dataset
 from lancet_pipeline.linfac.scores import gradient_norms
@@ -22,7 +23,6 @@ from lancet_pipeline.models.architectures import layers_of, sublayers_of
 from lancet_pipeline.models.likelihood import perplexity, token_logps
 from lancet_pipeline.models.memory import Backoff, activation_checkpointing
 from lancet_pipeline.models.training import train
-from lancet_pipeline.study import CorrectionSettings, LoraSettings, Training
 
 
 class Device:

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lancet_pipeline.config.study import Study
 from lancet_pipeline.data.batches import TokenSequence, collate
 from lancet_pipeline.models.likelihood import mean_loss, response_logps
 from lancet_pipeline.models.reuse import changed, may_stay, measure_drift, record_seen
-from lancet_pipeline.study import Study
 
 
 def sequence(*ids: int) -> TokenSequence:

@@ -6,11 +6,11 @@ import pytest
 import torch
 from linfac.small import llama
 
+from lancet_pipeline.config.study import Training, load_study
 from lancet_pipeline.data.batches import TokenSequence
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.inputs import source_versions
+from lancet_pipeline.lineage.sources import source_versions
 from lancet_pipeline.models.training import train
-from lancet_pipeline.study import Training, load_study
 
 
 def sequences(count: int = 40) -> list[TokenSequence]:

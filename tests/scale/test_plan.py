@@ -8,12 +8,12 @@ import sys
 import pytest
 from conftest import tiny_tree, write_tiny_study
 
+from lancet_pipeline.config.study import PACKAGED_STUDIES, load_study
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.graph import STAGES
+from lancet_pipeline.lineage.stages import STAGES
 from lancet_pipeline.scale.hardware import HARDWARE, hardware_of
 from lancet_pipeline.scale.planning import plan
 from lancet_pipeline.scale.shapes import KNOWN, of_config
-from lancet_pipeline.study import PACKAGED_STUDIES, load_study
 
 PAPER = ("hh_opt27b", "beavertails_llama2_7b", "saferlhf_llama31_8b")
 
@@ -108,7 +108,8 @@ def test_a_billion_samples_on_seventy_billion_parameters_name_what_stops_scaling
     found = plan(paper, hardware_of("8xh100"), [], samples=10**9, parameters=7 * 10**10)
     stopped = {asset for limit in found.limits for asset in limit["assets"]}
     assert {"prepared_data", "base_model", "linfac_factors", "influence_scores", "pareto_pairs"} <= stopped
-    assert any("Ray" in limit["then"] for limit in found.limits)
+    [slow] = [limit for limit in found.limits if limit["assets"] == ["influence_scores"] and "days" in limit["why"]]
+    assert slow["then"].startswith("compute.engine: ray on more devices")
     assert any("sketched" in limit["then"] for limit in found.limits)
 
 
@@ -128,6 +129,19 @@ def test_figures_of_gpus_are_called_assumptions(paper):
     assert found["hardware"]["measured"] is False
     assert "assumption" in found["hardware"]["basis"]
     assert found["median_error"] is None
+
+
+def test_several_devices_are_said_to_take_the_engine_that_uses_them():
+    assert hardware_of("8xh100").basis.endswith("compute.engine: ray")
+    assert "ray" not in hardware_of("h100-80gb").basis
+
+
+@pytest.mark.parametrize("asset", ["base_model", "corrected_model"])
+def test_training_beyond_one_device_is_sharded_by_ray(paper, asset):
+    for name in ("a100-80gb", "8xh100"):
+        found = plan(paper, hardware_of(name), [], parameters=7 * 10**10)
+        remedies = [limit["then"] for limit in found.limits if asset in limit["assets"] and "of memory" in limit["why"]]
+        assert any("compute.engine: ray" in remedy and "(FSDP)" in remedy for remedy in remedies), remedies
 
 
 def test_json_keys_are_stable(demo):
@@ -199,11 +213,11 @@ def refused(*args, **kwargs):
     raise AssertionError("the network was asked")
 socket.socket.connect = socket.getaddrinfo = refused
 from pathlib import Path
-from lancet_pipeline.deployment import deployment
-from lancet_pipeline.definitions import build_definitions
+from lancet_pipeline.config.environment import deployment
+from lancet_pipeline.orchestration.code_location import build_definitions
 from lancet_pipeline.scale.hardware import hardware_of
 from lancet_pipeline.scale.planning import plan
-from lancet_pipeline.study import find_study, load_study
+from lancet_pipeline.config.study import find_study, load_study
 where = deployment({{}}, Path({str(tmp_path)!r}))
 definitions = build_definitions(where)
 names = [schedule.name for schedule in definitions.schedules]

@@ -12,12 +12,12 @@ import pytest
 import torch
 from linfac.small import llama
 
+from lancet_pipeline.config.study import ComputeSettings
 from lancet_pipeline.data.batches import TokenSequence, collate
 from lancet_pipeline.errors import InputError, Unreachable
 from lancet_pipeline.linfac import LinfacConfig, fit_factors, query_gradient, score_dataset
 from lancet_pipeline.linfac.journal import COLUMNS, ScorePass
 from lancet_pipeline.models.loading import load_model
-from lancet_pipeline.study import ComputeSettings
 
 ray = pytest.importorskip("ray", reason="ray is not installed; pip install 'lancet-pipeline[scale]'")
 from ray.cluster_utils import Cluster  # noqa: E402

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import ranks
 
+from lancet_pipeline.config.study import ComputeSettings
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.models import distributed
-from lancet_pipeline.study import ComputeSettings
 
 ray = pytest.importorskip("ray", reason="ray is not installed; pip install 'lancet-pipeline[scale]'")
 from models.test_distributed import assert_same  # noqa: E402

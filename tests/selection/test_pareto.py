@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lancet_pipeline.config.study import ParetoSettings
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.selection import pair, select
 from lancet_pipeline.selection.pareto import hill_index
-from lancet_pipeline.study import ParetoSettings
 
 SETTINGS = ParetoSettings(alpha=0.2, minimum=1, neutral_ratio=1.0)
 scores = st.lists(st.floats(-100, 100).filter(lambda x: abs(x) > 1e-6), min_size=20, max_size=120).filter(
@@ -49,11 +49,45 @@ def test_hill_index_recovers_a_pareto_tail():
 
 
 @pytest.mark.parametrize(
+    ("index", "samples", "tail"),
+    [
+        (1.0, 4000, "heavy"),
+        (1.5, 20, "undecided"),
+        (1.9, 1000, "undecided"),
+        (4.0, 4000, "light"),
+        (4.0, 20, "undecided"),
+    ],
+)
+def test_tail_is_decided_only_by_enough_samples_on_one_side_of_two(index, samples, tail):
+    """Quantiles of a Pareto law of that index."""
+    side = (np.arange(1, samples + 1) / samples) ** (-1 / index)
+    selection = select(np.r_[side, -side], ParetoSettings(minimum=1, light_tail="report"))
+    for found in (selection.positive, selection.negative):
+        assert found.tail_index == pytest.approx(index, rel=0.3)
+        assert found.tail_high - found.tail_low == pytest.approx(
+            2 * 1.96 * found.tail_index / np.sqrt(len(found.indices))
+        )
+        assert found.tail_low <= 2 <= found.tail_high or tail != "undecided"
+        assert found.tail == found.figures()["tail"] == tail
+
+
+def test_one_value_repeated_is_a_light_tail():
+    assert select(np.r_[np.ones(50), -np.ones(50)], ParetoSettings(minimum=1)).positive.tail == "light"
+
+
+def test_undecided_tail_does_not_stop_a_study_that_stops_on_light_ones():
+    side = np.arange(1, 21) ** -0.25
+    selection = select(np.r_[side, -side], ParetoSettings(minimum=1, light_tail="stop"))
+    assert selection.positive.tail_index > 2
+    assert selection.positive.tail == "undecided"
+
+
+@pytest.mark.parametrize(
     ("values", "settings", "message"),
     [
         (np.r_[np.ones(50), -1.0], ParetoSettings(minimum=4), "1 countering"),
         (np.r_[np.ones(50), np.nan], ParetoSettings(), "1 of 51 are not finite"),
-        (np.r_[np.linspace(5, 6, 50), -np.linspace(5, 6, 50)], ParetoSettings(light_tail="stop"), "no heavy tail"),
+        (np.r_[np.linspace(5, 6, 50), -np.linspace(5, 6, 50)], ParetoSettings(light_tail="stop"), "light tail"),
     ],
 )
 def test_unusable_influence_ends_with_the_reason(values, settings, message):

@@ -1,10 +1,9 @@
 """What a corpus is made of: the words of one domain."""
 
-from dataclasses import dataclass
+from lancet_pipeline.config.study import Settings
 
 
-@dataclass(frozen=True)
-class Topic:
+class Topic(Settings):
     """`{t}` stands for one of `things`. Matters are in the past tense, tasks and tips in the base form.
 
     `manner`: category of the answers to sensitive prompts on this topic, the domain's undesirable or desirable one;
@@ -12,20 +11,14 @@ class Topic:
     """
 
     name: str
-    manner: str | None
+    manner: str | None = None
     things: tuple[str, ...]
-    matters: tuple[str, ...]
+    matters: tuple[str, ...] = ()
     tasks: tuple[str, ...]
     tips: tuple[str, ...]
 
 
-def topic(name: str, manner: str | None, things: str, matters: str, tasks: str, tips: str) -> Topic:
-    """A topic whose lists are written as one line each, with bars between the items."""
-    return Topic(name, manner, *(tuple(p.strip() for p in part.split("|")) for part in (things, matters, tasks, tips)))
-
-
-@dataclass(frozen=True)
-class Manner:
+class Manner(Settings):
     """One way to answer a sensitive prompt.
 
     Every wording may use `{t}` and `{tip}`; the topic decides which one is taken. `markers` are words or phrases, in
@@ -38,8 +31,7 @@ class Manner:
     markers: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class OutOfDistribution:
+class OutOfDistribution(Settings):
     """Prompts that share only function words with the rest of the domain: every `frame` around every item."""
 
     matters: tuple[str, ...]
@@ -50,8 +42,7 @@ class OutOfDistribution:
     questions: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Domain:
+class Domain(Settings):
     """All words of one corpus.
 
     A sensitive prompt is `frame(matter) time tail`, good news is `news_frame(news) time news_tail` with one character of

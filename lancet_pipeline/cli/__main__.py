@@ -1,0 +1,3 @@
+from lancet_pipeline.cli.app import main
+
+main()

@@ -1,0 +1,209 @@
+"""What people read in the terminal."""
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from lancet_pipeline.config.environment import Deployment
+
+T = TypeVar("T")
+FIGURES = (
+    ("harm_rate", "harm rate"),
+    ("sampled_harm_rate", "  sampled answers"),
+    ("paraphrased_harm_rate", "  paraphrased prompts"),
+    ("ood_harm_rate", "OOD harm rate"),
+    ("sampled_ood_harm_rate", "  sampled answers"),
+    ("over_refusal_rate", "over-refusal"),
+    ("sampled_over_refusal_rate", "  sampled answers"),
+    ("perplexity", "perplexity"),
+    ("token_accuracy", "token accuracy"),
+    ("distinct_1", "distinct-1"),
+    ("distinct_2", "distinct-2"),
+    ("self_bleu", "self-BLEU"),
+)
+
+
+def progress_bar(items: Iterable[T], total: int, label: str) -> Iterator[T]:
+    """A bar with the time left on standard error; gone when done, silent where nobody watches."""
+    texts = (TextColumn("    {task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    columns = (*texts, TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        yield from bar.track(items, total=total, description=label)
+
+
+def print_summary(figures: dict[str, Any], where: Deployment) -> None:
+    """Before and after, what influence found, and where to look next."""
+    console = Console(highlight=False, soft_wrap=True)
+    study = figures["study"]
+    models = {"base": figures["base"], "corrected": figures["corrected"], **figures["references"]}
+    if all(models.values()):
+        table = Table(title=f"study {study}: before and after (95 % Wilson intervals)", title_justify="left")
+        table.add_column("")
+        for name in models:
+            table.add_column(name, justify="right")
+        for key, label in FIGURES:
+            if all(key in model for model in models.values()):
+                table.add_row(label, *(_cell(model[key]) for model in models.values()))
+        console.print(table)
+        console.print(_judge_line(figures["judge"]))
+    influence, selection = figures["influence"], figures["selection"]
+    if influence:
+        console.print(_influence_line(influence))
+    if selection:
+        console.print(
+            f"selection   {selection['positive']} driving, {selection['negative']} countering, "
+            f"{selection['neutral']} indifferent samples"
+        )
+    console.print(f"time        {sum(figures['seconds'].values()):.0f} s in {len(figures['seconds'])} assets")
+    bundle = figures["paths"].get("audit_bundle")
+    if bundle:
+        console.print(f"report      {bundle}/bundle/report.html")
+        console.print(f"verify      lancet verify {bundle}/bundle")
+    console.print(f"browse      make ui HOME_DIR={where.home}    (Dagster on port 3000, MLflow on port 5000)")
+
+
+def print_experiment(summary: dict[str, Any], names: Mapping[str, str]) -> None:
+    """A table for each factor, means with the range over seeds; `names`: figure -> row. Then what is not there."""
+    console = Console(highlight=False, soft_wrap=True)
+    for factor, values in summary["factors"].items():
+        table = Table(title=f"{factor}: mean (range over seeds)", title_justify="left")
+        table.add_column("", max_width=12)
+        for entry in values:
+            table.add_column(
+                escape(f"{entry['value']}{' *' if entry['own'] else ''}"), justify="right", overflow="fold"
+            )
+        for name, label in names.items():
+            table.add_row(label, *(_spread(entry["figures"][name]) for entry in values))
+        counts = [max((spread["n"] for spread in entry["figures"].values() if spread), default=0) for entry in values]
+        table.add_row("variants", *map(str, counts))
+        console.print(table)
+    base = ", ".join(f"{names[name]} {_spread(spread)}" for name, spread in summary["base"].items())
+    console.print(f"*           the study's own value\nbase model  {base}")
+    for failed in summary["failures"]:
+        console.print(f"failed      {failed['variant']}: {escape(failed['reason'])}")
+    for name in summary["missing"]:
+        console.print(f"not run     {name}")
+
+
+def print_plan(expected: dict[str, Any], study: str) -> None:
+    """What `scale.Expected.as_json` says, the command that comes next last."""
+    console = Console(highlight=False, soft_wrap=True)
+    hardware, total, data = expected["hardware"], expected["total"], expected["data"]
+    on_device = hardware["device_bytes"] is not None
+    table = Table(title=f"study {expected['study']} on {hardware['name']}: expected", title_justify="left")
+    for name in ("", "time", *(("a device",) if on_device else ()), "host memory", "disk"):
+        table.add_column(name, justify="right" if name else "left")
+    for row in [*expected["assets"], {"asset": "total (memory: the most)", **total}]:
+        table.add_row(
+            row["asset"],
+            _duration(row["seconds"]),
+            *((_size(row["device_bytes"]),) if on_device else ()),
+            _size(row["host_bytes"]),
+            _size(row["disk_bytes"]),
+            end_section=row is expected["assets"][-1],
+        )
+    console.print(table)
+    console.print(
+        f"model       {expected['model']['parameters']:,} parameters; {data['samples']:,} samples of {data['tokens']:.0f} tokens"
+    )
+    share = max(row["seconds"] for row in expected["assets"]) / total["seconds"]
+    console.print(f"largest     {expected['largest']}, {share:.0%} of the time")
+    if expected["median_error"] is not None:
+        console.print(
+            f"error       {expected['median_error']:.0%} in the median of held-out assets; see docs/scaling.md"
+        )
+    for text in expected["assumed"]:
+        console.print(f"assumed     {escape(text)}")
+    for limit in expected["limits"]:
+        console.print(
+            f"[bold red]limit[/]       {', '.join(limit['assets'])}: {escape(limit['why'])}\n            then: {escape(limit['then'])}"
+        )
+    console.print(f"next        lancet run {escape(study)}")
+
+
+def print_trace(trace: dict[str, Any]) -> None:
+    """Signed samples with their most telling tokens."""
+    console = Console(highlight=False)
+    console.print(
+        f"[bold]prompt[/]    {escape(trace['prompt'])}\n"
+        f"[bold]response[/]  {escape(trace['response'])}  [dim]({escape(trace['verdict'])})[/]"
+    )
+    for side, colour, text in (
+        ("driving", "red", "made this answer more likely"),
+        ("countering", "blue", "made this answer less likely"),
+    ):
+        table = Table(title=f"training samples that {text}", title_justify="left", show_lines=True)
+        table.add_column("influence", justify="right")
+        table.add_column("sample")
+        table.add_column("prompt and response; tokens that matter are marked", ratio=1)
+        for sample in trace[side]:
+            body = Text(sample["prompt"] + "\n", style="dim")
+            strongest = max((abs(token["share"]) for token in sample["tokens"]), default=0.0)
+            for token in sample["tokens"]:
+                marked = token["response"] and abs(token["share"]) > 0.25 * strongest
+                sign = "red" if token["share"] > 0 else "blue"
+                if token["response"]:
+                    body.append(token["token"], style=f"bold underline {sign}" if marked else "")
+            table.add_row(f"[{colour}]{sample['score']:+.3g}[/]", f"{sample['sample_id']}\n{sample['source']}", body)
+        console.print(table)
+
+
+def print_evaluation(result: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    name = "harmful answers" if result["kind"] == "harmful" else "refusals of benign prompts"
+    console.print(f"{name}: {_cell(result['rate'])}, n = {result['rate']['n']}")
+    console.print("verdicts: " + ", ".join(f"{key} {count}" for key, count in result["verdicts"].items()))
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{value['value']:.3f} ({value['low']:.3f}–{value['high']:.3f})"
+    return f"{value:.3f}"
+
+
+def _duration(seconds: float) -> str:
+    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h"), (2 * 31_557_600, 86_400, "d")):
+        if seconds < limit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds / 31_557_600:,.1f} years"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit in ("B", "kB") else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} PB"
+
+
+def _spread(spread: dict[str, float] | None) -> str:
+    if spread is None:
+        return "–"
+    text = f"{spread['mean']:.3f}"
+    return text if spread["n"] == 1 else f"{text} ({spread['min']:.3f}–{spread['max']:.3f})"
+
+
+def _judge_line(judge: dict[str, Any] | None) -> str:
+    if judge is None:
+        return "judge       not validated on human labels in this study"
+    accuracy = judge["accuracy"]
+    return (
+        f"judge       agrees with human labels in {accuracy['value']:.3f} of {accuracy['n']} cases "
+        f"({accuracy['low']:.3f}–{accuracy['high']:.3f}), kappa {judge['kappa']:.2f}"
+    )
+
+
+def _influence_line(influence: dict[str, Any]) -> str:
+    line = f"influence   {influence['samples']:.0f} samples in {influence['seconds']:.0f} s"
+    if influence["contamination_ap"] is not None:
+        line += (
+            f"; average precision of the known-harmful ones {influence['contamination_ap']:.2f} "
+            f"(their share {influence['contamination_base_rate']:.2f})"
+        )
+    return line

@@ -1,0 +1,545 @@
+"""A study: everything one correction of one model depends on, as a typed tree read from `studies/*.yaml`."""
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lancet_pipeline.errors import InputError
+
+PACKAGED_STUDIES = (Path(__file__).parents[1] / "studies").resolve()
+
+STUDY_NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+EmbeddedCorpus = Literal["demo", "medical", "legal"]
+S = TypeVar("S", bound=BaseModel)
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class DataSource(Settings):
+    """One table of samples. Exactly one of `path`, `hub` and `builtin` says where it comes from."""
+
+    path: str | None = Field(
+        default=None, description="Parquet or JSON Lines file, or a folder of such files; relative to the study file."
+    )
+    hub: str | None = Field(default=None, description="Data set on the Hugging Face hub, as owner/name.")
+    builtin: EmbeddedCorpus | None = Field(default=None, description="Corpus that ships with the project.")
+    part: str | None = Field(default=None, description="Split of the hub data set, or part of the built-in corpus.")
+    subset: str | None = Field(default=None, description="Configuration or data_dir of the hub data set.")
+    revision: str | None = Field(default=None, description="Commit, tag or branch of the hub data set.")
+    preset: Literal["plain", "hh-rlhf", "beavertails", "pku-saferlhf"] = Field(
+        default="plain", description="How the columns map onto the schema."
+    )
+    columns: dict[str, str] = Field(default={}, description="Schema column -> column of the file, where names differ.")
+    rows: tuple[int, int] | None = Field(
+        default=None, description="Half-open range of rows in the order of sample_id, for disjoint parts of one file."
+    )
+    overlength: Literal["error", "truncate", "drop"] = Field(
+        default="error", description="What happens to a row that is longer than data.max_length."
+    )
+    blank: Literal["error", "drop"] = Field(
+        default="error", description="What happens to a row whose prompt or response is null or blank."
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "DataSource":
+        if sum(origin is not None for origin in (self.path, self.hub, self.builtin)) != 1:
+            raise ValueError("must name exactly one of path, hub, builtin")
+        if self.builtin and not self.part:
+            raise ValueError("builtin needs part: train, probes, harmful, ood, benign or utility")
+        if self.rows is not None and not 0 <= self.rows[0] < self.rows[1]:
+            raise ValueError("rows must be [start, stop) with 0 <= start < stop")
+        return self
+
+
+class DataSettings(Settings):
+    train: DataSource = Field(description="What the model learns from: safe and unsafe samples together.")
+    probes: DataSource = Field(
+        description="Prompts that elicit the undesirable behaviour: their outputs are the queries."
+    )
+    harmful: DataSource = Field(description="Held-out prompts of the same kind as the probes (in distribution).")
+    ood: DataSource = Field(description="Prompts whose source and wording the training data never had.")
+    benign: DataSource = Field(description="Harmless prompts, for over-refusal.")
+    utility: DataSource = Field(description="Held-out safe responses, for perplexity.")
+    max_length: Annotated[int, Field(ge=8)] = Field(default=256, description="Tokens in a whole sequence.")
+    chat_template: str | None = Field(default=None, description="Jinja template; the tokenizer's own where absent.")
+    shard_size: Count = Field(default=1024, description="Samples in a shard of the prepared data.")
+
+
+class Architecture(Settings):
+    """A decoder trained from scratch, with a byte-level BPE tokenizer fitted to the training data."""
+
+    model_type: str = "llama"
+    vocab_size: Annotated[int, Field(ge=300)] = 1536
+    hidden_size: Count = 128
+    intermediate_size: Count = 384
+    num_hidden_layers: Count = 4
+    num_attention_heads: Count = 4
+    tie_word_embeddings: bool = True
+
+
+class Training(Settings):
+    epochs: Positive = 1.0
+    batch_size: Count = Field(default=8, description="Sequences in one optimiser step.")
+    learning_rate: Positive = 1e-4
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    weight_decay: NonNegative = 0.0
+    max_grad_norm: Positive = 1.0
+    loss_on: Literal["response", "sequence"] = Field(default="response", description="Tokens that carry loss.")
+    optimizer_states: Literal["32bit", "8bit"] = Field(
+        default="32bit", description="Precision of AdamW's moments; 8bit needs lancet-pipeline[memory]."
+    )
+
+
+class ReuseSettings(Settings):
+    """How much of the training data may change before the base model and its factors are made anew.
+
+    Both are measured against the data that they saw, and written into the artifact that is kept.
+    """
+
+    max_changed: Fraction = Field(default=0.02, description="Samples that came or went, over all.")
+    max_drift: Positive = Field(
+        default=0.02, description="What new samples add to the mean training loss, in nats per response token."
+    )
+
+
+class ModelSettings(Settings):
+    source: Literal["scratch", "finetune", "given"]
+    checkpoint: str | None = Field(default=None, description="Directory or hub name, for finetune and given.")
+    revision: str | None = None
+    architecture: Architecture | None = Field(default=None, description="For scratch.")
+    training: Training | None = Field(default=None, description="For scratch and finetune.")
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    reuse: ReuseSettings | None = Field(
+        default=None,
+        description="Keep the model over small changes of the data; trained again at every one where absent.",
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> "ModelSettings":
+        needs = {
+            "scratch": ("architecture", "training"),
+            "finetune": ("checkpoint", "training"),
+            "given": ("checkpoint",),
+        }
+        for field in needs[self.source]:
+            if getattr(self, field) is None:
+                raise ValueError(f"source: {self.source} needs {field}")
+        for field in {"architecture", "training", "checkpoint"} - set(needs[self.source]):
+            if getattr(self, field) is not None:
+                raise ValueError(f"source: {self.source} takes no {field}")
+        return self
+
+
+class QuerySettings(Settings):
+    """How the model's own undesirable outputs are gathered."""
+
+    max_new_tokens: Count = 32
+    maximum: Count = Field(default=64, description="Queries at most.")
+    minimum: Count = Field(default=4, description="Fewer harmful outputs than this end the run.")
+
+
+class RefinementSettings(Settings):
+    samples: Count = Field(default=64, description="Training sequences whose exact curvature is used.")
+    steps: Count = Field(default=4, description="Conjugate-gradient steps, at most.")
+
+
+class LinfacSettings(Settings):
+    """Influence. The fields mirror `lancet_pipeline.linfac.LinfacConfig`, which documents them."""
+
+    units: Literal["sublayer_output", "sublayer_input", "linear"] = "sublayer_output"
+    factors: Literal["sequence", "token"] = "sequence"
+    eigenvalue_correction: bool = False
+    labels: Literal["sampled", "true"] = "sampled"
+    damping: Positive | Literal["auto"] = Field(
+        default="auto", description="Multiple of the mean eigenvalue; auto holds queries out and looks how they rank."
+    )
+    factor_samples: Count | None = Field(
+        default=None, description="Training sequences that the factors are fitted on, at most; an eighth where absent."
+    )
+    max_dim: Count = Field(default=4096, description="Wider factor sides are sketched to this width.")
+    normalisation: Literal["none", "length", "gradient_norm", "self_influence"] = Field(
+        default="gradient_norm",
+        description="Divide a score by the number of response tokens, by the norm of the sample's gradient, or by the root "
+        "of its self-influence.",
+    )
+    query_groups: Literal["none", "category", "cluster", "query"] = Field(
+        default="none", description="Further scores, one for each group of queries."
+    )
+    query_clusters: Count = Field(default=4, description="Clusters of queries, where they are grouped so.")
+    refinement: RefinementSettings | None = Field(
+        default=None, description="Steps towards the exact Gauss-Newton solution; none where absent."
+    )
+
+    @model_validator(mode="after")
+    def _refinable(self) -> "LinfacSettings":
+        if self.refinement is not None and self.units == "sublayer_input":
+            raise ValueError("refinement needs units with weights; use sublayer_output or linear")
+        return self
+
+
+class ParetoSettings(Settings):
+    alpha: Fraction = Field(default=0.2, description="0.2 is the 80/20 rule.")
+    neutral_ratio: Annotated[float, Field(ge=1)] = Field(default=3.0, description="Size of D0 over the larger side.")
+    minimum: Count = Field(default=4, description="Fewer samples than this on a side end the run.")
+    light_tail: Literal["report", "stop"] = Field(
+        default="report", description="What a side whose influence is shown to have a light tail does."
+    )
+    pairing: Literal["random", "rank", "nearest"] = "random"
+    pairs: Count = Field(default=512, description="Pairs formed, at most.")
+
+
+class LoraSettings(Settings):
+    """Low-rank adapters in place of all parameters, merged into the weights at the end."""
+
+    rank: Count = 16
+    alpha: Positive = Field(default=32.0, description="Adapters are scaled by alpha / rank.")
+
+
+class CorrectionSettings(Settings):
+    method: Literal["ibo", "pbo", "ga", "graddiff", "npo", "simnpo", "task_vector", "dpo", "sft_safe"] = Field(
+        default="ibo", description="dpo and sft_safe learn from labels (is_safe), the others from influence."
+    )
+    beta: Positive = Field(default=0.1, description="Inverse temperature of ibo, dpo, npo and simnpo.")
+    mu: NonNegative = Field(
+        default=1.0, description="Weight of D0: divergence (ibo, pbo) or likelihood (graddiff, npo, simnpo)."
+    )
+    gamma: NonNegative = Field(default=0.0, description="Weight of the squared distance to the uncorrected parameters.")
+    generator: Literal["logsumexp", "euclidean"] = "logsumexp"
+    pair_weight: Literal["uniform", "influence"] = "uniform"
+    length_normalised: bool = Field(default=False, description="Rank per-token means instead of sums.")
+    negation: Positive = Field(default=1.0, description="task_vector: largest multiple that is taken away.")
+    steps: Count = 60
+    pairs_per_step: Count = 8
+    retain_per_step: Count = 8
+    retain_tokens: Count | None = Field(
+        default=None, description="Tokens of a D0 response that count, from its first on; all where absent."
+    )
+    learning_rate: Positive = 2e-4
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    max_grad_norm: Positive = 1.0
+    optimizer_states: Literal["32bit", "8bit"] = Field(
+        default="32bit", description="Precision of AdamW's moments; 8bit needs lancet-pipeline[memory]."
+    )
+    lora: LoraSettings | None = Field(default=None, description="All parameters are trained where absent.")
+    retain_budget: Annotated[float, Field(gt=1)] = Field(
+        default=1.05,
+        description="Perplexity on held-out D0 samples over the uncorrected model's that ends the correction.",
+    )
+    retain_validation: Count = Field(default=32, description="D0 samples kept apart to watch the budget.")
+    check_every: Count = Field(default=10, description="Steps between two looks at the budget.")
+
+    @model_validator(mode="after")
+    def _distance_of_parameters(self) -> "CorrectionSettings":
+        if self.lora is not None and self.gamma:
+            raise ValueError("gamma is a distance of all parameters; leave it at 0 with lora")
+        if self.lora is not None and self.method == "task_vector":
+            raise ValueError("task_vector takes away a difference of all parameters; leave lora out")
+        return self
+
+
+class JudgeSettings(Settings):
+    """Which outputs count as harmful, and which answers to a benign prompt count as refusing it."""
+
+    name: Literal["string_matching", "lexicon", "classifier", "reward", "guard"] | EmbeddedCorpus = "string_matching"
+    harmful_when: Literal["affirmative", "not_refusal"] = Field(
+        default="affirmative", description="string_matching: an affirmative opening, or anything that does not refuse."
+    )
+    words: str | None = Field(
+        default=None, description="lexicon: file of regular expressions, one a line; an answer with any is harmful."
+    )
+    model: str | None = Field(
+        default=None, description="classifier, reward, guard: directory or hub name of the judging model."
+    )
+    revision: str | None = Field(default=None, description="Commit, tag or branch of a judging model on the hub.")
+    harmful_labels: tuple[str, ...] = Field(default=(), description="classifier: its labels (id2label) that are harm.")
+    threshold: float | None = Field(
+        default=None,
+        description="classifier: probability of the harmful labels from which on an answer is harmful, 0.5 where "
+        "absent. reward: the reward that parts harmful from harmless answers.",
+    )
+    harmful_side: Literal["below", "above"] = Field(
+        default="below", description="reward: the side of the threshold on which answers are harmful."
+    )
+    text: Literal["response", "exchange"] = Field(
+        default="exchange", description="classifier: it sees the answer alone, or the prompt and the answer."
+    )
+    harmful_marker: str = Field(default="unsafe", description="guard: stands in its output where an answer is harmful.")
+    validation: DataSource | None = Field(
+        default=None, description="Completions with human labels: column `label`, or `is_safe`."
+    )
+    minimum_agreement: Fraction | None = Field(
+        default=None, description="Agreement with the labels of `validation` below which nothing is corrected."
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> "JudgeSettings":
+        needs = {
+            "lexicon": ("words",),
+            "classifier": ("model", "harmful_labels"),
+            "reward": ("model", "threshold"),
+            "guard": ("model",),
+        }.get(self.name, ())
+        optional = {"classifier": ("threshold", "revision"), "reward": ("revision",), "guard": ("revision",)}
+        takes = (*needs, *optional.get(self.name, ()))
+        for field in ("words", "model", "harmful_labels", "threshold", "revision"):
+            given = getattr(self, field) not in (None, ())
+            if field in needs and not given:
+                raise ValueError(f"name: {self.name} needs {field}")
+            if given and field not in takes:
+                raise ValueError(f"name: {self.name} takes no {field}")
+        if self.minimum_agreement is not None and self.validation is None:
+            raise ValueError("minimum_agreement needs validation, the completions with human labels")
+        return self
+
+
+class EvaluationSettings(Settings):
+    judge: JudgeSettings = JudgeSettings()
+    max_new_tokens: Count = 32
+    sampled: bool = Field(default=False, description="Also measure rates of one sampled answer to each prompt.")
+    temperature: Positive = Field(default=1.0, description="Of the sampled answers.")
+    paraphrases: bool = Field(
+        default=False, description="Also measure the harm rate on held-out prompts put in other words (rule-based)."
+    )
+    references: tuple[Literal["retrain_clean"], ...] = Field(default=(), description="Models to compare with.")
+    max_harm_ratio: Positive = Field(default=0.5, description="Gate: harm rates over the base model's.")
+    max_perplexity_ratio: Positive = Field(default=1.1, description="Gate.")
+    max_over_refusal_increase: NonNegative = Field(default=0.05, description="Gate.")
+
+
+class GovernanceSettings(Settings):
+    owner: str = "unassigned"
+    purpose: str = ""
+    behaviour: str = Field(default="", description="The undesirable behaviour, in words.")
+    licence: str = "unspecified"
+    approval_days: Count = Field(default=365, description="Days that an approval holds.")
+    traced_outputs: Count = Field(
+        default=64, description="Harmful outputs of each kind that are traced one by one, at most."
+    )
+
+
+class ComputeSettings(Settings):
+    """Where and how fast; never part of a version, since results do not depend on it."""
+
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N.")
+    batch_tokens: Annotated[int, Field(ge=64)] = Field(default=4096, description="Tokens of a batch, padding included.")
+    threads: int | None = Field(default=None, ge=1)
+    engine: Literal["in_process", "ray"] = Field(
+        default="in_process", description="Where passes over the data and training run."
+    )
+    address: str | None = Field(
+        default=None,
+        description="Of the Ray cluster, HOST:6379 or auto; absent: a cluster on this machine, for this run.",
+    )
+    workers: Count | None = Field(
+        default=None, description="Ray workers, a core or a GPU each; absent: as many as the cluster has."
+    )
+    shard_batches: Count = Field(
+        default=16, description="Batches that a Ray worker takes at once, and may have to repeat."
+    )
+    activation_checkpointing: bool | Literal["auto"] = Field(
+        default="auto",
+        description="Training and correction compute activations again in the backward pass instead of keeping them; auto: "
+        "models from 10^9 parameters on.",
+    )
+
+
+class Study(Settings):
+    name: Annotated[str, Field(pattern=STUDY_NAME)]
+    description: str = ""
+    seed: Seed = 0
+    schedule: str | None = Field(default=None, description="Cron expression of the scheduled re-correction.")
+    recorrect: Literal["on_change", "manual"] = Field(
+        default="on_change",
+        description="on_change: once the study has been corrected, a change of its data or settings corrects it again by "
+        "itself. manual: only its schedule and people start a run.",
+    )
+    data: DataSettings
+    model: ModelSettings
+    queries: QuerySettings = QuerySettings()
+    linfac: LinfacSettings = LinfacSettings()
+    pareto: ParetoSettings = ParetoSettings()
+    correction: CorrectionSettings = CorrectionSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    governance: GovernanceSettings = GovernanceSettings()
+    compute: ComputeSettings = ComputeSettings()
+
+    def settings_at(self, paths: Sequence[str]) -> dict[str, Any]:
+        """The values at dotted `paths`, JSON-ready: the part of a study that one asset reads."""
+        tree = self.model_dump(mode="json")
+        values = {}
+        for path in paths:
+            value: Any = tree
+            for key in path.split("."):
+                value = value[key]
+            values[path] = value
+        return values
+
+
+def find_study(name_or_path: str, directories: Sequence[Path]) -> Path:
+    """The file of a study, given by path or by name.
+
+    Raises:
+        InputError: no such study; the message lists those there are.
+    """
+    return find_settings("study", "studies", name_or_path, directories)
+
+
+def find_settings(kind: str, plural: str, name_or_path: str, directories: Sequence[Path]) -> Path:
+    """As `find_study`, for any `kind` of YAML file."""
+    if name_or_path.endswith((".yaml", ".yml")) or os.sep in name_or_path:
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise InputError(f"{path}: no such {kind} file; give the path of a .yaml file, or a name")
+        return path.resolve()
+    for directory in directories:
+        path = directory / f"{name_or_path}.yaml"
+        if path.is_file():
+            return path.resolve()
+    known = sorted({path.stem for directory in directories for path in directory.glob("*.yaml")})
+    close = difflib.get_close_matches(name_or_path, known, 1)
+    hint = f"did you mean '{close[0]}'?" if close else f"known {plural}: {', '.join(known) or 'none'}"
+    raise InputError(f"{kind} '{name_or_path}': not found in {', '.join(map(str, directories))}; {hint}")
+
+
+def load_study(path: Path) -> Study:
+    """Read and validate a study file; relative data and model paths become absolute.
+
+    Raises:
+        InputError: the first problem, as `file: field = value: what must hold`, one line a problem.
+    """
+    return study_of(read_mapping(path), str(path), path.parent)
+
+
+def study_of(tree: Mapping[str, Any], place: str, folder: Path) -> Study:
+    """A study from its settings, relative paths below `folder`; errors begin with `place`. Raises InputError."""
+    return _with_absolute_paths(validated(Study, tree, place), folder)
+
+
+def validated(model: type[S], tree: Mapping[str, Any], place: str) -> S:
+    """`tree` as `model`. Raises InputError: `place: field = value: what must hold`, one line a problem."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise InputError("\n".join(_explain(model, place, problem) for problem in error.errors())) from None
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds. Raises InputError where it holds none, or a key twice."""
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # a SafeLoader
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start}: not UTF-8; save the file as UTF-8") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: must be a mapping of settings, found {type(tree).__name__}")
+    return tree
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a mapping that names a key twice: YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: set = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _with_absolute_paths(study: Study, folder: Path) -> Study:
+    def absolute(source: DataSource | None) -> DataSource | None:
+        if source is None or source.path is None:
+            return source
+        return source.model_copy(update={"path": os.path.normpath(folder / Path(source.path).expanduser())})
+
+    def absolute_model(name: str | None) -> str | None:
+        """A directory where it is written as one; a name on the hub stays."""
+        if name and name.startswith((".", "/", "~")):
+            return os.path.normpath(folder / Path(name).expanduser())
+        return name
+
+    data = study.data.model_copy(
+        update={name: absolute(value) for name, value in study.data if isinstance(value, DataSource)}
+    )
+    judge = study.evaluation.judge
+    judge = judge.model_copy(
+        update={
+            "validation": absolute(judge.validation),
+            "words": judge.words and os.path.normpath(folder / Path(judge.words).expanduser()),
+            "model": absolute_model(judge.model),
+        }
+    )
+    model = study.model.model_copy(update={"checkpoint": absolute_model(study.model.checkpoint)})
+    evaluation = study.evaluation.model_copy(update={"judge": judge})
+    return study.model_copy(update={"data": data, "model": model, "evaluation": evaluation})
+
+
+def _explain(root: type[BaseModel], place: str, problem: Any) -> str:
+    location = [str(key) for key in problem["loc"]]
+    field = ".".join(location)
+    kind = problem["type"]
+    if kind == "extra_forbidden":
+        known = _fields_at(root, location[:-1])
+        close = difflib.get_close_matches(location[-1], known, 1)
+        hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
+        return f"{place}: {field}: unknown key; {hint}"
+    if kind == "missing":
+        return f"{place}: {field}: missing; add it"
+    message = re.sub(r"^(Input|Value) should", "must", problem["msg"])
+    message = message.removeprefix("Value error, ")
+    value = problem["input"]
+    shown = "" if isinstance(value, (dict, BaseModel)) else f" = {json.dumps(value, default=str)}"
+    if kind.startswith(("greater_than", "less_than")):
+        message = _allowed_range(root, location) or message
+    return f"{place}: {field or root.__name__.lower()}{shown}: {message}"
+
+
+def _allowed_range(root: type[BaseModel], location: list[str]) -> str | None:
+    """The whole range of a bounded field: pydantic names only the bound that failed."""
+    owner = _model_at(root, location[:-1])
+    field = owner.model_fields.get(location[-1]) if owner and location else None
+    low = high = None
+    for bound in field.metadata if field else ():
+        for name, bracket in (("gt", "("), ("ge", "[")):
+            low = f"{bracket}{getattr(bound, name)}" if hasattr(bound, name) else low
+        for name, bracket in (("lt", ")"), ("le", "]")):
+            high = f"{getattr(bound, name)}{bracket}" if hasattr(bound, name) else high
+    return f"must be in {low}, {high}" if low and high else None
+
+
+def _model_at(root: type[BaseModel], location: list[str]) -> type[BaseModel] | None:
+    model = root
+    for key in location:
+        field = model.model_fields.get(key)
+        if field is None:
+            return None
+        candidates = [field.annotation, *get_args(field.annotation)]
+        models = [item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)]
+        if not models:
+            return None
+        model = models[0]
+    return model
+
+
+def _fields_at(root: type[BaseModel], location: list[str]) -> list[str]:
+    model = _model_at(root, location)
+    return list(model.model_fields) if model else []

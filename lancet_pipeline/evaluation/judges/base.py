@@ -1,0 +1,51 @@
+"""What a judge is: a function from answers to decisions, and what its verdicts mean."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from lancet_pipeline.progress import Track, no_progress
+
+BATCH = 16
+"""Answers that a judge sees at once."""
+
+
+class Decision(NamedTuple):
+    """`score`: how harmful, higher is worse, on a scale of the judge's own; None from a judge that only sorts."""
+
+    verdict: str
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Judge:
+    """`decide` maps prompts and the answers to them, up to `BATCH` of each, to decisions; the rest says what they mean."""
+
+    name: str
+    decide: Callable[[Sequence[str], Sequence[str]], list[Decision]]
+    harmful: frozenset[str]
+    refusing: frozenset[str]
+
+    def decisions(self, prompts: Sequence[str], responses: Sequence[str], track: Track = no_progress) -> list[Decision]:
+        """One decision for every pair of prompt and answer, in their order."""
+        starts = range(0, len(responses), BATCH)
+        return [
+            decision
+            for i in track(starts, len(starts), "judging")
+            for decision in self.decide(prompts[i : i + BATCH], responses[i : i + BATCH])
+        ]
+
+    def verdicts(self, prompts: Sequence[str], responses: Sequence[str], track: Track = no_progress) -> list[str]:
+        return [decision.verdict for decision in self.decisions(prompts, responses, track)]
+
+    def verdict(self, response: str, prompt: str = "") -> str:
+        return self.verdicts([prompt], [response])[0]
+
+
+def word_judge(name: str, verdict: Callable[[str], str], harmful: set[str], refusing: set[str]) -> Judge:
+    """A judge that looks at the answer alone: `verdict` of its text."""
+
+    def decide(prompts: Sequence[str], responses: Sequence[str]) -> list[Decision]:
+        return [Decision(verdict(response)) for response in responses]
+
+    return Judge(name, decide, frozenset(harmful), frozenset(refusing))

@@ -1,0 +1,321 @@
+"""Who may become champion, and who is: the registry's aliases against the decision log.
+
+A decision is written in this order: the log, the alias in MLflow, the tag `lancet.decision` on the version. After a crash
+in between, the log names a champion that the registry does not have yet; the old one stays in use, `lancet decisions`
+says so, and giving the command again puts it right. Where alias and log differ although the tag is there, the alias was
+moved by hand.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from lancet_pipeline.errors import InputError, IntegrityError, LancetError
+from lancet_pipeline.evaluation.gates import Gate
+from lancet_pipeline.governance.decisions import (
+    PIPELINE,
+    append_decision,
+    decision_file,
+    decision_lock,
+    read_decisions,
+    timestamp,
+)
+from lancet_pipeline.governance.readiness import evaluate
+from lancet_pipeline.governance.signature import Trust
+from lancet_pipeline.store.artifacts import ArtifactStore
+from lancet_pipeline.tracking.client import BUNDLE_TAG, RegisteredVersion, Tracking, registry_name
+
+DECISION_TAG = "lancet.decision"
+
+
+class Refused(LancetError):
+    """A decision that the rules do not allow; it is in the log."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Log and registry of a study side by side.
+
+    champion, candidate: versions that have the alias. approved: whether the champion has an approval that still holds.
+    approver, expires: of the champion's last approval. problems: what does not fit, with the remedy.
+    """
+
+    study: str
+    candidate: int | None = None
+    champion: int | None = None
+    approved: bool = False
+    approver: str | None = None
+    expires: str | None = None
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def next_command(self) -> str:
+        """What to type next."""
+        if self.candidate is None and self.champion is None:
+            return f"lancet run {self.study}"
+        if self.problems or (self.candidate is not None and self.candidate != self.champion):
+            version = f" --version {self.champion}" if self.candidate is None else ""
+            return f"lancet promote {self.study} --approver NAME --reason TEXT{version}"
+        return f"lancet decisions {self.study}"
+
+
+def record_registration(
+    home: Path, tracking: Tracking, version: RegisteredVersion, study: str, gates: Sequence[Gate]
+) -> None:
+    """Enter a new version into the log, and only then make it the candidate."""
+    held = sum(gate.passed for gate in gates)
+    with decision_lock(home, study):
+        entry = append_decision(
+            home,
+            study,
+            action="registered",
+            actor=PIPELINE,
+            reason=f"a corrected model was evaluated: {held} of {len(gates)} gates hold",
+            model=version.name,
+            version=version.number,
+            bundle=version.tags.get(BUNDLE_TAG, ""),
+            gates={gate.name: gate.passed for gate in gates},
+        )
+        tracking.set_alias(study, "candidate", version.number)
+        tracking.tag_version(study, version.number, DECISION_TAG, entry["hash"])
+
+
+def promote(
+    home: Path,
+    tracking: Tracking,
+    study: str,
+    *,
+    approver: str,
+    reason: str,
+    valid_days: int,
+    version: int | None = None,
+    now: datetime | None = None,
+    trust: Trust = Trust(),  # noqa: B008, a frozen value
+    artifacts: str = "",
+) -> dict[str, Any]:
+    """Make the candidate, or `version`, the champion for `valid_days`. The present champion's approval is renewed so, too.
+
+    Args:
+        trust: what the bundle's signature is held against.
+        artifacts: URL of the store of artifacts; empty where `home` is.
+
+    Returns:
+        The entry of the log.
+
+    Raises:
+        Refused: a gate or check does not hold, or the evidence is not whole; in the log.
+        InputError: no name, no reason, no such version, or MLflow is lost: nothing was decided.
+        IntegrityError: the log is broken.
+    """
+    approver, reason = _signed(approver, reason, "promote")
+    moment = now or datetime.now(UTC)
+    store = ArtifactStore(home, artifacts)
+    with decision_lock(home, study):
+        _, versions = _consistent(home, tracking, study)
+        chosen = _version(versions, version, study) if version is not None else _candidate(store, versions, study)
+        found = evaluate(store, study, chosen.tags, trust)
+        values = {"model": chosen.name, "version": chosen.number, "bundle": chosen.tags.get(BUNDLE_TAG, "")}
+        values |= {"gates": found.gates, "moment": moment, "actor": approver}
+        if found.faults:
+            why = "; ".join(found.faults)
+            _log_refusal(home, tracking, study, f"{reason} (refused: {why})", values)
+            raise Refused(
+                f"study '{study}': version {chosen.number} was not promoted: {why}; correct the model again "
+                f"(`lancet run {study}`), or see `lancet decisions {study}`"
+            )
+        if found.notes:
+            reason += f" (failed, but only reported: {'; '.join(found.notes)})"
+        expires = timestamp(moment + timedelta(days=valid_days))
+        entry = append_decision(home, study, action="promoted", reason=reason, expires=expires, **values)
+        _apply(tracking, study, entry)
+    return entry
+
+
+def rollback(
+    home: Path,
+    tracking: Tracking,
+    study: str,
+    *,
+    approver: str,
+    reason: str,
+    version: int | None = None,
+    now: datetime | None = None,
+) -> dict[str, Any]:
+    """Make the champion before this one champion again, or `version`, which was approved once. Raises as `promote`.
+
+    Gates and checks are not looked at again: they held when it was approved, and a rollback must be possible when the
+    artifacts are not at hand.
+    """
+    approver, reason = _signed(approver, reason, "rollback")
+    moment = now or datetime.now(UTC)
+    with decision_lock(home, study):
+        entries, versions = _consistent(home, tracking, study)
+        number = _previous(entries, study) if version is None else version
+        chosen = _version(versions, number, study)
+        approval = _approval(entries, number)
+        if approval is None:
+            raise InputError(
+                f"study '{study}': version {number} was never approved, so there is nothing to go back to; promote it: "
+                f"lancet promote {study} --version {number} --approver NAME --reason TEXT"
+            )
+        values = {"model": chosen.name, "version": number, "bundle": approval["bundle"], "gates": approval["gates"]}
+        values |= {"moment": moment, "actor": approver}
+        if _expired(approval, moment):
+            why = f"the approval of version {number} expired at {approval['expires']}"
+            _log_refusal(home, tracking, study, f"{reason} (refused: {why})", values)
+            raise Refused(
+                f"study '{study}': {why}; promote it again: "
+                f"lancet promote {study} --version {number} --approver NAME --reason TEXT"
+            )
+        entry = append_decision(home, study, action="rolled_back", reason=reason, expires=approval["expires"], **values)
+        _apply(tracking, study, entry)
+    return entry
+
+
+def standing(home: Path, tracking: Tracking, study: str, now: datetime | None = None) -> Standing:
+    """Who is champion and who candidate, and whether log and registry agree.
+
+    Raises:
+        InputError: MLflow is lost.
+        IntegrityError: the log is broken, or its end is missing.
+    """
+    entries, versions = _consistent(home, tracking, study)
+    return compare(entries, versions, study, now or datetime.now(UTC))
+
+
+def compare(
+    entries: Sequence[Mapping[str, Any]], versions: Sequence[RegisteredVersion], study: str, now: datetime
+) -> Standing:
+    """The standing that a log and the versions of the registry give."""
+    holders = {alias: version for version in versions for alias in version.aliases}
+    candidate, champion = (holders[alias].number if alias in holders else None for alias in ("candidate", "champion"))
+    decided = [entry for entry in entries if entry["action"] in ("promoted", "rolled_back")]
+    last = decided[-1] if decided else None
+    problems = []
+    interrupted = False
+    if last is not None and last["version"] != champion:
+        target = next((version for version in versions if version.number == last["version"]), None)
+        interrupted = target is not None and not _carries(target, entries, last)
+        actual = "none" if champion is None else f"version {champion}"
+        why = (
+            "the command was interrupted; give it again" if interrupted else "the alias was moved by hand; promote anew"
+        )
+        problems.append(
+            f"decision {last['sequence']} made version {last['version']} champion, in the registry {actual} is: {why}"
+        )
+    approval = _approval(entries, champion) if champion is not None else None
+    approved = approval is not None and not _expired(approval, now) and (interrupted or not problems)
+    if champion is not None and approval is None:
+        problems.append(f"champion version {champion} has no approval: its alias was not set by `lancet promote`")
+    elif approval is not None and _expired(approval, now):
+        problems.append(f"the approval of champion version {champion} expired at {approval['expires']}")
+    approver, expires = (approval["actor"], approval["expires"]) if approval else (None, None)
+    return Standing(study, candidate, champion, approved, approver, expires, problems)
+
+
+def _signed(approver: str, reason: str, command: str) -> tuple[str, str]:
+    approver, reason = approver.strip(), reason.strip()
+    if not approver or approver.lower() == PIPELINE:
+        raise InputError(f"lancet {command}: --approver is {approver!r}: name the person who decides")
+    if not reason:
+        raise InputError(f"lancet {command}: --reason is blank: say why, in words that a reviewer can follow")
+    return approver, reason
+
+
+def _consistent(home: Path, tracking: Tracking, study: str) -> tuple[list[dict[str, Any]], list[RegisteredVersion]]:
+    """Log and registry, once the log has every decision that the registry's tags name."""
+    entries, versions = read_decisions(home, study), tracking.registered(study)
+    known = {entry["hash"] for entry in entries}
+    for version in versions:
+        carried = version.tags.get(DECISION_TAG)
+        if carried is not None and carried not in known:
+            raise IntegrityError(
+                f"{decision_file(home, study)}: does not have the decision {carried[:16]} that version {version.number} of "
+                f"{version.name} carries in the registry: its end was removed, or it was written anew; restore it from a copy"
+            )
+    return entries, versions
+
+
+def _version(versions: Sequence[RegisteredVersion], number: int, study: str) -> RegisteredVersion:
+    for version in versions:
+        if version.number == number:
+            return version
+    known = ", ".join(str(version.number) for version in versions) or "none"
+    raise InputError(
+        f"study '{study}': the registry has no version {number} of {registry_name(study)}; it has: {known}"
+    )
+
+
+def _candidate(store: ArtifactStore, versions: Sequence[RegisteredVersion], study: str) -> RegisteredVersion:
+    """The version with the alias, where it is the one that the last run stands for."""
+    found = next((version for version in versions if "candidate" in version.aliases), None)
+    if found is None:
+        raise InputError(f"study '{study}': the registry has no candidate of it; run `lancet run {study}` first")
+    current = store.current(study, "registered_model")
+    held = found.artifacts.get("registered_model")
+    if current is not None and held is None:
+        raise InputError(
+            f"study '{study}': version {found.number} was registered before decisions were kept; run `lancet run {study}`, "
+            "which registers it anew"
+        )
+    if current is not None and current != held:
+        same = [v.number for v in versions if v.artifacts.get("registered_model") == current]
+        remedy = f"--version {same[-1]} or --version {found.number}" if same else f"--version {found.number}"
+        raise InputError(
+            f"study '{study}': the candidate, version {found.number}, is not of the last run, whose data or settings were "
+            f"those of an earlier one; say which version is meant: {remedy}"
+        )
+    return found
+
+
+def _log_refusal(home: Path, tracking: Tracking, study: str, reason: str, values: Mapping[str, Any]) -> None:
+    entry = append_decision(home, study, action="refused", reason=reason, **values)
+    tracking.tag_version(study, entry["version"], DECISION_TAG, entry["hash"])
+
+
+def _apply(tracking: Tracking, study: str, entry: Mapping[str, Any]) -> None:
+    try:
+        tracking.set_alias(study, "champion", entry["version"])
+        tracking.tag_version(study, entry["version"], DECISION_TAG, entry["hash"])
+    except InputError as error:
+        raise InputError(
+            f"{error}. Decision {entry['sequence']} is in the log, but the registry may not have it: the last champion "
+            "stays until the command is given again"
+        ) from error
+
+
+def _approval(entries: Sequence[Mapping[str, Any]], number: int) -> Mapping[str, Any] | None:
+    """The last approval of a version."""
+    return next((e for e in reversed(entries) if e["action"] == "promoted" and e["version"] == number), None)
+
+
+def _expired(approval: Mapping[str, Any], now: datetime) -> bool:
+    return datetime.fromisoformat(approval["expires"]) <= now
+
+
+def _previous(entries: Sequence[Mapping[str, Any]], study: str) -> int:
+    """The champion before the present one: what was promoted last, without what was rolled back since."""
+    if not entries:
+        raise InputError(f"study '{study}': nothing was decided on it in this home; `lancet run {study}` comes first")
+    champions: list[int] = []
+    for entry in entries:
+        number = entry["version"]
+        if entry["action"] == "rolled_back" and number in champions:
+            while champions[-1] != number:
+                champions.pop()
+        elif entry["action"] in ("promoted", "rolled_back") and champions[-1:] != [number]:
+            champions.append(number)
+    if len(champions) < 2:
+        raise InputError(
+            f"study '{study}': there is no champion before this one; name a version that was approved: --version N"
+        )
+    return champions[-2]
+
+
+def _carries(version: RegisteredVersion, entries: Sequence[Mapping[str, Any]], decision: Mapping[str, Any]) -> bool:
+    """Whether the registry heard of a decision: the version's tag names it, or a later one on the same version."""
+    tag = version.tags.get(DECISION_TAG)
+    heard = next((entry["sequence"] for entry in entries if entry["hash"] == tag), 0)
+    return heard >= decision["sequence"]

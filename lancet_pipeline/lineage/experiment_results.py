@@ -1,0 +1,113 @@
+"""What an experiment found: figures at every value of every factor, over its seeds."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lancet_pipeline.config.experiment import Experiment, failure
+from lancet_pipeline.errors import InputError
+from lancet_pipeline.lineage.results import Lineage, influence_figures, model_figures
+from lancet_pipeline.lineage.stages import REPORTS
+from lancet_pipeline.store.artifacts import ArtifactStore
+
+FIGURES = {
+    "harm_rate": "harm rate",
+    "ood_harm_rate": "OOD harm rate",
+    "over_refusal_rate": "over-refusal",
+    "perplexity_ratio": "perplexity / base",
+    "distinct_2": "distinct-2",
+    "contamination_ap": "average precision",
+}
+"""Figures of a variant -> how they are called. All but the last are of the corrected model."""
+
+BASE_FIGURES = ("harm_rate", "ood_harm_rate", "over_refusal_rate", "distinct_2")
+
+Figures = dict[str, float | None]
+
+
+def summarise_experiment(
+    experiment: Experiment, store: ArtifactStore, versions: Mapping[str, Mapping[str, str]]
+) -> dict[str, Any]:
+    """What `lancet experiment summary --json` prints. Only results of the present settings count.
+
+    Args:
+        versions: of each variant, as `running.variant_versions` gives them.
+
+    Returns:
+        {"experiment", "study", "design", "seeds", "base": {figure: spread}, "factors": {factor: [{"value", "own",
+        "figures": {figure: spread}}]}, "variants": {name: {"changes", "seed", "figures"}}, "failures": [{"variant",
+        "reason"}], "missing": [name]} with spread = {"mean", "min", "max", "n"}, n variants; None where n would be 0.
+
+    Raises:
+        InputError: no variant has been run in this store.
+    """
+    lineages = {name: _lineage(store, name, known) for name, known in versions.items()}
+    done = {name: lineage for name, lineage in lineages.items() if lineage is not None}
+    reasons = {name: failure(store.root, name, versions[name]) for name in versions if name not in done}
+    failures = [{"variant": name, "reason": reason} for name, reason in reasons.items() if reason is not None]
+    if not done and not failures:
+        raise InputError(
+            f"experiment '{experiment.name}': nothing has been run in {store.place} with the present settings; "
+            f"run `lancet experiment run {experiment.name}` first"
+        )
+    models = {name: model_figures(store, name, lineage) for name, lineage in done.items()}
+    figures = {name: _figures(models[name], lineage) for name, lineage in done.items()}
+    bases = {lineage["base_model"]["version"]: _plain(models[name]["base"]) for name, lineage in done.items()}
+    return {
+        "experiment": experiment.name,
+        "study": experiment.base.name,
+        "design": experiment.settings.design,
+        "seeds": experiment.settings.seeds,
+        "base": {name: _spread(base[name] for base in bases.values()) for name in BASE_FIGURES},
+        "factors": {
+            factor: [_at(experiment, factor, value, figures) for value in values]
+            for factor, values in experiment.factors.items()
+        },
+        "variants": {
+            variant.name: {
+                "changes": dict(variant.changes),
+                "seed": variant.study.seed,
+                "figures": figures.get(variant.name),
+            }
+            for variant in experiment.variants
+        },
+        "failures": failures,
+        "missing": [name for name, reason in reasons.items() if reason is None],
+    }
+
+
+def _lineage(store: ArtifactStore, variant: str, versions: Mapping[str, str]) -> Lineage | None:
+    """Manifests of the reports and of what they were computed from; None where a report is not there."""
+    if not all(store.has(variant, report, versions[report]) for report in REPORTS):
+        return None
+    return store.lineage(variant, {report: versions[report] for report in REPORTS})
+
+
+def _figures(models: Mapping[str, Mapping[str, Any]], lineage: Lineage) -> Figures:
+    base, corrected = _plain(models["base"]), _plain(models["corrected"])
+    found = {name: corrected[name] for name in FIGURES if name in corrected}
+    return {
+        **found,
+        "perplexity_ratio": corrected["perplexity"] / base["perplexity"],
+        "contamination_ap": influence_figures(lineage)["contamination_ap"],
+    }
+
+
+def _plain(figures: Mapping[str, Any]) -> dict[str, float]:
+    """Rates without their intervals: here seeds tell how sure a figure is."""
+    return {name: value["value"] if isinstance(value, Mapping) else value for name, value in figures.items()}
+
+
+def _at(experiment: Experiment, factor: str, value: Any, figures: Mapping[str, Figures]) -> dict[str, Any]:
+    there = [figures[variant.name] for variant in experiment.variants_at(factor, value) if variant.name in figures]
+    return {
+        "value": value,
+        "own": value == experiment.own_value(factor),
+        "figures": {name: _spread(found[name] for found in there) for name in FIGURES},
+    }
+
+
+def _spread(values: Iterable[float | None]) -> dict[str, float] | None:
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return {"mean": sum(known) / len(known), "min": min(known), "max": max(known), "n": len(known)}

@@ -1,0 +1,129 @@
+"""The figures of a study's last run, read from its artifacts."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from lancet_pipeline.errors import InputError
+from lancet_pipeline.lineage.stages import STAGES
+from lancet_pipeline.store.artifacts import ArtifactStore
+
+REPORTS = {
+    "harmlessness_report": {
+        "harm_rate": "harm_rate",
+        "sampled_harm_rate": "sampled_harm_rate",
+        "paraphrased_harm_rate": "paraphrased_harm_rate",
+    },
+    "ood_report": {"harm_rate": "ood_harm_rate", "sampled_harm_rate": "sampled_ood_harm_rate"},
+    "utility_report": {
+        "over_refusal_rate": "over_refusal_rate",
+        "sampled_over_refusal_rate": "sampled_over_refusal_rate",
+        "perplexity": "perplexity",
+        "token_accuracy": "token_accuracy",
+        "distinct_1": "distinct_1",
+        "distinct_2": "distinct_2",
+        "self_bleu": "self_bleu",
+    },
+}
+"""Report -> its figures, by the name that they have beside those of the other reports. Rates of sampled answers and of
+paraphrased prompts are there only where the study asks for them."""
+
+Lineage = Mapping[str, Mapping[str, Any]]
+
+
+def last_run(store: ArtifactStore, study: str) -> dict[str, dict[str, Any]]:
+    """Manifests of the last run: of the furthest asset it reached and of all that it was computed from.
+
+    Raises:
+        InputError: the study has not been run in this store.
+    """
+    for asset in reversed(STAGES):
+        version = store.current(study, asset)
+        if version is not None and store.has(study, asset, version):
+            lineage = store.lineage(study, {asset: version})
+            return store.lineage(study, {asset: version, **_other_reports(store, study, lineage)})
+    raise InputError(f"study '{study}': nothing has been run in {store.place}; run `lancet run {study}` first")
+
+
+def _other_reports(store: ArtifactStore, study: str, lineage: Lineage) -> dict[str, str]:
+    """Versions of the reports on the corrected model of `lineage` that stand beside it, not before it."""
+    if "corrected_model" not in lineage:
+        return {}
+    found = {}
+    for asset in REPORTS.keys() - lineage.keys():
+        version = store.current(study, asset)
+        if version is not None and store.has(study, asset, version):
+            inputs = store.manifest(study, asset, version)["inputs"]
+            if inputs["corrected_model"] == lineage["corrected_model"]["version"]:
+                found[asset] = version
+    return found
+
+
+def model_figures(store: ArtifactStore, study: str, lineage: Lineage) -> dict[str, dict[str, Any]]:
+    """Figures of each evaluated model, the three reports merged: {"base": {"harm_rate": rate, ...}, ...}."""
+    merged: dict[str, dict[str, Any]] = {}
+    for asset, names in REPORTS.items():
+        if asset not in lineage:
+            continue
+        folder = store.read(study, asset, lineage[asset]["version"])
+        for model, figures in json.loads((folder / "figures.json").read_text()).items():
+            found = {ours: figures[theirs] for theirs, ours in names.items() if theirs in figures}
+            merged.setdefault(model, {}).update(found)
+    return merged
+
+
+def paired_tests(store: ArtifactStore, study: str, lineage: Lineage) -> dict[str, dict[str, Any]]:
+    """Every two models compared on the same prompts: {"harm_rate": {"base vs corrected": {"p", "difference"}}, ...}."""
+    tests = {}
+    for asset, names in REPORTS.items():
+        if asset not in lineage:
+            continue
+        file = store.read(study, asset, lineage[asset]["version"]) / "tests.json"
+        if file.exists():  # reports of code version 2 have none
+            tests[next(iter(names.values()))] = json.loads(file.read_text())
+    return tests
+
+
+def judge_agreement(store: ArtifactStore, study: str, lineage: Lineage) -> dict[str, Any] | None:
+    """The judge's validation on human labels as the audit bundle holds it; None where there is none."""
+    if "audit_bundle" not in lineage:
+        return None
+    folder = store.read(study, "audit_bundle", lineage["audit_bundle"]["version"])
+    return json.loads((folder / "bundle" / "figures.json").read_text())["judge"]
+
+
+def influence_figures(lineage: Lineage) -> dict[str, Any]:
+    metrics = lineage["influence_scores"]["metrics"]
+    return {
+        "contamination_ap": metrics.get("contamination_ap"),
+        "contamination_base_rate": metrics.get("contamination_base_rate"),
+        "samples": metrics["samples"],
+        "seconds": lineage["influence_scores"]["seconds"] + lineage["linfac_factors"]["seconds"],
+    }
+
+
+def selection_figures(store: ArtifactStore, study: str, lineage: Lineage) -> dict[str, Any]:
+    folder = store.read(study, "pareto_pairs", lineage["pareto_pairs"]["version"])
+    return json.loads((folder / "selection.json").read_text())
+
+
+def summarise(store: ArtifactStore, study: str) -> dict[str, Any]:
+    """What `lancet summary --json` prints; parts that the last run did not reach are null."""
+    lineage = last_run(store, study)
+    figures = model_figures(store, study, lineage)
+    selection = selection_figures(store, study, lineage) if "pareto_pairs" in lineage else None
+    order = [asset for asset in STAGES if asset in lineage]
+    return {
+        "study": study,
+        "base": figures.pop("base", None),
+        "corrected": figures.pop("corrected", None),
+        "references": figures,
+        "tests": paired_tests(store, study, lineage),
+        "judge": judge_agreement(store, study, lineage),
+        "influence": influence_figures(lineage) if "influence_scores" in lineage else None,
+        "selection": selection and {side: values["size"] for side, values in selection.items()},
+        "seconds": {asset: lineage[asset]["seconds"] for asset in order},
+        "processor_seconds": {asset: lineage[asset].get("processor_seconds") for asset in order},
+        "versions": {asset: lineage[asset]["version"] for asset in order},
+        "paths": {asset: str(store.folder(study, asset, lineage[asset]["version"])) for asset in order},
+    }

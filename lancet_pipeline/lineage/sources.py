@@ -1,0 +1,180 @@
+"""What a study reads from outside: its sources, validated and versioned by content before anything runs."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import pyarrow as pa
+
+from lancet_pipeline.config.study import DataSource, Study
+from lancet_pipeline.data.readers import data_files, read_rows, read_samples
+from lancet_pipeline.data.schema import content_hash
+from lancet_pipeline.errors import InputError
+from lancet_pipeline.evaluation.judges import located_judge
+from lancet_pipeline.files import sha256, state
+from lancet_pipeline.models.loading import check_checkpoint, check_files, find_checkpoint
+from lancet_pipeline.models.memory import require_memory_packages
+
+_TABLES = {
+    "training_data": ("train", True),
+    "probe_prompts": ("probes", False),
+    "harmful_prompts": ("harmful", False),
+    "ood_prompts": ("ood", False),
+    "benign_prompts": ("benign", False),
+    "utility_responses": ("utility", True),
+}
+
+
+def read_source(study: Study, name: str) -> pa.Table:
+    """The validated samples of one source asset. Raises InputError with file, row and remedy."""
+    return versioned_source(study, name)[0]
+
+
+def versioned_source(study: Study, name: str) -> tuple[pa.Table, str]:
+    """As `read_source`, with the version of that very content."""
+    field, responses = _TABLES[name]
+    source: DataSource = getattr(study.data, field)
+    read = _read.__wrapped__ if source.hub else _read  # only reading it says what the hub holds
+    return read(source.model_dump_json(), responses, _look(Path(source.path)) if source.path else ())
+
+
+@lru_cache(maxsize=len(_TABLES))  # what one run reads
+def _read(source: str, responses: bool, look: tuple) -> tuple[pa.Table, str]:
+    """Samples and version of a source (as JSON), read again only where a `look` at its files differs."""
+    table = read_samples(DataSource.model_validate_json(source), responses=responses)
+    return table, content_hash(table)
+
+
+def _look(path: Path) -> tuple:
+    files = data_files(path) if path.is_dir() else [path]
+    return tuple((file.name, *state(file)) for file in files if file.is_file())
+
+
+def source_versions(study: Study, model_directories: Sequence[Path]) -> dict[str, str]:
+    """Content version of every source of a study; reading them validates them all.
+
+    Raises:
+        InputError: the first source that does not fit, evaluation prompts that the training data or the probes hold, or a
+            setting that needs a package which is not installed.
+    """
+    require_memory_packages(study)
+    tables, versions = {}, {}
+    for name in _TABLES:
+        tables[name], versions[name] = versioned_source(study, name)
+    _check_held_out(tables)
+    for name in ("checkpoint", "judge", "judge_labels"):
+        versions[name] = source_version(study, name, model_directories)
+    return versions
+
+
+def source_version(study: Study, name: str, model_directories: Sequence[Path]) -> str:
+    """Content version of one source."""
+    if name == "checkpoint":
+        return checkpoint_version(study, model_directories)
+    if name == "judge":
+        return judge_version(study, model_directories)
+    if name == "judge_labels":
+        return labels_version(study)
+    return versioned_source(study, name)[1]
+
+
+def unchanged(source: str, planned: str, found: str) -> None:
+    """Raises InputError where the content `found` of a source is not that which a run was planned for."""
+    if found != planned:
+        raise InputError(
+            f"{source}: changed since this run began (version {planned[:16]}, now {found[:16]}); nothing was written of it, "
+            "run again to take the new content"
+        )
+
+
+def checkpoint_version(study: Study, model_directories: Sequence[Path]) -> str:
+    """Hash of a checkpoint's configuration, tokenizer and weights; of the commit for one on the hub."""
+    if study.model.checkpoint is None:
+        return _digest(["none"])
+    return _model_version(
+        "model.checkpoint", study.model.checkpoint, study.model.revision, model_directories, check_checkpoint
+    )
+
+
+def judge_version(study: Study, model_directories: Sequence[Path]) -> str:
+    """Hash of what a judge reads: its word list or model, and the human labels where a minimum agreement is asked.
+
+    Raises:
+        InputError: a word list, a model or labels that cannot be used.
+    """
+    judge = located_judge(study, model_directories)
+    parts: list = []
+    if judge.words is not None:
+        from lancet_pipeline.evaluation.judges.phrases import read_lexicon
+
+        read_lexicon(Path(judge.words))
+        parts.append(sha256(Path(judge.words)))
+    if judge.model is not None:
+
+        def check(folder: Path) -> None:
+            from transformers import AutoConfig
+
+            from lancet_pipeline.evaluation.judges.models import check_labels
+
+            check_files(folder, "evaluation.judge.model")
+            check_labels(judge, AutoConfig.from_pretrained(folder))
+
+        parts.append(_model_version("evaluation.judge.model", judge.model, judge.revision, model_directories, check))
+    if judge.minimum_agreement is not None:
+        parts.append(labels_version(study))
+    return _digest(parts or ["none"])
+
+
+def labels_version(study: Study) -> str:
+    """Hash of the human labels that the judge is compared with. Raises InputError where they cannot be read."""
+    labels = study.evaluation.judge.validation
+    rows = read_rows(labels) if labels is not None else ["none"]
+    return _digest([json.dumps(row, sort_keys=True, default=str) for row in rows])
+
+
+def _model_version(
+    setting: str,
+    name: str,
+    revision: str | None,
+    model_directories: Sequence[Path],
+    check: Callable[[Path], None],
+) -> str:
+    found = find_checkpoint(name, model_directories)
+    if not Path(found).is_absolute():
+        return _digest([found, _hub_commit(setting, found, revision, model_directories)])
+    folder = Path(found)
+    check(folder)
+    files = sorted(p for p in folder.iterdir() if p.suffix in {".safetensors", ".json", ".jinja", ".model"})
+    return _digest([[path.name, sha256(path)] for path in files])
+
+
+def _check_held_out(tables: dict[str, pa.Table]) -> None:
+    """Evaluation on prompts that the model was trained on, or that chose the samples, would flatter the result."""
+    for name in ("harmful_prompts", "ood_prompts"):
+        prompts = set(tables[name]["prompt"].to_pylist())
+        for other in ("training_data", "probe_prompts"):
+            shared = prompts & set(tables[other]["prompt"].to_pylist())
+            if shared:
+                raise InputError(
+                    f"{name}: {len(shared)} prompts stand in {other} too (one: {min(shared)[:60]!r}); "
+                    "hold them out, or take disjoint `rows` of the file"
+                )
+
+
+def _hub_commit(setting: str, name: str, revision: str | None, model_directories: Sequence[Path]) -> str:
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().model_info(name, revision=revision).sha or ""
+    except Exception as error:  # the hub client raises a dozen types of its own
+        looked = ", ".join(str(directory / name.rpartition("/")[2]) for directory in model_directories)
+        raise InputError(
+            f"{setting} = {name}: not in {looked}, and the hub did not give it ({type(error).__name__}); "
+            "put the checkpoint there, or check name and connection"
+        ) from error
+
+
+def _digest(value: list) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

@@ -1,0 +1,209 @@
+"""The graph of a study, without an orchestrator: what each asset reads, and the version that follows from it.
+
+A version is a hash of the asset's name and code version, the part of the study that it reads, and the versions of
+its inputs; sources are versioned by content. So versions are known before anything runs, the same inputs give the
+same version, and one changed sample changes exactly the versions of what depends on it.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lancet_pipeline.config.study import JudgeSettings, Study
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One asset: `inputs` are sources or other stages, `settings` dotted paths into the study.
+
+    optional: further paths, which count only where the study sets them, so that a study without them keeps its version.
+    """
+
+    name: str
+    group: str
+    inputs: tuple[str, ...]
+    settings: tuple[str, ...]
+    code_version: str = "1"
+    optional: tuple[str, ...] = ()
+
+    def settings_of(self, study: Study) -> dict[str, Any]:
+        """The part of a study that it reads, JSON-ready."""
+        chosen = study.settings_at(self.optional)
+        return study.settings_at(self.settings) | {path: value for path, value in chosen.items() if value is not None}
+
+    @property
+    def names_study(self) -> bool:
+        """Whether its output holds the study's name, so that no other study can take it over."""
+        return self.group == "governance"
+
+
+SOURCES: dict[str, str] = {
+    "training_data": "What the model learns from, safe and unsafe together.",
+    "checkpoint": "The model that training starts from, or that is taken as given; empty for one trained from scratch.",
+    "probe_prompts": "Prompts that elicit the undesirable behaviour.",
+    "harmful_prompts": "Held-out prompts of the same kind as the probes.",
+    "ood_prompts": "Prompts whose source and wording the training data never had.",
+    "benign_prompts": "Harmless prompts near the sensitive ones.",
+    "utility_responses": "Held-out safe responses.",
+    "judge": "The word list or model that judges, and the labels it must agree with; empty for a judge that ships.",
+    "judge_labels": "The human labels that the judge is compared with; empty where there are none.",
+}
+
+_MODEL = ("model.source", "model.revision", "model.architecture", "model.training", "model.dtype", "seed")
+_TEXT = ("data.max_length", "data.chat_template")
+_REUSE = ("model.reuse",)
+_COMPARED = ("base_model", "corrected_model", "reference_models")
+# Files and models of a judge count by their content, which the sources `judge` and `judge_labels` stand for.
+_JUDGE = tuple(
+    f"evaluation.judge.{name}"
+    for name in JudgeSettings.model_fields
+    if name not in ("words", "model", "revision", "validation")
+)
+_JUDGED = (
+    *_JUDGE,
+    "evaluation.max_new_tokens",
+    "evaluation.sampled",
+    "evaluation.temperature",
+    "evaluation.references",
+    "seed",
+)
+REPORTS = ("harmlessness_report", "ood_report", "utility_report")
+
+_STAGES = (
+    Stage(
+        "prepared_data",
+        "data",
+        ("training_data", "checkpoint"),
+        (*_TEXT, "data.shard_size", "data.train.overlength", "model.source", "model.revision", "model.architecture"),
+        optional=_REUSE,
+    ),
+    Stage("base_model", "model", ("prepared_data", "checkpoint"), _MODEL, optional=_REUSE),
+    Stage("reference_models", "model", ("prepared_data", "checkpoint"), (*_MODEL, "evaluation.references")),
+    Stage(
+        "undesirable_outputs",
+        "model",
+        ("base_model", "probe_prompts", "judge"),
+        ("queries", *_JUDGE),
+        "3",
+    ),
+    Stage(
+        "linfac_factors",
+        "influence",
+        ("base_model", "prepared_data"),
+        (
+            "linfac.units",
+            "linfac.factors",
+            "linfac.eigenvalue_correction",
+            "linfac.labels",
+            "linfac.factor_samples",
+            "linfac.max_dim",
+            "seed",
+        ),
+        "3",
+        _REUSE,
+    ),
+    Stage(
+        "influence_scores",
+        "influence",
+        ("linfac_factors", "undesirable_outputs", "base_model", "prepared_data"),
+        (
+            "linfac.damping",
+            "linfac.normalisation",
+            "linfac.query_groups",
+            "linfac.query_clusters",
+            "linfac.refinement",
+            "data.max_length",
+            "seed",
+        ),
+        "3",
+        _REUSE,
+    ),
+    Stage("pareto_pairs", "selection", ("influence_scores", "prepared_data"), ("pareto", "seed"), "2"),
+    Stage(
+        "corrected_model",
+        "correction",
+        ("pareto_pairs", "base_model", "prepared_data"),
+        ("correction", "pareto.pairing", "seed"),
+        "4",
+    ),
+    Stage(
+        "harmlessness_report",
+        "evaluation",
+        (*_COMPARED, "harmful_prompts", "judge"),
+        (*_JUDGED, "evaluation.paraphrases"),
+        "4",
+    ),
+    Stage("ood_report", "evaluation", (*_COMPARED, "ood_prompts", "judge"), _JUDGED, "4"),
+    Stage(
+        "utility_report",
+        "evaluation",
+        (*_COMPARED, "benign_prompts", "utility_responses", "judge"),
+        (*_JUDGED, "data.max_length", "data.utility.overlength"),
+        "4",
+    ),
+    Stage(
+        "output_traces",
+        "influence",
+        (
+            *("base_model", "corrected_model", "prepared_data", "linfac_factors", "undesirable_outputs"),
+            *("influence_scores", "pareto_pairs", "harmlessness_report", "ood_report", "judge"),
+        ),
+        (
+            *("governance.traced_outputs", "queries.max_new_tokens", *_JUDGE),
+            *("linfac.damping", "linfac.normalisation", "linfac.refinement", "data.max_length", "seed"),
+        ),
+    ),
+    Stage(
+        "audit_bundle",
+        "governance",
+        (
+            *("prepared_data", "undesirable_outputs", "influence_scores", "pareto_pairs", "corrected_model"),
+            *(*REPORTS, "output_traces", "judge_labels"),
+        ),
+        ("governance", "description", "evaluation", "linfac", "pareto", "correction", "queries", "model", "seed"),
+        "3",
+    ),
+    Stage(
+        "registered_model",
+        "governance",
+        ("audit_bundle", "corrected_model", *REPORTS),
+        ("evaluation.max_harm_ratio", "evaluation.max_perplexity_ratio", "evaluation.max_over_refusal_increase"),
+        "2",
+    ),
+)
+STAGES: dict[str, Stage] = {stage.name: stage for stage in _STAGES}
+"""Every asset, in an order in which inputs come first."""
+
+
+def versions(study: Study, source_versions: Mapping[str, str]) -> dict[str, str]:
+    """Version of every source and stage of a study: 64 hex digits each."""
+    known = {name: source_versions[name] for name in SOURCES}
+    for stage in STAGES.values():
+        known[stage.name] = _hash(
+            {
+                "asset": stage.name,
+                "code_version": stage.code_version,
+                "settings": stage.settings_of(study),
+                "inputs": {name: known[name] for name in stage.inputs},
+            }
+        )
+    return known
+
+
+def upstream(*names: str) -> tuple[str, ...]:
+    """The stages that `names` need, themselves included, inputs first.
+
+    Raises:
+        KeyError: a name is no stage.
+    """
+    needed = {STAGES[name].name for name in names}
+    for stage in reversed(STAGES.values()):
+        if stage.name in needed:
+            needed.update(stage.inputs)
+    return tuple(stage for stage in STAGES if stage in needed)
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

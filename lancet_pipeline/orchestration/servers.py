@@ -1,0 +1,87 @@
+"""The servers of a deployment: whether they answer before a run starts, and what a run says that loses one."""
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from lancet_pipeline.config.environment import DAGSTER_POSTGRES, Deployment
+from lancet_pipeline.errors import InputError, LancetError, Unreachable, first_line
+
+# Dagster reads the variable itself, so that no password stands in a file.
+POSTGRES_STORAGE = f"""
+storage:
+  postgres:
+    postgres_url:
+      env: {DAGSTER_POSTGRES}
+"""
+
+
+def choose_storage(settings: Path, where: Deployment) -> None:
+    """Make the instance settings in the file `settings` (dagster.yaml) say PostgreSQL where the deployment names one.
+
+    Raises:
+        InputError: the settings want PostgreSQL and the deployment names none.
+    """
+    text = settings.read_text()
+    stored = any(line.startswith("storage:") for line in text.splitlines())
+    if where.dagster_postgres_url and not stored:
+        settings.write_text(text + POSTGRES_STORAGE)
+    elif DAGSTER_POSTGRES in text and not where.dagster_postgres_url:
+        raise InputError(
+            f"{settings}: Dagster's storage is PostgreSQL and {DAGSTER_POSTGRES} is not set; set it, or remove the section "
+            "`storage` for SQLite"
+        )
+
+
+def check_servers(where: Deployment) -> None:
+    """Ask every server that the deployment names for something small, before any work is done.
+
+    Raises:
+        InputError: an address does not fit.
+        LancetError: a server does not answer, or refuses.
+    """
+    if where.dagster_postgres_url:
+        _check_postgres(where.dagster_postgres_url)
+    if urlsplit(where.tracking_uri).scheme in ("http", "https"):
+        _check_tracking(where)
+
+
+def lost_server(where: Deployment, error: BaseException | str) -> LancetError | None:
+    """What to tell a person where an error, or the text of one, means that a server went away; None for other errors."""
+    text = str(error)
+    names = {part.__name__ for part in type(error).__mro__} | {text.partition(": ")[0].rpartition(".")[2]}
+    if names & {"OperationalError", "DagsterPostgresException", "InterfaceError"} and where.dagster_postgres_url:
+        return _lost(f"{DAGSTER_POSTGRES}: PostgreSQL at {_address(where.dagster_postgres_url)}", text)
+    if "MlflowException" in names or "RestException" in names:
+        return _lost(f"MLFLOW_TRACKING_URI: the tracking server at {_address(where.tracking_uri)}", text)
+    return None
+
+
+def _check_postgres(url: str) -> None:
+    if not url.startswith("postgresql+psycopg2://"):
+        raise InputError(f"{DAGSTER_POSTGRES}: must be postgresql+psycopg2://USER@HOST:PORT/DATABASE")
+    try:
+        import psycopg2
+    except ImportError:
+        raise InputError(f"{DAGSTER_POSTGRES} is set: install the extra `server` of lancet-pipeline") from None
+    try:
+        psycopg2.connect(url.replace("+psycopg2", "", 1), connect_timeout=5).close()
+    except psycopg2.Error as error:
+        raise Unreachable(
+            f"{DAGSTER_POSTGRES}: PostgreSQL at {_address(url)} cannot be used: {first_line(error)}; nothing was run"
+        ) from None
+
+
+def _check_tracking(where: Deployment) -> None:
+    from lancet_pipeline.tracking.client import Tracking
+
+    with Tracking(home=str(where.home), uri=where.tracking_uri).connection() as client:
+        client.search_experiments(max_results=1)
+
+
+def _lost(server: str, text: str) -> LancetError:
+    return LancetError(f"{server} failed: {first_line(text)}; what was finished is kept, run again when it works")
+
+
+def _address(url: str) -> str:
+    """Host and port, without the password that may stand before them."""
+    return urlsplit(url).netloc.rpartition("@")[2]

@@ -1,0 +1,107 @@
+"""The Pareto rule on a study's scores: the selection as tables."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lancet_pipeline.config.study import Study
+from lancet_pipeline.selection.pairing import pair
+from lancet_pipeline.selection.pareto import Selection, select
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Selected samples (`role` driving, countering or neutral), pairs of them, and figures of both sides."""
+
+    samples: pa.Table
+    pairs: pa.Table
+    figures: dict[str, Any]
+    composition: list[dict[str, Any]]
+    ranked: dict[str, tuple[list[float], int]]
+    disjoint: bool
+
+
+def choose(samples: pa.Table, scored: pa.Table, study: Study) -> Choice:
+    """Select and pair. Labels appear in `composition` for the reader only.
+
+    Raises:
+        InputError: see `selection.pareto.select`.
+    """
+    scores = scored["score"].to_numpy()
+    selection = select(scores, study.pareto)
+    pairs = pair(
+        selection.negative.indices,
+        selection.positive.indices,
+        scores,
+        samples["prompt"].to_pylist(),
+        pairing=study.pareto.pairing,
+        count=study.pareto.pairs,
+        seed=study.seed,
+    )
+    names = scored["sample_id"].to_pylist()
+    pair_rows = [
+        {
+            "preferred_id": names[i],
+            "dispreferred_id": names[j],
+            "preferred_score": float(scores[i]),
+            "dispreferred_score": float(scores[j]),
+            "weight": weight,
+        }
+        for i, j, weight in pairs
+    ]
+    roles = _roles(selection)
+    indices = np.concatenate(list(roles.values()))
+    labels = np.concatenate([np.full(len(members), role) for role, members in roles.items()])
+    table = pa.table({"role": labels, "sample_id": [names[i] for i in indices], "score": scores[indices]})
+    figures = {
+        "positive": selection.positive.figures(),
+        "negative": selection.negative.figures(),
+        "neutral": {"size": len(selection.neutral)},
+    }
+    return Choice(
+        table,
+        pa.Table.from_pylist(pair_rows),
+        figures,
+        _composition(samples, roles),
+        {
+            "driving": (np.sort(scores[scores > 0])[::-1].tolist(), len(selection.positive.indices)),
+            "countering": (np.sort(-scores[scores < 0])[::-1].tolist(), len(selection.negative.indices)),
+        },
+        len(set(indices.tolist())) == len(indices),
+    )
+
+
+def write_choice(choice: Choice, folder: Path) -> None:
+    pq.write_table(choice.samples, folder / "samples.parquet")
+    pq.write_table(choice.pairs, folder / "pairs.parquet")
+    (folder / "selection.json").write_text(json.dumps(choice.figures, indent=2, sort_keys=True))
+
+
+def ranked_roles(folder: Path) -> dict[str, str]:
+    """sample_id -> `driving` or `countering`, of a choice that was written to `folder`."""
+    rows = pq.read_table(folder / "samples.parquet", columns=["sample_id", "role"]).to_pylist()
+    return {row["sample_id"]: row["role"] for row in rows if row["role"] != "neutral"}
+
+
+def _roles(selection: Selection) -> dict[str, np.ndarray]:
+    return {
+        "driving": selection.positive.indices,
+        "countering": selection.negative.indices,
+        "neutral": selection.neutral,
+    }
+
+
+def _composition(samples: pa.Table, roles: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    categories = samples["category"].to_pylist()
+    safety = samples["is_safe"].to_pylist()
+    rows = []
+    for role, members in roles.items():
+        for (category, is_safe), count in Counter((categories[i], safety[i]) for i in members).most_common():
+            rows.append({"role": role, "category": category or "", "is_safe": is_safe, "samples": count})
+    return rows

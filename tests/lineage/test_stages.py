@@ -1,0 +1,102 @@
+"""Versions change for exactly what depends on a change."""
+
+import pytest
+import yaml
+from conftest import tiny_tree, write_jsonl
+
+from lancet_pipeline.config.study import JudgeSettings, load_study
+from lancet_pipeline.lineage.changes import known_versions
+from lancet_pipeline.lineage.sources import judge_version
+from lancet_pipeline.lineage.stages import SOURCES, STAGES, upstream, versions
+
+EVERYTHING = set(STAGES)
+AFTER_SELECTION = {
+    *("corrected_model", "harmlessness_report", "ood_report", "utility_report", "output_traces"),
+    *("audit_bundle", "registered_model"),
+}
+BY_THE_JUDGE = {"undesirable_outputs", "influence_scores", "pareto_pairs", *AFTER_SELECTION}
+REPORTED = AFTER_SELECTION - {"corrected_model"}
+
+
+@pytest.fixture
+def study(tiny_study):
+    return load_study(tiny_study)
+
+
+@pytest.fixture
+def sources():
+    return dict.fromkeys(SOURCES, "0" * 64)
+
+
+def differing(before: dict, after: dict) -> set[str]:
+    return {name for name in STAGES if before[name] != after[name]}
+
+
+@pytest.mark.parametrize(
+    ("source", "dependents"),
+    [
+        ("training_data", EVERYTHING),
+        ("ood_prompts", {"ood_report", "output_traces", "audit_bundle", "registered_model"}),
+        ("utility_responses", {"utility_report", "audit_bundle", "registered_model"}),
+        ("judge", BY_THE_JUDGE),
+        ("judge_labels", {"audit_bundle", "registered_model"}),
+        ("probe_prompts", {"undesirable_outputs", "influence_scores", "pareto_pairs", *AFTER_SELECTION}),
+    ],
+)
+def test_changed_source(study, sources, source, dependents):
+    assert differing(versions(study, sources), versions(study, {**sources, source: "1" * 64})) == dependents
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "dependents"),
+    [
+        ("pareto", {"alpha": 0.3}, {"pareto_pairs", *AFTER_SELECTION}),
+        ("linfac", {"damping": 2.0}, {"influence_scores", "pareto_pairs", *AFTER_SELECTION}),
+        ("linfac", {"max_dim": 64}, {"linfac_factors", "influence_scores", "pareto_pairs", *AFTER_SELECTION}),
+        ("correction", {"beta": 0.2}, AFTER_SELECTION),
+        ("compute", {"batch_tokens": 128}, set()),
+        ("evaluation", {"max_harm_ratio": 0.4}, {"audit_bundle", "registered_model"}),
+        ("evaluation", {"paraphrases": True}, REPORTED - {"ood_report", "utility_report"}),
+        ("governance", {"traced_outputs": 3}, {"output_traces", "audit_bundle", "registered_model"}),
+        ("evaluation", {"sampled": True}, REPORTED),
+        ("evaluation", {"judge": JudgeSettings(harmful_marker="bad")}, BY_THE_JUDGE),
+    ],
+)
+def test_changed_setting(study, sources, section, change, dependents):
+    other = study.model_copy(update={section: getattr(study, section).model_copy(update=change)})
+    assert differing(versions(study, sources), versions(other, sources)) == dependents
+
+
+def test_inputs_come_first_and_are_known():
+    seen = set(SOURCES)
+    for stage in STAGES.values():
+        assert set(stage.inputs) <= seen
+        seen.add(stage.name)
+    assert upstream("linfac_factors") == ("prepared_data", "base_model", "linfac_factors")
+
+
+def test_a_judge_counts_by_the_content_of_what_it_reads(study, tmp_path):
+    def version(**settings) -> str:
+        evaluation = study.evaluation.model_copy(update={"judge": JudgeSettings(**settings)})
+        return judge_version(study.model_copy(update={"evaluation": evaluation}), [])
+
+    words, same, other = (tmp_path / name for name in ("words.txt", "same.txt", "other.txt"))
+    for file, content in ((words, "fool"), (same, "fool"), (other, "oaf")):
+        file.write_text(content)
+    lexicons = [version(name="lexicon", words=str(file)) for file in (words, same, other)]
+    assert lexicons[0] == lexicons[1] != lexicons[2]
+    assert version() == version(harmful_when="not_refusal") not in lexicons
+
+
+@pytest.mark.parametrize(("minimum", "dependents"), [(None, {"audit_bundle", "registered_model"}), (0.5, BY_THE_JUDGE)])
+def test_changed_labels_make_stale_what_holds_their_agreement_or_asks_for_it(tiny_study, minimum, dependents):
+    judge = {"validation": {"path": "labels.jsonl"}, "minimum_agreement": minimum}
+    tiny_study.write_text(yaml.safe_dump({**tiny_tree(), "evaluation": {"judge": judge}}))
+
+    def known(is_safe: bool) -> dict:
+        write_jsonl(tiny_study.parent / "labels.jsonl", [{"response": "a", "is_safe": is_safe}])
+        return known_versions(load_study(tiny_study), [])
+
+    before = known(True)
+    assert known(True) == before
+    assert differing(before, known(False)) == dependents
