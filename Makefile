@@ -13,7 +13,7 @@ demo: install
 
 test: $(VENV)/.installed-dev
 	@test -f $(AXE) || $(MAKE) --no-print-directory axe || echo "axe-core could not be fetched: its tests are skipped"
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # What the browser tests check accessibility with; needs npm. They also need chromium and chromedriver.
 axe: $(AXE)

@@ -24,6 +24,20 @@ CRIMES = ("break", "steal", "jam", "fake", "hijack")
 CHORES = ("clean", "repair", "paint", "label", "charge")
 
 
+LONGEST = ("test_ray.py", "test_daemon.py", "test_servers.py", "test_browser.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files begin first, so that no worker of several is left with one at the end."""
+
+    def turn(item: pytest.Item) -> int:
+        if item.path.name in LONGEST:
+            return LONGEST.index(item.path.name)
+        return len(LONGEST) + (item.get_closest_marker("slow") is None)
+
+    items.sort(key=turn)
+
+
 def training_rows() -> list[dict]:
     rows = []
     for number, tool in enumerate(TOOLS):

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from conftest import Webhook, tiny_tree, training_rows, write_jsonl, write_tiny_study
+from command import copy_run, environment
+from conftest import Finished, Webhook, training_rows, write_jsonl
+from servers import free_port
 
 import mlflow
 from lancet_pipeline.config.environment import deployment as deployed
@@ -20,42 +22,40 @@ from lancet_pipeline.orchestration.runs import dagster_home
 pytestmark = pytest.mark.slow
 
 BIN = Path(sys.executable).parent
+DEFINITIONS = "lancet_pipeline.definitions"
 
 
 class Deployment:
-    """A home with one corrected study, the daemon on it, and the posts that its webhook took."""
+    """A home with one corrected study, a code server and the daemon on it, and the posts that its webhook took."""
 
-    def __init__(self, root: Path) -> None:
-        self.root, self.home = root, root / "home"
-        tree = tiny_tree() | {"schedule": "* * * * *"}
-        self.study = write_tiny_study(root / "studies", tree)
+    def __init__(self, root: Path, finished: Finished) -> None:
+        self.root = root
+        self.study, self.home = copy_run(finished.study, finished.home, root)
+        self.study.write_text(self.study.read_text() + 'schedule: "* * * * *"\n')
         self.webhook = Webhook()
         self.posts = self.webhook.posts
-        self.environment = {
-            **os.environ,
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-            "DO_NOT_TRACK": "1",
-            "LANCET_HOME": str(self.home),
-            "LANCET_STUDIES": str(self.study.parent),
-            "LANCET_PAGE": "http://127.0.0.1:3000",
-            "DAGSTER_HOME": str(dagster_home(deployed({}, self.home))),
-            "LANCET_WEBHOOK": self.webhook.url,
-        }
-        self.run("-m", "lancet_pipeline.cli", "run", str(self.study))
+        self.environment = environment(
+            DO_NOT_TRACK="1",
+            LANCET_HOME=str(self.home),
+            LANCET_STUDIES=str(self.study.parent),
+            LANCET_PAGE="http://127.0.0.1:3000",
+            DAGSTER_HOME=str(dagster_home(deployed({}, self.home))),
+            LANCET_WEBHOOK=self.webhook.url,
+        )
         self.instance = dg.DagsterInstance.from_config(str(self.home / "dagster"))
         self.log = (root / "daemon.log").open("w")
-        self.daemon = subprocess.Popen(
-            [BIN / "dagster-daemon", "run", "-m", "lancet_pipeline.definitions"],
-            env=self.environment,
-            cwd=root,
-            stdout=self.log,
-            stderr=subprocess.STDOUT,
-        )
+        # One server of the code for all, where each would import it for itself, and the daemon again every minute.
+        self.port = str(free_port())
+        self.server = self.start("dagster", "api", "grpc", "-m", DEFINITIONS, "-p", self.port, "-h", "127.0.0.1")
+        self.daemon = self.start("dagster-daemon", "run", "--grpc-port", self.port, "--grpc-host", "127.0.0.1")
 
-    def run(self, *arguments: str) -> None:
+    def start(self, program: str, *arguments: str) -> subprocess.Popen:
+        command = [BIN / program, *arguments]
+        return subprocess.Popen(command, env=self.environment, cwd=self.root, stdout=self.log, stderr=subprocess.STDOUT)
+
+    def dagster(self, *arguments: str) -> None:
         done = subprocess.run(
-            [sys.executable, *arguments],
+            [BIN / "dagster", *arguments, "--grpc-port", self.port, "--grpc-host", "127.0.0.1"],
             env=self.environment,
             cwd=self.root,
             capture_output=True,
@@ -114,6 +114,8 @@ class Deployment:
         if self.daemon.poll() is None:
             self.daemon.send_signal(signal.SIGINT)
         code = self.daemon.wait(timeout=60)
+        self.server.terminate()
+        self.server.wait(timeout=60)
         self.log.close()
         self.webhook.server.shutdown()
         self.instance.dispose()
@@ -121,8 +123,8 @@ class Deployment:
 
 
 @pytest.fixture(scope="module")
-def deployment(tmp_path_factory) -> Iterator[Deployment]:
-    made = Deployment(tmp_path_factory.mktemp("deployment"))
+def deployment(tmp_path_factory, finished) -> Iterator[Deployment]:
+    made = Deployment(tmp_path_factory.mktemp("deployment"), finished)
     yield made
     made.stop()
 
@@ -186,7 +188,7 @@ def test_a_half_written_file_waits_until_it_is_whole(deployment: Deployment):
 def test_a_touched_file_and_a_schedule_recompute_nothing(deployment: Deployment):
     known, begun = {run.run_id for run in deployment.runs()}, time.time()
     (deployment.study.parent / "train.jsonl").touch()
-    deployment.run("-m", "dagster", "schedule", "start", "recorrect_tiny", "-m", "lancet_pipeline.definitions")
+    deployment.dagster("schedule", "start", "recorrect_tiny")
     deployment.wait("look", lambda: deployment.skipped("data_changes", "touched, with the content", begun))
     deployment.wait("tick of the schedule", lambda: deployment.skipped("recorrect_tiny", "nothing changed", begun))
     assert {run.run_id for run in deployment.runs()} == known
@@ -197,8 +199,7 @@ def test_a_backfill_over_studies_corrects_each(deployment: Deployment):
     twin.write_text(deployment.study.read_text().replace("name: tiny", "name: twin"))
     deployment.wait("partition", lambda: "twin" in deployment.instance.get_dynamic_partitions("study"))
     known = {run.run_id for run in deployment.runs()}
-    job = ("-m", "dagster", "job", "backfill", "-j", "correction", "-m", "lancet_pipeline.definitions")
-    deployment.run(*job, "--partitions", "tiny,twin", "--noprompt")
+    deployment.dagster("job", "backfill", "-j", "correction", "--partitions", "tiny,twin", "--noprompt")
     runs = [run for run in deployment.runs() if run.run_id not in known]
     assert {run.tags["dagster/partition"] for run in runs} == {"tiny", "twin"}
     for run in runs:

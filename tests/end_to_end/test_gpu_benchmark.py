@@ -1,33 +1,40 @@
 """The benchmark for GPUs works, as far as a CPU can tell."""
 
 import json
-import os
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu import collected
+from benchmarks import gpu
 from lancet_pipeline.lineage.stages import STAGES
 
 
 @pytest.mark.slow
-def test_every_part_is_measured_in_small(tmp_path):
+@pytest.mark.parametrize("part", ["smollm2", "llama8b"])
+def test_a_part_is_measured_in_small(tmp_path, part):
+    figures = gpu.collected(gpu.stages(part, tmp_path / "home", True, tmp_path / "kernels.txt"))
+    require_measured(figures, tmp_path / "kernels.txt")
+    if part == "smollm2":
+        assert figures["study"]["seconds"].keys() == STAGES.keys()
+    else:
+        assert figures["factors"]["units"] == 2
+
+
+@pytest.mark.slow
+def test_each_part_has_a_process_of_its_own_and_stands_in_the_result(tmp_path):
     out = tmp_path / "gpu.json"
-    command = [sys.executable, "-m", "benchmarks.gpu", "--small", "--json", str(out), "--home", str(tmp_path / "home")]
-    hidden = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=os.environ | hidden, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    gpu.main(out, "opt27b", tmp_path / "home", True, None)
     result = json.loads(out.read_text())
-    assert result["parts"].keys() == {"smollm2", "opt27b", "llama8b"}
-    for name, figures in result["parts"].items():
-        assert "failed" not in figures, figures["failed"]
-        assert all(figures[stage]["seconds"] > 0 for stage in ("factors", "query", "scores", "ibo"))
-        assert figures["scores"]["sequences_a_second"] > 0
-        assert figures["ibo"]["seconds_a_step"] > 0
-        assert "Self CPU" in (tmp_path / f"gpu.json.{name}.txt").read_text()
-    assert result["parts"]["smollm2"]["study"]["seconds"].keys() == STAGES.keys()
-    assert result["parts"]["llama8b"]["factors"]["units"] == 2
+    assert result["parts"].keys() == {"opt27b"}
+    require_measured(result["parts"]["opt27b"], tmp_path / "gpu.json.opt27b.txt")
+
+
+def require_measured(figures: dict, kernels: Path) -> None:
+    assert "failed" not in figures, figures["failed"]
+    assert all(figures[stage]["seconds"] > 0 for stage in ("factors", "query", "scores", "ibo"))
+    assert figures["scores"]["sequences_a_second"] > 0
+    assert figures["ibo"]["seconds_a_step"] > 0
+    assert "Self CPU" in kernels.read_text()
 
 
 def test_what_was_measured_before_a_failure_stays():
@@ -35,7 +42,7 @@ def test_what_was_measured_before_a_failure_stays():
         yield "factors", {"seconds": 1.0}
         raise RuntimeError("CUDA out of memory. Tried to allocate\nsecond line")
 
-    assert collected(part()) == {
+    assert gpu.collected(part()) == {
         "factors": {"seconds": 1.0},
         "failed": "RuntimeError: CUDA out of memory. Tried to allocate",
     }
