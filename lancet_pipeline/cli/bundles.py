@@ -1,4 +1,4 @@
-"""The commands of who hands out or receives an audit bundle: verify, bundle, diff, keys."""
+"""Commands on audit bundles, for those who write them and those who check them: verify, bundle, diff, keys."""
 
 import json
 import os

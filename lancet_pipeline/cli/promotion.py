@@ -1,4 +1,4 @@
-"""The commands of a person who answers for a model: promote, rollback, decisions, gc."""
+"""Commands for the person responsible for a model: promote, rollback, decisions, gc."""
 
 import json
 import os

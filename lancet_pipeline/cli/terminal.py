@@ -1,4 +1,4 @@
-"""What people read in the terminal."""
+"""What the commands print for people: tables, progress bars, and what to do next."""
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,7 +1,7 @@
 """An experiment: one study with some settings varied over seeds, read from `experiments/*.yaml`.
 
-Its units of work are variants. A variant is a study of its own, and a partition of its own; its name holds `=`, which no
-study file's name can, so that what runs by itself leaves variants alone.
+Its units of work are variants. A variant is a study and a partition of its own. Its name holds `=`, which the name of no study
+file can hold, so sensors and schedules can tell variants from studies.
 """
 
 import hashlib

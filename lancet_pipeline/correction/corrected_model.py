@@ -1,4 +1,4 @@
-"""The correction of a study: on the pairs that influence gave, or on those that labels give."""
+"""Correct the model of a study, on pairs found by influence or on pairs made from labels."""
 
 import json
 from collections.abc import Sequence

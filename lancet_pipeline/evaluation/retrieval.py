@@ -1,4 +1,4 @@
-"""How well influence finds the samples that are known to be harmful. Labels serve here only, never the selection."""
+"""How well influence finds the samples that are known to be harmful. Labels are used for this figure, never for the selection."""
 
 import numpy as np
 import pyarrow as pa

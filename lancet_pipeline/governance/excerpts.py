@@ -1,4 +1,4 @@
-"""Where in a sample's text the tokens stand that carry its influence."""
+"""Excerpts of a sample's text around the tokens that carry its influence."""
 
 import math
 from collections.abc import Mapping, Sequence

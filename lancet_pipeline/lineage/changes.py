@@ -1,4 +1,4 @@
-"""Whether what a study reads has changed, without an orchestrator: a cheap look first, content only where that differs.
+"""Detect changes of what a study reads, without an orchestrator: file states first, content only if these differ.
 
 A fingerprint is made of file states (path, size, modification time, inode) and hub commits. It says that something may have
 changed; versions by content say whether it has, so that a touched file costs one reading and no computation.

@@ -1,4 +1,4 @@
-"""LinFAC over the data of a study: which sequences, in which batches, into which table."""
+"""LinFAC on the data of a study: which sequences it uses, in which batches, and the table it writes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

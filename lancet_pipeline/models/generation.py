@@ -1,4 +1,4 @@
-"""A model's own answers."""
+"""Generate a model's answers to prompts."""
 
 import hashlib
 from collections.abc import Sequence

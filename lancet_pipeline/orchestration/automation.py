@@ -1,4 +1,4 @@
-"""What runs without a hand on it: re-correction when data change, the studies' schedules, and the partitions that studies make.
+"""What runs automatically: re-correction when data change, the schedules of studies, and the partitions of studies.
 
 One rule everywhere: run what is out of date by version. Variants of experiments are partitions too, but run only in the job
 `experiment`, when a person starts it.

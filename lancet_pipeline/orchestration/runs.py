@@ -1,5 +1,5 @@
-"""From the command line: validate everything, then run what is out of date of a study as one Dagster run, and of an
-experiment as one run a variant."""
+"""Run what is out of date, from the command line: a study as one Dagster run, an experiment as one run per variant. Everything
+is validated first."""
 
 import shutil
 import time

@@ -1,4 +1,4 @@
-"""The servers of a deployment: whether they answer before a run starts, and what a run says that loses one."""
+"""The servers of a deployment: check that they answer before a run starts, and explain the failure of a run that lost one."""
 
 from pathlib import Path
 from urllib.parse import urlsplit

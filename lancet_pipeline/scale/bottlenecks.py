@@ -1,4 +1,4 @@
-"""Where a plan says that a stage stops scaling, and what then."""
+"""Where each stage of a plan stops scaling, and what to do then."""
 
 from collections.abc import Mapping
 from typing import Any

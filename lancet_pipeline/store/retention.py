@@ -1,4 +1,4 @@
-"""What may go: everything below HOME/artifacts that nothing refers to, and checkpoints of training that is done.
+"""What `lancet gc` may remove: everything below HOME/artifacts that nothing refers to, and checkpoints of finished training.
 
 What refers to an artifact: the pointer to a study's or variant's last version of an asset, a version of its model in
 the registry, an audit bundle; and whatever those were computed from. Bundles are evidence and stay, with all that they

@@ -1,4 +1,4 @@
-"""What the registry is told of a corrected model: in words, in figures, and with the data behind them."""
+"""What the registry records of a corrected model: a description, its figures, and the data behind them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
