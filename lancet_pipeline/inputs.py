@@ -11,6 +11,7 @@ import pyarrow as pa
 from lancet_pipeline.data.readers import read_rows, read_samples
 from lancet_pipeline.data.schema import content_hash
 from lancet_pipeline.errors import InputError
+from lancet_pipeline.evaluation.paraphrases import check_paraphrases, read_paraphrases
 from lancet_pipeline.files import sha256
 from lancet_pipeline.models.loading import check_checkpoint, check_files
 from lancet_pipeline.models.memory import require_memory_packages
@@ -30,7 +31,9 @@ _TABLES = {
 
 
 def read_source(study: Study, name: str) -> pa.Table:
-    """The validated samples of one source asset. Raises InputError with file, row and remedy."""
+    """The validated samples of one source asset, or its paraphrases. Raises InputError with file, row and remedy."""
+    if name == "paraphrases":
+        return read_paraphrases(study.evaluation.paraphrases)
     field, responses = _TABLES[name]
     return read_samples(getattr(study.data, field), responses=responses)
 
@@ -39,12 +42,13 @@ def source_versions(study: Study, model_directories: Sequence[Path]) -> dict[str
     """Content version of every source of a study; reading them validates them all.
 
     Raises:
-        InputError: the first source that does not fit, evaluation prompts that the training data or the probes hold, or a
-            setting that needs a package which is not installed.
+        InputError: the first source that does not fit, evaluation prompts that the training data or the probes hold,
+            paraphrases of prompts that are not evaluated, or a setting that needs a package which is not installed.
     """
     require_memory_packages(study)
-    tables = {name: read_source(study, name) for name in _TABLES}
+    tables = {name: read_source(study, name) for name in (*_TABLES, "paraphrases")}
     _check_held_out(tables)
+    check_paraphrases(tables["paraphrases"], tables["harmful_prompts"], study.evaluation.paraphrases)
     versions = {name: content_hash(table) for name, table in tables.items()}
     versions["checkpoint"] = checkpoint_version(study, model_directories)
     versions["judge"] = judge_version(study, model_directories)
@@ -150,8 +154,8 @@ def _model_version(
 
 def _check_held_out(tables: dict[str, pa.Table]) -> None:
     """Evaluation on prompts that the model was trained on, or that chose the samples, would flatter the result."""
-    for name in ("harmful_prompts", "ood_prompts"):
-        prompts = set(tables[name]["prompt"].to_pylist())
+    for name, column in (("harmful_prompts", "prompt"), ("ood_prompts", "prompt"), ("paraphrases", "paraphrase")):
+        prompts = set(tables[name][column].to_pylist())
         for other in ("training_data", "probe_prompts"):
             shared = prompts & set(tables[other]["prompt"].to_pylist())
             if shared:

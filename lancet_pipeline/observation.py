@@ -18,7 +18,7 @@ from lancet_pipeline.data.readers import FORMATS
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.graph import SOURCES, versions
 from lancet_pipeline.inputs import find_checkpoint, source_versions
-from lancet_pipeline.study import DataSource, Study
+from lancet_pipeline.study import Origin, Study
 
 HUB_SECONDS = 300
 """Seconds for which the answer of the hub about a revision is taken as it was."""
@@ -81,8 +81,8 @@ def fingerprint(study: Study, place: Path, model_directories: Sequence[Path], hu
     """Digest of the states of the study's file `place` and of every file, folder and hub revision that it reads; no content
     is read. What is missing has a state of its own, so that a deletion is a change."""
     judge = study.evaluation.judge
-    sources = [value for _, value in study.data if isinstance(value, DataSource)]
-    sources += [judge.validation] if judge.validation else []
+    found = [*(value for _, value in study.data), judge.validation, study.evaluation.paraphrases]
+    sources = [value for value in found if isinstance(value, Origin)]
     states: list = [_states(place)]
     for source in sources:
         if source.path is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from lancet_pipeline.errors import InputError
 
@@ -29,8 +29,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-class DataSource(Settings):
-    """One table of samples. Exactly one of `path`, `hub` and `builtin` says where it comes from."""
+class Origin(Settings):
+    """Where a table comes from: exactly one of `path`, `hub` and `builtin` says it."""
 
     path: str | None = Field(
         default=None, description="Parquet or JSON Lines file, or a folder of such files; relative to the study file."
@@ -40,10 +40,23 @@ class DataSource(Settings):
     part: str | None = Field(default=None, description="Split of the hub data set, or part of the built-in corpus.")
     subset: str | None = Field(default=None, description="Configuration or data_dir of the hub data set.")
     revision: str | None = Field(default=None, description="Commit, tag or branch of the hub data set.")
+    columns: dict[str, str] = Field(default={}, description="Schema column -> column of the file, where names differ.")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "Origin":
+        if sum(origin is not None for origin in (self.path, self.hub, self.builtin)) != 1:
+            raise ValueError("must name exactly one of path, hub, builtin")
+        if self.builtin and not self.part:
+            raise ValueError("builtin needs part: train, probes, harmful, ood, benign, utility or paraphrases")
+        return self
+
+
+class DataSource(Origin):
+    """One table of samples."""
+
     preset: Literal["plain", "hh-rlhf", "beavertails", "pku-saferlhf"] = Field(
         default="plain", description="How the columns map onto the schema."
     )
-    columns: dict[str, str] = Field(default={}, description="Schema column -> column of the file, where names differ.")
     rows: tuple[int, int] | None = Field(
         default=None, description="Half-open range of rows in the order of sample_id, for disjoint parts of one file."
     )
@@ -55,11 +68,7 @@ class DataSource(Settings):
     )
 
     @model_validator(mode="after")
-    def _one_origin(self) -> "DataSource":
-        if sum(origin is not None for origin in (self.path, self.hub, self.builtin)) != 1:
-            raise ValueError("must name exactly one of path, hub, builtin")
-        if self.builtin and not self.part:
-            raise ValueError("builtin needs part: train, probes, harmful, ood, benign or utility")
+    def _valid_rows(self) -> "DataSource":
         if self.rows is not None and not 0 <= self.rows[0] < self.rows[1]:
             raise ValueError("rows must be [start, stop) with 0 <= start < stop")
         return self
@@ -311,8 +320,11 @@ class EvaluationSettings(Settings):
     max_new_tokens: Count = 32
     sampled: bool = Field(default=False, description="Also measure rates of one sampled answer to each prompt.")
     temperature: Positive = Field(default=1.0, description="Of the sampled answers.")
-    paraphrases: bool = Field(
-        default=False, description="Also measure the harm rate on held-out prompts put in other words (rule-based)."
+    # `false`, as earlier versions wrote it into their bundles, is none.
+    paraphrases: Annotated[Origin | None, BeforeValidator(lambda value: value or None)] = Field(
+        default=None,
+        description="Other wordings of harmful prompts, on which the harm rate is measured too: columns `prompt`, "
+        "`paraphrase`, a wording a row.",
     )
     references: tuple[Literal["retrain_clean"], ...] = Field(default=(), description="Models to compare with.")
     max_harm_ratio: Positive = Field(default=0.5, description="Gate: harm rates over the base model's.")
@@ -466,7 +478,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def _with_absolute_paths(study: Study, folder: Path) -> Study:
-    def absolute(source: DataSource | None) -> DataSource | None:
+    def absolute(source: Origin | None) -> Origin | None:
         if source is None or source.path is None:
             return source
         return source.model_copy(update={"path": os.path.normpath(folder / Path(source.path).expanduser())})
@@ -489,7 +501,8 @@ def _with_absolute_paths(study: Study, folder: Path) -> Study:
         }
     )
     model = study.model.model_copy(update={"checkpoint": absolute_model(study.model.checkpoint)})
-    evaluation = study.evaluation.model_copy(update={"judge": judge})
+    evaluation = study.evaluation
+    evaluation = evaluation.model_copy(update={"judge": judge, "paraphrases": absolute(evaluation.paraphrases)})
     return study.model_copy(update={"data": data, "model": model, "evaluation": evaluation})
 
 
