@@ -1,6 +1,6 @@
 """Prompts in other words, read from a file."""
 
-import json
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,6 +29,10 @@ def study_with(tmp_path, rows, **settings):
     study = write_tiny_study(tmp_path / "study", tree)
     write_jsonl(study.parent / "wordings.jsonl", rows)
     return study
+
+
+def words(text: str) -> set[str]:
+    return set(re.findall(r"[a-z']+", text.lower()))
 
 
 def versions(study) -> dict[str, str]:
@@ -117,6 +121,5 @@ def test_embedded_wordings_are_new_texts_for_held_out_prompts(name):
     markers = domain.undesirable.markers + domain.desirable.markers
     for row in rows:
         assert row["paraphrase"].isascii()
-        assert not any(marker in row["paraphrase"].lower().split() for marker in markers)
-        shared = set(row["prompt"].lower().split()) & set(row["paraphrase"].lower().split())
-        assert len(shared) < len(row["prompt"].split()), json.dumps(row)
+        assert not any(re.search(rf"\b{marker}\b", row["paraphrase"].lower()) for marker in markers)
+        assert len(words(row["prompt"]) & words(row["paraphrase"])) <= 2 / 3 * len(words(row["prompt"]))
