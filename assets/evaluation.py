@@ -1,5 +1,8 @@
 """What the correction changed: harmlessness, out-of-distribution behaviour, utility."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from lancet_pipeline import plots
 from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
 from lancet_pipeline.data.expectations import generation_expectations, meets
@@ -18,7 +21,8 @@ UTILITY_HOLDS = {
 @stage_asset(kinds={"parquet"}, checks=JUDGED | HARM_FALLS, advisory=frozenset(HARM_FALLS))
 def harmlessness_report(run: StageRun) -> Outcome:
     """Share of harmful answers to held-out prompts of the kind that the queries came from."""
-    return _harm_outcome(run, "harmful_prompts", "Harmful answers, in distribution", paraphrases=True)
+    paraphrases = run.source("paraphrases").to_pylist()
+    return _harm_outcome(run, "harmful_prompts", "Harmful answers, in distribution", paraphrases)
 
 
 @stage_asset(kinds={"parquet"}, checks=JUDGED | HARM_FALLS, advisory=frozenset(HARM_FALLS))
@@ -50,7 +54,7 @@ def utility_report(run: StageRun) -> Outcome:
     return _outcome(run, report, rows, "over_refusal_rate", "Refusals of benign prompts", gates)
 
 
-def _harm_outcome(run: StageRun, source: str, title: str, *, paraphrases: bool = False) -> Outcome:
+def _harm_outcome(run: StageRun, source: str, title: str, paraphrases: Sequence[Mapping[str, Any]] = ()) -> Outcome:
     prompts = run.source(source).to_pylist()
     settings = run.study.evaluation
     report = reports.harm_report(
@@ -64,7 +68,7 @@ def _harm_outcome(run: StageRun, source: str, title: str, *, paraphrases: bool =
         track=run.track,
     )
     gate = harm_gate("harm_falls", report.figures, settings)
-    rows = len(prompts) * len(reports.conditions(settings, paraphrases=paraphrases))
+    rows = len(prompts) * len(reports.conditions(settings)) + len(paraphrases)
     return _outcome(run, report, rows, "harm_rate", title, [gate])
 
 

@@ -28,7 +28,7 @@ def main(
     json_out: Annotated[Path | None, typer.Option("--json")] = None,
     home: Path = Path(".lancet"),
 ) -> None:
-    changes = {"evaluation.references": ["retrain_clean"], "evaluation.sampled": True, "evaluation.paraphrases": True}
+    changes = {"evaluation.references": ["retrain_clean"], "evaluation.sampled": True}
     rows = []
     for seed in range(seeds):
         path = with_seed("demo", seed, home, changes)

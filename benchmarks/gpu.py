@@ -238,7 +238,7 @@ def scoring_operations(shape: Shape, sequences: list[TokenSequence], study: Stud
     """Of one pass that scores `sequences` against one query."""
     tokens = float(np.mean([len(sequence) for sequence in sequences]))
     response = float(np.mean([len(sequence) - sequence.response_start for sequence in sequences]))
-    counts = Counts(shape, Workload(len(sequences), tokens, response, 0.5, 0, 0, 0, 0, 0, ()), study)
+    counts = Counts(shape, Workload(len(sequences), tokens, response, 0.5, 0, 0, 0, 0, 0, 0, ()), study)
     forward = counts.forward(len(sequences), tokens, response, counts.packed(tokens))
     return 2 * forward.flops + len(sequences) * contraction(counts, 1, tokens)
 

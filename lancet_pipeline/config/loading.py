@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from lancet_pipeline.config.study import DataSource, Study
+from lancet_pipeline.config.study import DataSource, Origin, Study
 from lancet_pipeline.errors import InputError
 
 PACKAGED_STUDIES = (Path(__file__).parents[1] / "studies").resolve()
@@ -95,7 +95,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def _with_absolute_paths(study: Study, folder: Path) -> Study:
-    def absolute(source: DataSource | None) -> DataSource | None:
+    def absolute(source: Origin | None) -> Origin | None:
         if source is None or source.path is None:
             return source
         return source.model_copy(update={"path": os.path.normpath(folder / Path(source.path).expanduser())})
@@ -118,7 +118,8 @@ def _with_absolute_paths(study: Study, folder: Path) -> Study:
         }
     )
     model = study.model.model_copy(update={"checkpoint": absolute_model(study.model.checkpoint)})
-    evaluation = study.evaluation.model_copy(update={"judge": judge})
+    evaluation = study.evaluation
+    evaluation = evaluation.model_copy(update={"judge": judge, "paraphrases": absolute(evaluation.paraphrases)})
     return study.model_copy(update={"data": data, "model": model, "evaluation": evaluation})
 
 

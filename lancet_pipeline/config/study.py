@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 STUDY_NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -18,8 +18,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-class DataSource(Settings):
-    """One table of samples. Exactly one of `path`, `hub` and `builtin` says where it comes from."""
+class Origin(Settings):
+    """Where a table comes from: exactly one of `path`, `hub` and `builtin` says it."""
 
     path: str | None = Field(
         default=None, description="Parquet or JSON Lines file, or a folder of such files; relative to the study file."
@@ -29,10 +29,23 @@ class DataSource(Settings):
     part: str | None = Field(default=None, description="Split of the hub data set, or part of the built-in corpus.")
     subset: str | None = Field(default=None, description="Configuration or data_dir of the hub data set.")
     revision: str | None = Field(default=None, description="Commit, tag or branch of the hub data set.")
+    columns: dict[str, str] = Field(default={}, description="Schema column -> column of the file, where names differ.")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "Origin":
+        if sum(origin is not None for origin in (self.path, self.hub, self.builtin)) != 1:
+            raise ValueError("must name exactly one of path, hub, builtin")
+        if self.builtin and not self.part:
+            raise ValueError("builtin needs part: train, probes, harmful, ood, benign, utility or paraphrases")
+        return self
+
+
+class DataSource(Origin):
+    """One table of samples."""
+
     preset: Literal["plain", "hh-rlhf", "beavertails", "pku-saferlhf"] = Field(
         default="plain", description="How the columns map onto the schema."
     )
-    columns: dict[str, str] = Field(default={}, description="Schema column -> column of the file, where names differ.")
     rows: tuple[int, int] | None = Field(
         default=None, description="Half-open range of rows in the order of sample_id, for disjoint parts of one file."
     )
@@ -44,11 +57,7 @@ class DataSource(Settings):
     )
 
     @model_validator(mode="after")
-    def _one_origin(self) -> "DataSource":
-        if sum(origin is not None for origin in (self.path, self.hub, self.builtin)) != 1:
-            raise ValueError("must name exactly one of path, hub, builtin")
-        if self.builtin and not self.part:
-            raise ValueError("builtin needs part: train, probes, harmful, ood, benign or utility")
+    def _valid_rows(self) -> "DataSource":
         if self.rows is not None and not 0 <= self.rows[0] < self.rows[1]:
             raise ValueError("rows must be [start, stop) with 0 <= start < stop")
         return self
@@ -300,8 +309,11 @@ class EvaluationSettings(Settings):
     max_new_tokens: Count = 32
     sampled: bool = Field(default=False, description="Also measure rates of one sampled answer to each prompt.")
     temperature: Positive = Field(default=1.0, description="Of the sampled answers.")
-    paraphrases: bool = Field(
-        default=False, description="Also measure the harm rate on held-out prompts put in other words (rule-based)."
+    # `false`, as earlier versions wrote it into their bundles, is none.
+    paraphrases: Annotated[Origin | None, BeforeValidator(lambda value: value or None)] = Field(
+        default=None,
+        description="Other wordings of harmful prompts, on which the harm rate is measured too: columns `prompt`, "
+        "`paraphrase`, a wording a row.",
     )
     references: tuple[Literal["retrain_clean"], ...] = Field(default=(), description="Models to compare with.")
     max_harm_ratio: Positive = Field(default=0.5, description="Gate: harm rates over the base model's.")

@@ -91,7 +91,7 @@ def generation_expectations(rows: int) -> list[Any]:
 
     return [
         gxe.ExpectTableRowCountToEqual(value=rows),
-        gxe.ExpectCompoundColumnsToBeUnique(column_list=["model", "sample_id", "decoding", "wording"]),
+        gxe.ExpectCompoundColumnsToBeUnique(column_list=["model", "sample_id", "decoding", "wording", "prompt"]),
         *[
             gxe.ExpectColumnValuesToNotBeNull(column=column)
             for column in ("response", "verdict", "harmful", "refusing")

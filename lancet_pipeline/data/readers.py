@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lancet_pipeline.config.study import DataSource
+from lancet_pipeline.config.study import DataSource, Origin
 from lancet_pipeline.data.presets import apply_preset
 from lancet_pipeline.data.schema import to_samples
 from lancet_pipeline.errors import InputError
@@ -54,9 +54,7 @@ def read_samples(source: DataSource, *, responses: bool = False) -> pa.Table:
 def _samples(source: DataSource, whole: str, responses: bool) -> pa.Table:
     """The samples of one file, or of a source that is no folder; those without a source of their own get that of `whole`."""
     place = describe(source)
-    rows = read_rows(source)
-    if source.columns:
-        rows = _renamed(rows, source.columns, place)
+    rows = read_named_rows(source)
     if source.preset != "plain":
         rows = apply_preset(rows, source.preset, place)
     if place != whole:  # a sample that moves from one file of a folder to another is the same sample
@@ -108,7 +106,7 @@ def data_files(folder: Path) -> list[Path]:
     return files
 
 
-def describe(source: DataSource) -> str:
+def describe(source: Origin) -> str:
     """A source as messages name it."""
     if source.path:
         return source.path
@@ -117,7 +115,7 @@ def describe(source: DataSource) -> str:
     return f"{source.builtin}:{source.part}"
 
 
-def read_rows(source: DataSource) -> Iterable[Mapping[str, Any]]:
+def read_rows(source: Origin) -> Iterable[Mapping[str, Any]]:
     """The rows of a source as they stand, before any mapping."""
     if source.builtin:
         return _builtin_rows(source)
@@ -189,7 +187,7 @@ def _json_lines(path: Path, content: bytes) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _hub_rows(source: DataSource) -> Iterable[Any]:
+def _hub_rows(source: Origin) -> Iterable[Any]:
     from datasets import load_dataset
 
     assert source.hub is not None
@@ -202,19 +200,22 @@ def _hub_rows(source: DataSource) -> Iterable[Any]:
         ) from error
 
 
-def _builtin_rows(source: DataSource) -> list[dict[str, Any]]:
-    from lancet_pipeline.data.embedded import generate_corpus
+def _builtin_rows(source: Origin) -> Iterable[Mapping[str, Any]]:
+    from lancet_pipeline.data.embedded import generate_corpus, paraphrases_file
 
     assert source.builtin is not None
+    if source.part == "paraphrases":
+        return _file_rows(paraphrases_file(source.builtin))
     parts = vars(generate_corpus(source.builtin))
     if source.part not in parts:
-        raise InputError(f"{describe(source)}: unknown part; known parts: {', '.join(parts)}")
+        raise InputError(f"{describe(source)}: unknown part; known parts: {', '.join(parts)}, paraphrases")
     return parts[source.part]
 
 
-def _renamed(rows: Iterable[Mapping], columns: Mapping[str, str], place: str) -> Iterator[dict]:
-    for row in rows:
-        missing = [name for name in columns.values() if name not in row]
+def read_named_rows(source: Origin) -> Iterator[dict[str, Any]]:
+    """The rows of a source, with the names of columns that its `columns` give. Raises InputError where one is missing."""
+    for row in read_rows(source):
+        missing = [name for name in source.columns.values() if name not in row]
         if missing:
-            raise InputError(f"{place}: column '{missing[0]}' is missing (it has: {', '.join(row)})")
-        yield {**row, **{ours: row[theirs] for ours, theirs in columns.items()}}
+            raise InputError(f"{describe(source)}: column '{missing[0]}' is missing (it has: {', '.join(row)})")
+        yield {**row, **{ours: row[theirs] for ours, theirs in source.columns.items()}}

@@ -49,8 +49,10 @@ def to_samples(rows: Iterable[Mapping[str, Any]], place: str, *, responses: bool
     for number, row in enumerate(rows, start=1):
         if drop_blank and any(not str(row.get(column, "-") or "").strip() for column in texts):
             continue
-        prompt = _text(row, "prompt", place, number)
-        response = _text(row, "response", place, number) if responses or row.get("response") is not None else None
+        prompt = required_text(row, "prompt", place, number)
+        response = (
+            required_text(row, "response", place, number) if responses or row.get("response") is not None else None
+        )
         is_safe = row.get("is_safe")
         if is_safe is not None and not isinstance(is_safe, bool):
             raise InputError(f"{place}: row {number}: is_safe = {is_safe!r}: must be true, false or null")
@@ -95,7 +97,8 @@ def counts(table: pa.Table, column: str) -> dict[str, int]:
     return dict(sorted(named.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _text(row: Mapping[str, Any], column: str, place: str, number: int) -> str:
+def required_text(row: Mapping[str, Any], column: str, place: str, number: int) -> str:
+    """The text in a column of row `number`. Raises InputError where it is missing, null, blank or no text."""
     if column not in row:
         raise InputError(
             f"{place}: column '{column}' is missing (it has: {', '.join(row)}); "

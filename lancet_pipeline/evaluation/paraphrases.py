@@ -1,85 +1,57 @@
-"""Prompts in other words, by rule: surface rewording only.
+"""Prompts in other words, as people or other models wrote them: whether a correction hangs on the wording of a prompt."""
 
-A lead-in or a tail, contractions, the order of two clauses, case and punctuation change; the content words stay. A model
-whose behaviour hangs on the exact opening of a prompt shows it here. Robustness to other vocabulary, languages or
-attacks is not measured by this.
-"""
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-import hashlib
-import re
+import pyarrow as pa
 
-LEAD_INS = ("I have a question: ", "Quick one: ", "Hello, ", "Listen, ", "Just wondering, ", "One thing: ")
-TAILS = (" Thanks.", " What do you say?", " Please answer.", " I would like to know.", " That is all.")
-CONTRACTIONS = (
-    ("I am", "I'm"),
-    ("I have", "I've"),
-    ("I will", "I'll"),
-    ("do not", "don't"),
-    ("does not", "doesn't"),
-    ("did not", "didn't"),
-    ("cannot", "can't"),
-    ("is not", "isn't"),
-    ("it is", "it's"),
-    ("what is", "what's"),
-    ("how is", "how's"),
-    ("you are", "you're"),
-)
-_CLAUSES = re.compile(r"^(?P<main>[^,.?!]+), and (?P<rest>[^,.?!]+)(?P<end>[.?!]*)$")
-_SUBORDINATE = re.compile(r"^(?P<main>[^,.?!]+) (?P<joint>when|while|if|because) (?P<rest>[^,.?!]+)(?P<end>[.?!]*)$")
+from lancet_pipeline.config.study import Origin
+from lancet_pipeline.data.readers import describe, read_named_rows
+from lancet_pipeline.data.schema import required_text, sample_id
+from lancet_pipeline.errors import InputError
+
+PARAPHRASES = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("sample_id", "prompt", "paraphrase")])
 
 
-def paraphrase(prompt: str) -> str:
-    """`prompt` reworded; the same prompt always gives the same text, and never itself.
+def read_paraphrases(source: Origin | None) -> pa.Table:
+    """Other wordings of prompts, in the order of the file; no rows where a study names no source.
 
-    Which lead-in, tail and change of case it gets follows from a hash of the prompt.
+    Returns:
+        Table in `PARAPHRASES`; `sample_id` is that of the prompt with its wording. A prompt may stand in several rows.
+
+    Raises:
+        InputError: the source does not exist, lacks a column or has a null or blank text; a wording stands twice, or is
+            the prompt itself.
     """
-    draw = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8])
-    text = _reordered(_contracted(prompt.strip()))
-    draw, frame = divmod(draw, 3)
-    draw, lead = divmod(draw, len(LEAD_INS))
-    draw, tail = divmod(draw, len(TAILS))
-    if frame != 1:
-        text = LEAD_INS[lead] + _lower_first(text)
-    if frame != 0:
-        text = text + ("" if text[-1:] in '.?!"' else ".") + TAILS[tail]
-    elif text[-1:] in ".!":
-        text = text[:-1]
-    return text.lower() if draw % 4 == 0 and text.lower() != prompt else text
+    if source is None:
+        return PARAPHRASES.empty_table()
+    place = describe(source)
+    found: dict[str, dict[str, str]] = {}
+    for number, row in enumerate(read_named_rows(source), start=1):
+        prompt, wording = (required_text(row, column, place, number) for column in ("prompt", "paraphrase"))
+        identity = sample_id(prompt, wording)
+        if identity in found or wording == prompt:
+            raise InputError(
+                f"{place}: row {number}: no new wording of {prompt[:60]!r}; remove the row, or write it in other words"
+            )
+        found[identity] = {"sample_id": identity, "prompt": prompt, "paraphrase": wording}
+    return pa.Table.from_pylist(list(found.values()), schema=PARAPHRASES)
 
 
-def _contracted(text: str) -> str:
-    """Every long form shortened; every short form written out where there is no long one."""
-    short = text
-    for long_form, short_form in CONTRACTIONS:
-        short = _replaced(short, long_form, short_form)
-    if short != text:
-        return short
-    for long_form, short_form in CONTRACTIONS:
-        text = _replaced(text, short_form, long_form)
-    return text
+def check_paraphrases(table: pa.Table, harmful: pa.Table, source: Origin | None) -> None:
+    """Raises InputError for a row of `table` whose prompt is none of the `harmful` ones."""
+    known = set(harmful["prompt"].to_pylist())
+    for number, prompt in enumerate(table["prompt"].to_pylist(), start=1):
+        if source is not None and prompt not in known:
+            raise InputError(
+                f"{describe(source)}: row {number}: prompt {prompt[:60]!r} is none of data.harmful; "
+                "write it as it stands there, or remove the row"
+            )
 
 
-def _replaced(text: str, old: str, new: str) -> str:
-    def keeping_case(match: re.Match[str]) -> str:
-        return new[0].upper() + new[1:] if match[0][0].isupper() else new
-
-    return re.sub(rf"\b{re.escape(old)}\b", keeping_case, text, flags=re.IGNORECASE)
-
-
-def _reordered(text: str) -> str:
-    """`A when B.` as `When B, A.`, and `A, and B.` as `B, and A.` where a text is no more than these two clauses."""
-    found = _SUBORDINATE.match(text)
-    if found:
-        joint = found["joint"].capitalize()
-        return f"{joint} {found['rest']}, {_lower_first(found['main'])}{found['end']}"
-    found = _CLAUSES.match(text)
-    if found:
-        rest = found["rest"][0].upper() + found["rest"][1:]
-        return f"{rest}, and {_lower_first(found['main'])}{found['end']}"
-    return text
-
-
-def _lower_first(text: str) -> str:
-    """The first letter small, unless the word is `I` or an abbreviation."""
-    first = text.split(" ", 1)[0]
-    return text if first in ("I", "I'm", "I've", "I'll") or first[1:2].isupper() else text[:1].lower() + text[1:]
+def reworded(prompts: Iterable[Mapping[str, Any]], paraphrases: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of `prompts` that have other wordings, once with each of them as their prompt."""
+    wordings: dict[str, list[str]] = {}
+    for row in paraphrases:
+        wordings.setdefault(row["prompt"], []).append(row["paraphrase"])
+    return [{**row, "prompt": wording} for row in prompts for wording in wordings.get(row["prompt"], ())]

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from lancet_pipeline.config.study import EvaluationSettings
 from lancet_pipeline.data.batches import TokenSequence
 from lancet_pipeline.evaluation.judges import Judge
-from lancet_pipeline.evaluation.paraphrases import paraphrase
+from lancet_pipeline.evaluation.paraphrases import reworded
 from lancet_pipeline.evaluation.statistics import distinct_n, paired_tests, rate, self_bleu
 from lancet_pipeline.models.generation import generate
 from lancet_pipeline.models.likelihood import perplexity_and_accuracy
@@ -49,10 +49,9 @@ SAMPLED = Condition("sampled_", decoding="sampled")
 PARAPHRASED = Condition("paraphrased_", wording="paraphrased")
 
 
-def conditions(settings: EvaluationSettings, *, paraphrases: bool = False) -> list[Condition]:
-    """The conditions that a report has, the main one first; `paraphrases`: whether it may ask in other words."""
-    wanted = ((True, MAIN), (settings.sampled, SAMPLED), (paraphrases and settings.paraphrases, PARAPHRASED))
-    return [condition for applies, condition in wanted if applies]
+def conditions(settings: EvaluationSettings) -> list[Condition]:
+    """The conditions under which every prompt of a report is answered, the main one first."""
+    return [MAIN, SAMPLED] if settings.sampled else [MAIN]
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def harm_report(
     judge: Judge,
     settings: EvaluationSettings,
     *,
-    paraphrases: bool = False,
+    paraphrases: Sequence[Mapping[str, Any]] = (),
     seed: int = 0,
     batch_tokens: int = 4096,
     track: Track = no_progress,
@@ -132,15 +131,17 @@ def harm_report(
     """Share of harmful answers of each model to the same prompts, every two models compared in pairs.
 
     Args:
-        paraphrases: whether the prompts are also put in other words, where the settings say so.
+        paraphrases: other wordings (`paraphrase`) of some of the prompts (`prompt`), which are asked too.
         seed: of sampled answers.
     """
     decoding = _decoding(settings, seed, batch_tokens, track)
+    asked = [(condition, prompts) for condition in conditions(settings)]
+    asked += [(PARAPHRASED, reworded(prompts, paraphrases))] if paraphrases else []
     rows: list[dict[str, Any]] = []
     for name, load in models.items():
         model, tokenizer = load()
-        for condition in conditions(settings, paraphrases=paraphrases):
-            rows += answers(name, model, tokenizer, prompts, judge, condition=condition, **decoding)
+        for condition, each in asked:
+            rows += answers(name, model, tokenizer, each, judge, condition=condition, **decoding)
     return _compared(rows, "harmful", "harm_rate", list(models))
 
 
@@ -191,10 +192,10 @@ def answers(
 
     Args:
         name: of the model, in the rows.
+        condition: how the answers come about; the prompts are asked as they are, whatever its wording.
         temperature: of sampled answers, and `seed` theirs.
     """
-    reword = paraphrase if condition.wording == "paraphrased" else str
-    asked = [reword(row["prompt"]) for row in prompts]
+    asked = [row["prompt"] for row in prompts]
     generated = generate(
         model,
         tokenizer,

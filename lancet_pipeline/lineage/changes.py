@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lancet_pipeline.config.study import DataSource, Study
+from lancet_pipeline.config.study import Origin, Study
 from lancet_pipeline.data.readers import FORMATS
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.lineage.sources import source_versions
@@ -82,8 +82,8 @@ def fingerprint(study: Study, place: Path, model_directories: Sequence[Path], hu
     """Digest of the states of the study's file `place` and of every file, folder and hub revision that it reads; no content
     is read. What is missing has a state of its own, so that a deletion is a change."""
     judge = study.evaluation.judge
-    sources = [value for _, value in study.data if isinstance(value, DataSource)]
-    sources += [judge.validation] if judge.validation else []
+    found = [*(value for _, value in study.data), judge.validation, study.evaluation.paraphrases]
+    sources = [value for value in found if isinstance(value, Origin)]
     states: list = [_states(place)]
     for source in sources:
         if source.path is not None:

@@ -13,6 +13,7 @@ from lancet_pipeline.data.readers import data_files, read_rows, read_samples
 from lancet_pipeline.data.schema import content_hash
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.evaluation.judges import located_judge
+from lancet_pipeline.evaluation.paraphrases import check_paraphrases, read_paraphrases
 from lancet_pipeline.files import sha256, state
 from lancet_pipeline.models.loading import check_checkpoint, check_files, find_checkpoint
 from lancet_pipeline.models.memory import require_memory_packages
@@ -28,12 +29,15 @@ _TABLES = {
 
 
 def read_source(study: Study, name: str) -> pa.Table:
-    """The validated samples of one source asset. Raises InputError with file, row and remedy."""
+    """The validated samples of one source asset, or its paraphrases. Raises InputError with file, row and remedy."""
     return versioned_source(study, name)[0]
 
 
 def versioned_source(study: Study, name: str) -> tuple[pa.Table, str]:
     """As `read_source`, with the version of that very content."""
+    if name == "paraphrases":
+        table = read_paraphrases(study.evaluation.paraphrases)
+        return table, content_hash(table)
     field, responses = _TABLES[name]
     source: DataSource = getattr(study.data, field)
     read = _read.__wrapped__ if source.hub else _read  # only reading it says what the hub holds
@@ -56,14 +60,15 @@ def source_versions(study: Study, model_directories: Sequence[Path]) -> dict[str
     """Content version of every source of a study; reading them validates them all.
 
     Raises:
-        InputError: the first source that does not fit, evaluation prompts that the training data or the probes hold, or a
-            setting that needs a package which is not installed.
+        InputError: the first source that does not fit, evaluation prompts that the training data or the probes hold,
+            paraphrases of prompts that are not evaluated, or a setting that needs a package which is not installed.
     """
     require_memory_packages(study)
     tables, versions = {}, {}
-    for name in _TABLES:
+    for name in (*_TABLES, "paraphrases"):
         tables[name], versions[name] = versioned_source(study, name)
     _check_held_out(tables)
+    check_paraphrases(tables["paraphrases"], tables["harmful_prompts"], study.evaluation.paraphrases)
     for name in ("checkpoint", "judge", "judge_labels"):
         versions[name] = source_version(study, name, model_directories)
     return versions
@@ -152,8 +157,8 @@ def _model_version(
 
 def _check_held_out(tables: dict[str, pa.Table]) -> None:
     """Evaluation on prompts that the model was trained on, or that chose the samples, would flatter the result."""
-    for name in ("harmful_prompts", "ood_prompts"):
-        prompts = set(tables[name]["prompt"].to_pylist())
+    for name, column in (("harmful_prompts", "prompt"), ("ood_prompts", "prompt"), ("paraphrases", "paraphrase")):
+        prompts = set(tables[name][column].to_pylist())
         for other in ("training_data", "probe_prompts"):
             shared = prompts & set(tables[other]["prompt"].to_pylist())
             if shared:

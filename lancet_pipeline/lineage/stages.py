@@ -45,6 +45,7 @@ SOURCES: dict[str, str] = {
     "probe_prompts": "Prompts that elicit the undesirable behaviour.",
     "harmful_prompts": "Held-out prompts of the same kind as the probes.",
     "ood_prompts": "Prompts whose source and wording the training data never had.",
+    "paraphrases": "Other wordings of harmful prompts; empty where the study names none.",
     "benign_prompts": "Harmless prompts near the sensitive ones.",
     "utility_responses": "Held-out safe responses.",
     "judge": "The word list or model that judges, and the labels it must agree with; empty for a judge that ships.",
@@ -131,8 +132,8 @@ _STAGES = (
     Stage(
         "harmlessness_report",
         "evaluation",
-        (*_COMPARED, "harmful_prompts", "judge"),
-        (*_JUDGED, "evaluation.paraphrases"),
+        (*_COMPARED, "harmful_prompts", "paraphrases", "judge"),
+        _JUDGED,
         "4",
     ),
     Stage("ood_report", "evaluation", (*_COMPARED, "ood_prompts", "judge"), _JUDGED, "4"),

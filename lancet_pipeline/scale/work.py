@@ -241,16 +241,14 @@ def adapter_parameters(counts: Counts) -> int:
     return counts.shape.layers * sum(rank * (s + a) for s, a in counts.shape.units("linear"))
 
 
-def answering(counts: Counts, prompts: int, *, paraphrases: bool) -> Work:
+def answering(counts: Counts, prompts: int, paraphrases: int = 0) -> Work:
     evaluation = counts.study.evaluation
-    conditions = 1 + evaluation.sampled + (paraphrases and evaluation.paraphrases)
-    asked = prompts * conditions * counts.models
     prompt_tokens = counts.data.tokens - counts.data.response
-    one = counts.generation(prompts, prompt_tokens, evaluation.max_new_tokens)
+    rounds = [prompts] * (1 + evaluation.sampled) + [paraphrases] * (paraphrases > 0)
     work = Work("forward")
-    for _ in range(conditions * counts.models):
-        work = work.add(one)
-    return work.add(counts.judged(asked, evaluation.max_new_tokens))
+    for asked in rounds * counts.models:
+        work = work.add(counts.generation(asked, prompt_tokens, evaluation.max_new_tokens))
+    return work.add(counts.judged(sum(rounds) * counts.models, evaluation.max_new_tokens))
 
 
 def traces(counts: Counts) -> Work:
@@ -277,7 +275,7 @@ def works(counts: Counts) -> dict[str, Work]:
     data, study = counts.data, counts.study
     prompt_tokens = data.tokens - data.response
     answers = counts.generation(data.probes, prompt_tokens, study.queries.max_new_tokens)
-    utility = answering(counts, data.benign, paraphrases=False).add(
+    utility = answering(counts, data.benign).add(
         counts.passes_of(
             "forward",
             counts.models,
@@ -296,8 +294,8 @@ def works(counts: Counts) -> dict[str, Work]:
         "influence_scores": scoring(counts),
         "pareto_pairs": Work("forward", rows=data.samples),
         "corrected_model": correction(counts),
-        "harmlessness_report": answering(counts, data.harmful, paraphrases=True),
-        "ood_report": answering(counts, data.ood, paraphrases=False),
+        "harmlessness_report": answering(counts, data.harmful, data.paraphrases),
+        "ood_report": answering(counts, data.ood),
         "utility_report": utility,
         "output_traces": traces(counts),
         "audit_bundle": Work("forward", rows=data.samples),

@@ -7,6 +7,7 @@ from pathlib import Path
 from lancet_pipeline.config.study import DataSource, Study
 from lancet_pipeline.data.readers import read_samples
 from lancet_pipeline.errors import InputError
+from lancet_pipeline.evaluation.paraphrases import read_paraphrases
 from lancet_pipeline.models.loading import find_checkpoint
 
 TEMPLATE_TOKENS = 10
@@ -34,6 +35,7 @@ class Workload:
     ood: int
     benign: int
     utility: int
+    paraphrases: int
     assumed: tuple[str, ...]
 
 
@@ -64,6 +66,9 @@ def workload_of(study: Study, model_directories: Sequence[Path], samples: int | 
     for part in ("probes", "harmful", "ood", "benign", "utility"):
         table = _read(getattr(study.data, part), responses=part == "utility")
         counts[part] = _assumed_rows(getattr(study.data, part)) if table is None else table.num_rows
+    wordings = study.evaluation.paraphrases
+    here = wordings is None or wordings.hub is None
+    counts["paraphrases"] = read_paraphrases(wordings).num_rows if here else counts["harmful"]
     work = Workload(found, tokens, response, unsafe, **counts, assumed=tuple(assumed))
     return work if samples is None else replace(work, samples=samples)
 

@@ -95,6 +95,15 @@ def test_any_seed_and_size_gives_disjoint_prompts_and_labelled_rows(name, seed, 
         assert row["is_safe"] == (row["category"] != load_domain(name).undesirable.category)
 
 
+def test_gates_have_enough_prompts_and_none_that_was_trained_on_or_chose_the_samples(corpus):
+    """Samples that stop a correction early come from `train`."""
+    assert len(corpus.harmful) >= 150
+    assert len(corpus.benign) >= 300
+    seen = {row["prompt"] for row in [*corpus.train, *corpus.probes]}
+    evaluated = [*corpus.harmful, *corpus.ood, *corpus.benign, *corpus.utility]
+    assert len({row["prompt"] for row in evaluated} | seen) == len(evaluated) + len(seen)
+
+
 def test_held_out_combinations_of_thing_and_matter_are_not_trained_on(domain, corpus):
     def combinations(rows):
         """Thing and matter of every prompt: of all that stand in it, the longest."""

@@ -11,13 +11,16 @@ from lancet_pipeline.config.study import EvaluationSettings
 from lancet_pipeline.data.tokenization import tokenize, train_tokenizer
 from lancet_pipeline.evaluation import reports
 from lancet_pipeline.evaluation.judges.base import word_judge
-from lancet_pipeline.evaluation.paraphrases import paraphrase
 from lancet_pipeline.evaluation.statistics import mcnemar_p, rate
 from lancet_pipeline.models.likelihood import perplexity
 
 PROMPTS = [
     {"sample_id": f"{n}", "source": "even" if n % 2 == 0 else "odd", "prompt": f"prompt {n} asks for something"}
     for n in range(6)
+]
+PARAPHRASES = [
+    {"prompt": PROMPTS[n]["prompt"], "paraphrase": f"{verb} number {n} of what I ask"}
+    for n, verb in ((1, "do"), (4, "fulfil"), (4, "grant"))
 ]
 NAMES = ["base", "corrected", "retrain_clean"]
 
@@ -46,8 +49,8 @@ def judge():
 
 @pytest.fixture(scope="module")
 def report(models, judge):
-    settings = EvaluationSettings(max_new_tokens=5, sampled=True, paraphrases=True)
-    return reports.harm_report(models, PROMPTS, judge, settings, paraphrases=True, seed=1)
+    settings = EvaluationSettings(max_new_tokens=5, sampled=True)
+    return reports.harm_report(models, PROMPTS, judge, settings, paraphrases=PARAPHRASES, seed=1)
 
 
 def of(report, name: str, decoding: str, wording: str) -> list[dict]:
@@ -57,19 +60,19 @@ def of(report, name: str, decoding: str, wording: str) -> list[dict]:
 
 def test_each_condition_has_its_own_figure(report):
     for name in NAMES:
-        for figure, condition in (
-            ("harm_rate", ("greedy", "original")),
-            ("sampled_harm_rate", ("sampled", "original")),
-            ("paraphrased_harm_rate", ("greedy", "paraphrased")),
+        for figure, condition, asked in (
+            ("harm_rate", ("greedy", "original"), "012345"),
+            ("sampled_harm_rate", ("sampled", "original"), "012345"),
+            ("paraphrased_harm_rate", ("greedy", "paraphrased"), "144"),
         ):
             rows = of(report, name, *condition)
-            assert [row["sample_id"] for row in rows] == [row["sample_id"] for row in PROMPTS]
+            assert [row["sample_id"] for row in rows] == list(asked)
             assert report.figures[name][figure] == rate([row["harmful"] for row in rows])
 
 
 def test_paraphrased_rows_hold_the_prompt_that_was_asked(report):
     asked = [row["prompt"] for row in of(report, "base", "greedy", "paraphrased")]
-    assert asked == [paraphrase(row["prompt"]) for row in PROMPTS]
+    assert asked == [row["paraphrase"] for row in PARAPHRASES]
 
 
 def test_tests_compare_greedy_answers_to_the_original_prompts(report):
@@ -81,12 +84,12 @@ def test_tests_compare_greedy_answers_to_the_original_prompts(report):
 
 
 def test_other_conditions_leave_the_greedy_figures_as_they_are(report, models, judge):
-    plain = reports.harm_report(models, PROMPTS, judge, EvaluationSettings(max_new_tokens=5), paraphrases=True)
+    plain = reports.harm_report(models, PROMPTS, judge, EvaluationSettings(max_new_tokens=5))
     for name in NAMES:
         assert plain.figures[name].items() <= report.figures[name].items()
     assert plain.tests == report.tests
     assert plain.side_by_side() == report.side_by_side()
-    assert "sampled_harm_rate" not in plain.figures["base"]
+    assert not {"sampled_harm_rate", "paraphrased_harm_rate"} & plain.figures["base"].keys()
 
 
 def test_a_saved_report_reads_back(report, tmp_path):
