@@ -18,6 +18,7 @@ from lancet_pipeline.errors import InputError, Unreachable
 from lancet_pipeline.linfac import LinfacConfig, fit_factors, query_gradient, score_dataset
 from lancet_pipeline.linfac.journal import COLUMNS, ScorePass
 from lancet_pipeline.models.loading import load_model
+from lancet_pipeline.models.runtime import Runtime
 
 ray = pytest.importorskip("ray", reason="ray is not installed; pip install 'lancet-pipeline[scale]'")
 from ray.cluster_utils import Cluster  # noqa: E402
@@ -95,13 +96,13 @@ def test_factors_are_those_of_one_process(engine, model, factors):
 def test_an_error_of_ours_comes_back_as_it_was(engine, model, query):
     spoilt = [*SEQUENCES[:20], TokenSequence("spoilt", np.arange(8, dtype=np.int32), 8)]
     with pytest.raises(InputError, match=r"^sample spoilt: has no response token"):
-        score_dataset(model, spoilt, query, batch_tokens=100, engine=engine)
+        score_dataset(model, spoilt, query, Runtime(batch_tokens=100, engine=lambda _: engine))
 
 
 def test_a_worker_that_does_not_see_the_model_says_so(nodes, model, query):
     engine = RayEngine(Path("/nowhere/model"), "float32", "cpu", SETTINGS)
     with pytest.raises(InputError, match="does not see the model; put --home on a file system that all nodes share"):
-        score_dataset(model, SEQUENCES[:4], query, batch_tokens=100, engine=engine)
+        score_dataset(model, SEQUENCES[:4], query, Runtime(batch_tokens=100, engine=lambda _: engine))
 
 
 @dataclass(frozen=True)
