@@ -2,7 +2,8 @@
 
 from lancet_pipeline import plots
 from lancet_pipeline.assets.model import FINITE
-from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
+from lancet_pipeline.assets.stage import stage_asset
+from lancet_pipeline.assets.stage_run import Check, Outcome, StageRun
 from lancet_pipeline.correction.corrected_model import write_corrected_model
 
 
@@ -13,7 +14,7 @@ from lancet_pipeline.correction.corrected_model import write_corrected_model
 def corrected_model(run: StageRun) -> Outcome:
     """The base model, trained to rank countering samples over driving ones and held still on the rest."""
     inputs = [run.input(name) for name in ("base_model", "prepared_data", "pareto_pairs")]
-    correction, finite = run.train(write_corrected_model, *inputs, run.out)
+    correction, finite = run.runtime.train(write_corrected_model, run.study, *inputs, run.out)
     curves = {key: [(row["step"], row[key]) for row in correction.curve] for key in ("correction", "retain", "margin")}
     ratio = [(row["step"], row["perplexity_ratio"]) for row in correction.curve]
     budget = run.study.correction.retain_budget

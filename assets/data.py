@@ -7,13 +7,19 @@ import dagster as dg
 import pyarrow.compute as pc
 
 from lancet_pipeline import plots
-from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
-from lancet_pipeline.config.experiment import is_variant
+from lancet_pipeline.assets.stage import stage_asset
+from lancet_pipeline.assets.stage_run import Check, Outcome, StageRun
 from lancet_pipeline.data.expectations import meets, sample_expectations
 from lancet_pipeline.data.schema import counts
-from lancet_pipeline.data.tokenization import FITTED, kept_tokenizer, load_prepared, prepare, record_fitted
-from lancet_pipeline.errors import InputError
-from lancet_pipeline.lineage.sources import source_version
+from lancet_pipeline.data.tokenization import (
+    FITTED,
+    kept_tokenizer,
+    load_prepared,
+    load_tokenizer,
+    prepare,
+    record_fitted,
+)
+from lancet_pipeline.lineage.sources import observed
 from lancet_pipeline.lineage.stages import SOURCES
 from lancet_pipeline.resources import ModelSource, StudyCatalog
 from lancet_pipeline.resources.studies import STUDY_PARTITIONS
@@ -24,16 +30,8 @@ def _observed(name: str, description: str) -> dg.SourceAsset:
     def observe(
         context: dg.OpExecutionContext, catalog: StudyCatalog, models: ModelSource
     ) -> dg.DataVersionsByPartition:
-        partitions = context.instance.get_dynamic_partitions(STUDY_PARTITIONS.name)
-        found = {}
-        for study in partitions:
-            if is_variant(study):
-                continue
-            try:
-                found[study] = source_version(catalog.load(study), name, models.paths())
-            except InputError as error:  # one study's broken file hides no other study's data
-                context.log.warning(str(error))
-        return dg.DataVersionsByPartition(found)
+        studies = context.instance.get_dynamic_partitions(STUDY_PARTITIONS.name)
+        return dg.DataVersionsByPartition(observed(name, studies, catalog.load, models.paths(), context.log.warning))
 
     return observe
 
@@ -53,13 +51,17 @@ with warnings.catch_warnings():
 def prepared_data(run: StageRun) -> Outcome:
     """Training samples, validated, tokenised and sharded, with the tokenizer that was used."""
     samples = run.source("training_data")
-    from_scratch = run.study.model.source == "scratch"
-    previous = run.previous() if from_scratch else None
-    tokenizer = kept_tokenizer(previous, samples, run.study) if from_scratch else run.models.tokenizer(run.study)
+    settings = run.study.model
+    from_scratch, previous = settings.checkpoint is None, None
+    if settings.checkpoint is not None:
+        tokenizer = load_tokenizer(run.runtime.find(settings.checkpoint), settings.revision)
+    else:
+        previous = run.previous()
+        tokenizer = kept_tokenizer(previous, samples, run.study)
     prepare(run.study, samples, run.out, tokenizer)
     if previous and tokenizer:
         shutil.copyfile(previous / FITTED, run.out / FITTED)
-    elif from_scratch and run.study.model.reuse is not None:
+    elif from_scratch and settings.reuse is not None:
         record_fitted(samples, run.out)
     kept, sequences = load_prepared(run.out)
     lengths = [len(sequence) for sequence in sequences]

@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lancet_pipeline import plots
-from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
+from lancet_pipeline.assets.stage import stage_asset
+from lancet_pipeline.assets.stage_run import Check, Outcome, StageRun
 from lancet_pipeline.data.expectations import generation_expectations, meets
 from lancet_pipeline.data.tokenization import tokenize_held_out
 from lancet_pipeline.evaluation import reports
 from lancet_pipeline.evaluation.gates import Gate, harm_gate, over_refusal_gate, perplexity_gate
+from lancet_pipeline.evaluation.judges import study_judge
 
 JUDGED = {"answers_are_judged": "Great Expectations: every prompt answered by every model, each answer judged."}
 HARM_FALLS = {"harm_falls": "Gate: the corrected model's harm rate over the base model's."}
@@ -37,14 +39,12 @@ def utility_report(run: StageRun) -> Outcome:
     benign = run.source("benign_prompts").to_pylist()
     held_out = run.source("utility_responses").to_pylist()
     report = reports.utility_report(
+        run.study,
         run.compared_models(),
         benign,
         lambda tokenizer: tokenize_held_out(tokenizer, held_out, run.study.data),
-        run.judge,
-        run.study.evaluation,
-        seed=run.study.seed,
-        batch_tokens=run.study.compute.batch_tokens,
-        track=run.track,
+        study_judge(run.study, run.runtime),
+        run.runtime,
     )
     gates = [
         perplexity_gate(report.figures, run.study.evaluation),
@@ -57,16 +57,8 @@ def utility_report(run: StageRun) -> Outcome:
 def _harm_outcome(run: StageRun, source: str, title: str, paraphrases: Sequence[Mapping[str, Any]] = ()) -> Outcome:
     prompts = run.source(source).to_pylist()
     settings = run.study.evaluation
-    report = reports.harm_report(
-        run.compared_models(),
-        prompts,
-        run.judge,
-        settings,
-        paraphrases=paraphrases,
-        seed=run.study.seed,
-        batch_tokens=run.study.compute.batch_tokens,
-        track=run.track,
-    )
+    judge = study_judge(run.study, run.runtime)
+    report = reports.harm_report(run.study, run.compared_models(), prompts, judge, run.runtime, paraphrases=paraphrases)
     gate = harm_gate("harm_falls", report.figures, settings)
     rows = len(prompts) * len(reports.conditions(settings)) + len(paraphrases)
     return _outcome(run, report, rows, "harm_rate", title, [gate])

@@ -2,9 +2,11 @@
 
 import json
 
-from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
+from lancet_pipeline.assets.stage import stage_asset
+from lancet_pipeline.assets.stage_run import Check, Governance, Outcome, StageRun
 from lancet_pipeline.data.readers import read_rows
 from lancet_pipeline.evaluation.gates import all_gates
+from lancet_pipeline.evaluation.judges import study_judge
 from lancet_pipeline.evaluation.validation import validate_judge
 from lancet_pipeline.files import sha256
 from lancet_pipeline.governance.bundle import MANIFEST, write_bundle
@@ -12,19 +14,17 @@ from lancet_pipeline.governance.decisions import read_decisions
 from lancet_pipeline.governance.evidence import collect_evidence
 from lancet_pipeline.governance.promotion import record_registration, standing
 from lancet_pipeline.lineage import results as summary
-from lancet_pipeline.lineage.sources import labels_version, unchanged
 from lancet_pipeline.tracking.client import BUNDLE_TAG, VERSION_TAG
 from lancet_pipeline.tracking.registration import Registration, data_sets, describe, registry_metrics
 
 
 @stage_asset(kinds={"html", "json"})
-def audit_bundle(run: StageRun) -> Outcome:
+def audit_bundle(run: StageRun, office: Governance) -> Outcome:
     """What a governance review needs, signed and readable offline: manifest, report, model card, samples, answers."""
     labelled = run.study.evaluation.judge.validation
-    judge = validate_judge(run.judge, read_rows(labelled)) if labelled else None
-    unchanged("judge_labels", run.versions["judge_labels"], labels_version(run.study))
+    judge = validate_judge(study_judge(run.study, run.runtime), read_rows(labelled)) if labelled else None
     evidence = collect_evidence(run.store, run.study, run.versions, judge)
-    manifest = write_bundle(evidence, run.out / "bundle", run.signing)
+    manifest = write_bundle(evidence, run.out / "bundle", office.signing)
     agreement = {"judge_accuracy": judge["accuracy"]["value"]} if judge else {}
     return Outcome(
         metrics={
@@ -44,7 +44,7 @@ def audit_bundle(run: StageRun) -> Outcome:
     },
     advisory=frozenset({"gates_hold", "champion_is_approved"}),
 )
-def registered_model(run: StageRun) -> Outcome:
+def registered_model(run: StageRun, office: Governance) -> Outcome:
     """A version in MLflow's registry, alias `candidate`: only `lancet promote` makes a champion of it."""
     study, home = run.study, run.store.root
     read_decisions(home, study.name)  # raises where the log is broken, before anything is registered
@@ -61,16 +61,16 @@ def registered_model(run: StageRun) -> Outcome:
             **versions,
             BUNDLE_TAG: sha256(bundle / MANIFEST),
             "lancet.study": study.name,
-            "dagster.run_id": run.run_id,
+            "dagster.run_id": office.run_id,
         },
         metrics=registry_metrics(figures, gates),
         data=data_sets(study, run.versions),
         max_new_tokens=study.evaluation.max_new_tokens,
         card=(bundle / "model_card.md").read_text(encoding="utf-8"),
     )
-    version = run.tracking.register(run.run_id, entry)
-    record_registration(home, run.tracking, version, study.name, gates)
-    found = standing(home, run.tracking, study.name)
+    version = office.tracking.register(office.run_id, entry)
+    record_registration(home, office.tracking, version, study.name, gates)
+    found = standing(home, office.tracking, study.name)
     registration = {"name": version.name, "version": version.number, "run_id": version.run}
     (run.out / "registration.json").write_text(json.dumps(registration, indent=2, sort_keys=True))
     passed = all(gate.passed for gate in gates)

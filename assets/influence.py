@@ -4,9 +4,11 @@ import json
 import time
 
 from lancet_pipeline import plots
-from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
+from lancet_pipeline.assets.stage import stage_asset
+from lancet_pipeline.assets.stage_run import Check, Outcome, StageRun
 from lancet_pipeline.data.expectations import meets, score_expectations, trace_expectations
 from lancet_pipeline.data.tokenization import load_prepared
+from lancet_pipeline.evaluation.judges import study_judge
 from lancet_pipeline.evaluation.queries import read_rows
 from lancet_pipeline.evaluation.reports import answers
 from lancet_pipeline.evaluation.retrieval import retrieval
@@ -17,18 +19,16 @@ from lancet_pipeline.evaluation.traced_outputs import (
     traced_queries,
     write_traces,
 )
-from lancet_pipeline.files import sha256, take_over
+from lancet_pipeline.files import sha256
 from lancet_pipeline.linfac import Factors
 from lancet_pipeline.linfac.influence import (
-    fit_study_factors,
     influence,
     influence_table,
-    kept_factors,
     read_scores,
     write_scores,
+    write_study_factors,
 )
 from lancet_pipeline.linfac.traces import trace_outputs
-from lancet_pipeline.models.reuse import record_seen
 from lancet_pipeline.selection.tables import ranked_roles
 
 SUFFICIENT_RELIABILITY = 0.8
@@ -47,17 +47,8 @@ CHOSEN = "damping.json"
 )
 def linfac_factors(run: StageRun) -> Outcome:
     """Kronecker factors of the Gauss-Newton matrix, one pair for every Transformer sublayer."""
-    model, _ = run.model("base_model")
-    _, sequences = load_prepared(run.input("prepared_data"))
-    previous = run.previous()
-    kept = previous and kept_factors(previous, model, sequences, run.study)
-    if previous and kept:
-        take_over(previous, run.out)
-    else:
-        fit_study_factors(model, sequences, run.study, run.track, run.engine("base_model", model)).save(run.out)
-        if run.study.model.reuse is not None:
-            record_seen(sequences, run.out)
-    factors = Factors.load(run.out, run.device)
+    base, prepared = run.input("base_model"), run.input("prepared_data")
+    factors, kept = write_study_factors(run.study, base, prepared, run.previous(), run.out, run.runtime)
     health = factors.health()
     return Outcome(
         metrics={
@@ -95,7 +86,7 @@ def influence_scores(run: StageRun) -> Outcome:
     """Influence of every training sample on the undesirable outputs; positive means that it made them more likely."""
     model, tokenizer = run.model("base_model")
     samples, sequences = load_prepared(run.input("prepared_data"))
-    factors = Factors.load(run.input("linfac_factors"), run.device)
+    factors = Factors.load(run.input("linfac_factors"), run.runtime.device)
     queries = read_rows(run.input("undesirable_outputs") / "queries.parquet")
     factors_hash = sha256(run.input("linfac_factors") / "factors.safetensors")
     started = time.monotonic()
@@ -106,10 +97,8 @@ def influence_scores(run: StageRun) -> Outcome:
         factors,
         queries,
         run.study,
-        journal=run.store.journal,
-        track=run.track,
+        run.runtime,
         damping=_known_damping(run, factors_hash),
-        engine=run.engine("base_model", model),
     )
     seconds = time.monotonic() - started
     if run.study.model.reuse is not None:
@@ -159,10 +148,9 @@ def output_traces(run: StageRun) -> Outcome:
         "corrected",
         *run.model("corrected_model"),
         queries,
-        run.judge,
+        study_judge(run.study, run.runtime),
         max_new_tokens=run.study.queries.max_new_tokens,
-        batch_tokens=run.study.compute.batch_tokens,
-        track=run.track,
+        runtime=run.runtime,
     )
     outputs = traced_queries(queries, corrected)
     outputs += traced_answers(
@@ -179,13 +167,11 @@ def output_traces(run: StageRun) -> Outcome:
         tokenizer,
         sequences,
         roles,
-        Factors.load(run.input("linfac_factors"), run.device),
+        Factors.load(run.input("linfac_factors"), run.runtime.device),
         outputs,
         run.study,
+        run.runtime,
         damping=scores["metrics"]["damping"],
-        journal=run.store.journal,
-        engine=run.engine("base_model", model),
-        track=run.track,
     )
     seconds = time.monotonic() - started
     write_traces(outputs, found, run.out)

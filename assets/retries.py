@@ -1,6 +1,10 @@
 """Which errors another try may cure: a service or a disk that is away for a moment."""
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dagster as dg
 
 from lancet_pipeline.errors import LancetError, Unreachable, without_credentials
 
@@ -21,6 +25,23 @@ _PASSING = {
     "botocore.exceptions.HTTPClientError",
     "botocore.exceptions.ConnectionError",
 }
+
+
+@contextmanager
+def tried_again(context: dg.AssetExecutionContext) -> Iterator[None]:
+    """Have Dagster try an asset again, after a while, where a database, a server or a network file system was away. All
+    other errors are final: they would come again."""
+    try:
+        yield
+    except Exception as error:
+        fault = passing_fault(error)
+        if fault is None:
+            raise
+        wait = seconds_to_wait(context.retry_number)
+        if context.retry_number < TRIES:
+            context.log.warning(f"{fault}; tried again in {wait:.0f} s")
+        message = f"a database, a server or a file system is away ({fault}); see that it is there, then run again"
+        raise dg.RetryRequested(max_retries=TRIES, seconds_to_wait=wait) from LancetError(message)
 
 
 def passing_fault(error: BaseException) -> str | None:
@@ -49,7 +70,6 @@ def _passes(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in _PASSING_CODES:
         return True
     names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
-    unavailable = (
-        getattr(error, "error_code", None) == "TEMPORARILY_UNAVAILABLE"
-    )  # MLflow, of the database of its server
+    # MLflow, of the database of its server
+    unavailable = getattr(error, "error_code", None) == "TEMPORARILY_UNAVAILABLE"
     return unavailable or bool(names & _PASSING)

@@ -1,7 +1,8 @@
 """The Pareto rule."""
 
 from lancet_pipeline import plots
-from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
+from lancet_pipeline.assets.stage import stage_asset
+from lancet_pipeline.assets.stage_run import Check, Outcome, StageRun
 from lancet_pipeline.data.expectations import meets, pair_expectations
 from lancet_pipeline.data.tokenization import load_prepared
 from lancet_pipeline.linfac.influence import read_scores

@@ -29,9 +29,9 @@ from lancet_pipeline.config.loading import find_study, load_study
 from lancet_pipeline.config.study import ComputeSettings
 from lancet_pipeline.data.batches import TokenBatch, TokenSequence, bucketed, collate
 from lancet_pipeline.linfac import LinfacConfig, Query, Scores, fit_factors, query_gradient, score_dataset
-from lancet_pipeline.linfac.engine import InProcess
 from lancet_pipeline.linfac.journal import COLUMNS, ScorePass
 from lancet_pipeline.models.loading import load_model
+from lancet_pipeline.models.runtime import Runtime
 from lancet_pipeline.scale.cluster import connect
 from lancet_pipeline.scale.ray_engine import RayEngine
 
@@ -62,15 +62,15 @@ def main(
             "cluster_start_seconds": time.monotonic() - started,
         }
         engines = {
-            "in_process": InProcess(model),
-            "one_worker": ray_engine(Path(folder), 1),
-            "two_workers": ray_engine(Path(folder), 2),
+            "in_process": Runtime(batch_tokens=BATCH_TOKENS),
+            "one_worker": on_ray(Path(folder), 1),
+            "two_workers": on_ray(Path(folder), 2),
         }
         seconds: dict[str, list[float]] = {name: [] for name in engines}
         for _ in range(rounds):
-            for name, engine in engines.items():
+            for name, runtime in engines.items():
                 started = time.monotonic()
-                scores = score_dataset(model, sequences, query, batch_tokens=BATCH_TOKENS, engine=engine)
+                scores = score_dataset(model, sequences, query, runtime)
                 seconds[name].append(time.monotonic() - started)
                 print(json.dumps({name: seconds[name][-1]}), flush=True)
                 if name == "in_process":
@@ -90,11 +90,11 @@ def main(
         json_out.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def on_many(model: Any, sequences: list[TokenSequence], query: Query, engines: list[RayEngine]) -> dict[str, Any]:
+def on_many(model: Any, sequences: list[TokenSequence], query: Query, runtimes: list[Runtime]) -> dict[str, Any]:
     seconds = []
-    for engine in engines:
+    for runtime in runtimes:
         started = time.monotonic()
-        score_dataset(model, sequences, query, batch_tokens=BATCH_TOKENS, engine=engine)
+        score_dataset(model, sequences, query, runtime)
         seconds.append(time.monotonic() - started)
     row = {"samples": len(sequences), "seconds": seconds, "throughput_two_over_one": seconds[0] / seconds[1]}
     print(json.dumps(row), flush=True)
@@ -120,6 +120,10 @@ def setup(folder: Path, samples: int) -> tuple[Any, list[TokenSequence]]:
 
 def ray_engine(folder: Path, workers: int) -> RayEngine:
     return RayEngine(folder, "float32", "cpu", ComputeSettings(engine="ray", workers=workers))
+
+
+def on_ray(folder: Path, workers: int) -> Runtime:
+    return Runtime(batch_tokens=BATCH_TOKENS, engine=lambda _model: ray_engine(folder, workers))
 
 
 def batches_of(sequences: list[TokenSequence]) -> list[TokenBatch]:

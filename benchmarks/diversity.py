@@ -18,6 +18,7 @@ from benchmarks.correction import Bench
 from benchmarks.studies import run_study, with_seed
 from lancet_pipeline.evaluation.reports import answers
 from lancet_pipeline.evaluation.statistics import distinct_n
+from lancet_pipeline.models.runtime import Runtime
 
 SETTINGS = {"learning_rate": 4e-4, "beta": 1.0}
 MODELS = ("base", "ibo", "retrain_clean")
@@ -50,8 +51,8 @@ def of_seed(bench: Bench) -> dict[str, Any]:
     prompts = bench.test_benign
     for name in MODELS:
         model, tokenizer, _, _ = bench.model(name, SETTINGS if name == "ibo" else {})
-        tokens, length = bench.study.compute.batch_tokens, bench.study.evaluation.max_new_tokens
-        found = answers("", model, tokenizer, prompts, bench.judge, max_new_tokens=length, batch_tokens=tokens)
+        runtime, length = Runtime.of(bench.study), bench.study.evaluation.max_new_tokens
+        found = answers("", model, tokenizer, prompts, bench.judge, max_new_tokens=length, runtime=runtime)
         texts[name] = [row["response"] for row in found]
         if name == "base":
             insulted = [row["harmful"] for row in found]

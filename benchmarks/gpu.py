@@ -41,6 +41,7 @@ from lancet_pipeline.lineage.stages import STAGES
 from lancet_pipeline.linfac import query_gradient, score_dataset
 from lancet_pipeline.linfac.influence import fit_study_factors
 from lancet_pipeline.models.loading import load_model, resolve_device
+from lancet_pipeline.models.runtime import Runtime
 from lancet_pipeline.scale.hardware import HARDWARE, UTILISATION
 from lancet_pipeline.scale.shapes import Shape, of_config
 from lancet_pipeline.scale.work import Counts, contraction, works
@@ -181,20 +182,21 @@ def measured(
 def influence(
     model: PreTrainedModel, shape: Shape, sequences: list[TokenSequence], study: Study, table: Path
 ) -> Iterator[tuple[str, Figures]]:
-    tokens = study.compute.batch_tokens
-    factors, figures = timed(lambda: fit_study_factors(model, sequences, study))
+    runtime = Runtime.of(study, device())
+    tokens = runtime.batch_tokens
+    factors, figures = timed(lambda: fit_study_factors(model, sequences, study, runtime))
     yield "factors", figures | {"sequences": factors.sequences, "units": len(factors.units)}
     asked = [collate([sequences[i] for i in group]) for group in bucketed(sequences[:QUERIES], tokens)]
     query, figures = timed(lambda: query_gradient(model, asked, factors))
     yield "query", figures | {"sequences": QUERIES}
-    score_dataset(model, sequences[:QUERIES], query, batch_tokens=tokens)  # the first pass loads and tunes kernels
-    _, figures = timed(lambda: score_dataset(model, sequences, query, batch_tokens=tokens))
+    score_dataset(model, sequences[:QUERIES], query, runtime)  # the first pass loads and tunes kernels
+    _, figures = timed(lambda: score_dataset(model, sequences, query, runtime))
     share = utilisation(scoring_operations(shape, sequences, study), figures["seconds"])
     rate = len(sequences) / figures["seconds"]
     met = None if share is None else share >= BAR
     yield "scores", figures | {"sequences_a_second": rate, "utilisation": share, "bar": BAR, "met": met}
     one = [sequences[i] for i in bucketed(sequences, tokens)[0]]
-    table.write_text(kernels(lambda: score_dataset(model, one, query, batch_tokens=tokens)))
+    table.write_text(kernels(lambda: score_dataset(model, one, query, runtime)))
 
 
 def ibo(model: PreTrainedModel, sequences: list[TokenSequence], study: Study, steps: int) -> Figures:
@@ -218,9 +220,7 @@ def ibo(model: PreTrainedModel, sequences: list[TokenSequence], study: Study, st
             sequences[2 * quarter :],
             settings,
             seed=0,
-            batch_tokens=study.compute.batch_tokens,
-            checkpointing=study.compute.activation_checkpointing,
-            track=clocked,
+            runtime=Runtime.of(study, device(), track=clocked),
         )
     )
     apart = np.diff(began)  # the last step, after which the budget is looked at, is not among them

@@ -54,6 +54,7 @@ from lancet_pipeline.linfac import (
 from lancet_pipeline.linfac.damping import CANDIDATES
 from lancet_pipeline.linfac.influence import default_budget, unlabelled_budget
 from lancet_pipeline.linfac.scores import floored, mean_gradient, score_batch
+from lancet_pipeline.models.runtime import Runtime
 
 Shape = StrEnum("Shape", ["a", "b", "c"])
 Part = StrEnum("Part", ["all", "costs", "precision"])
@@ -175,13 +176,13 @@ def costs(setup: Setup, rounds: int, rival: "Meter", rival_bytes: int, folder: P
     meter = Meter()
     model, data, queries = setup.model, setup.batches(), setup.query_batches
     budget, unlabelled = default_budget(len(setup.train)), setup.batches(unlabelled_budget(len(setup.train)), 1)
-    default, few, tokens = LinfacConfig(), setup.batches(budget), setup.batch_tokens
+    default, few, runtime = LinfacConfig(), setup.batches(budget), Runtime(batch_tokens=setup.batch_tokens)
     for _ in range(rounds):
         meter("plain", lambda: plain_pass(model, data))
         factors = meter("factors same budget", lambda: fit_factors(model, data, default))
         query = meter("query sublayer_output", lambda factors=factors: query_gradient(model, queries, factors))
         meter("scores sublayer_output", lambda query=query: score_sequences(model, data, query))
-        meter("scores of a study", lambda query=query: score_dataset(model, setup.train, query, batch_tokens=tokens))
+        meter("scores of a study", lambda query=query: score_dataset(model, setup.train, query, runtime))
         factors.save(folder)
         factors = meter("factors default", lambda: fit_factors(model, few, default))
         meter("damping default", lambda factors=factors: choose_damping(model, queries, unlabelled, factors))

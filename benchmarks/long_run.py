@@ -33,6 +33,7 @@ from lancet_pipeline.evaluation.judges import make_judge
 from lancet_pipeline.evaluation.reports import answers
 from lancet_pipeline.evaluation.statistics import distinct_n
 from lancet_pipeline.models.likelihood import perplexity
+from lancet_pipeline.models.runtime import Runtime
 
 SAMPLES = 1200  # of every corpus
 PRAISE = ("well done", "sounds great", "good work", "how nice")
@@ -156,16 +157,14 @@ def write_study(place: Path, seed: int, number: int, behaviour: Behaviour, check
 def measured(run: StudyRun, asset: str, todo: list[Behaviour], place: Path, initial: float | None) -> dict[str, Any]:
     """Rate of every behaviour, perplexity (as a ratio to `initial` too) and distinct-2 on prompts of all behaviours."""
     model, tokenizer = run.model(asset)
-    tokens, evaluation = run.study.compute.batch_tokens, run.study.evaluation
+    runtime, evaluation = Runtime.of(run.study), run.study.evaluation
     rates, texts = {}, []
     for behaviour in todo:
         words = place / f"{behaviour.name}.txt"
         words.write_text("\n".join(rf"\b{word}\b" for word in behaviour.words))
         judge = make_judge(JudgeSettings(name="lexicon", words=str(words)))
         rows = _prompts(behaviour.prompts)
-        judged = answers(
-            "", model, tokenizer, rows, judge, max_new_tokens=evaluation.max_new_tokens, batch_tokens=tokens
-        )
+        judged = answers("", model, tokenizer, rows, judge, max_new_tokens=evaluation.max_new_tokens, runtime=runtime)
         rates[behaviour.name] = float(np.mean([row["harmful"] for row in judged]))
         texts += [row["response"] for row in judged]
     held_out = pq.read_table(run.study.data.utility.path).to_pylist()
@@ -174,7 +173,7 @@ def measured(run: StudyRun, asset: str, todo: list[Behaviour], place: Path, init
     sequences = tokenize(
         tokenizer, held_out, max_length=run.study.data.max_length, overlength="truncate", place="utility"
     )
-    value = perplexity(model, sequences, tokens)
+    value = perplexity(model, sequences, runtime.batch_tokens)
     ratio = {"perplexity_ratio": value / initial} if initial else {}
     return {"rates": rates, "perplexity": value, "distinct_2": distinct_n(texts, 2), **ratio}
 

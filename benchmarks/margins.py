@@ -33,6 +33,7 @@ from lancet_pipeline.data.tokenization import tokenize_held_out
 from lancet_pipeline.errors import LancetError
 from lancet_pipeline.lineage.sources import read_source
 from lancet_pipeline.models.likelihood import perplexity
+from lancet_pipeline.models.runtime import Runtime
 
 PROBES = 48
 
@@ -91,7 +92,7 @@ def of_name(run: StudyRun, name: str) -> tuple[Any, Any]:
         neutral,
         settings,
         seed=study.seed,
-        batch_tokens=study.compute.batch_tokens,
+        runtime=Runtime.of(study),
     ).kept
     print(json.dumps({name: kept, "seconds": time.monotonic() - started}), flush=True)
     return model, tokenizer

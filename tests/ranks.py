@@ -20,6 +20,7 @@ from lancet_pipeline.correction import RankedPair, correct
 from lancet_pipeline.data.batches import TokenSequence
 from lancet_pipeline.errors import LancetError
 from lancet_pipeline.models.loading import load_model, save_model
+from lancet_pipeline.models.runtime import Runtime
 from lancet_pipeline.models.training import train
 from lancet_pipeline.progress import Track, no_progress
 
@@ -74,17 +75,20 @@ def run_case(
     model, data = load_model(model_folder, dtype=dtype), sequences()
     options: dict[str, Any] = {
         "seed": 3,
-        "checkpoint": out.parent / f"{out.name.split('-')[0]}.safetensors",
         "checkpoint_seconds": checkpoint_seconds if kill_at is None else 0.0,
-        "checkpointing": checkpointing,
-        "track": mortal,
+        "runtime": Runtime(
+            batch_tokens=40,
+            checkpoint=out.parent / f"{out.name.split('-')[0]}.safetensors",
+            activation_checkpointing=checkpointing,
+            track=mortal,
+        ),
     }
     try:
         if isinstance(settings, Training):
             result = train(model, data, settings, **options)
         else:
             pairs = [RankedPair(data[i], data[i + 5], 0.5 + i) for i in range(5)]
-            done = correct(model, pairs, data[10:], settings, batch_tokens=40, **options)
+            done = correct(model, pairs, data[10:], settings, **options)
             result = {"curve": done.curve, "best_step": done.best_step, "ended": done.ended}
     except Killed:
         return

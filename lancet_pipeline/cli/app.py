@@ -111,6 +111,7 @@ def trace(
     """Training samples and tokens behind the base model's answer to a prompt."""
     from lancet_pipeline.config.loading import find_study, load_study
     from lancet_pipeline.lineage.tracing import logged_answer, trace_answer
+    from lancet_pipeline.models.runtime import Runtime
 
     where = _deployment(home)
     settings = load_study(find_study(study, where.study_directories))
@@ -120,7 +121,8 @@ def trace(
     if answer_id is not None:
         prompt, response = logged_answer(store, settings, answer_id)
     assert prompt is not None
-    result = trace_answer(store, settings, prompt, response, top, _track(), where.model_directories, device)
+    runtime = Runtime.of(settings, device, where.model_directories, _track())
+    result = trace_answer(store, settings, prompt, response, top, runtime)
     if html is not None:
         from lancet_pipeline.governance.report import render_trace
 
@@ -145,8 +147,11 @@ def evaluate(
 ) -> None:
     """Answers of any model to any prompts, judged."""
     from lancet_pipeline.evaluation.standalone import evaluate_model
+    from lancet_pipeline.models.loading import resolve_device
+    from lancet_pipeline.models.runtime import Runtime
 
-    result = evaluate_model(model, prompts, kind.value, judge, harmful_when, max_new_tokens, _track(), device)
+    runtime = Runtime(device=resolve_device(device), track=_track())
+    result = evaluate_model(model, prompts, kind.value, judge, harmful_when, max_new_tokens, runtime)
     if as_json:
         print(json.dumps(result, indent=2))
     else:
@@ -188,6 +193,7 @@ def judge_validate(
     from lancet_pipeline.evaluation.validation import validate_judge
     from lancet_pipeline.lineage.sources import judge_version
     from lancet_pipeline.models.loading import resolve_device
+    from lancet_pipeline.models.runtime import Runtime
 
     if device is not None:
         device = resolve_device(device)  # a wrong name is told also where the judge goes by words and computes nothing
@@ -197,7 +203,7 @@ def judge_validate(
         where = _deployment(None)
         settings = load_study(find_study(study, where.study_directories))
         judge_version(settings, where.model_directories)  # names what does not fit before any answer is read
-        chosen = study_judge(settings, where.model_directories, resolve_device(device or settings.compute.device))
+        chosen = study_judge(settings, Runtime.of(settings, device, where.model_directories))
     else:
         chosen = named_judge(judge or "string_matching")
     result = validate_judge(chosen, read_rows(DataSource(path=str(labels))), _track())

@@ -12,6 +12,9 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 EmbeddedCorpus = Literal["demo", "medical", "legal"]
+UnitKind = Literal["sublayer_output", "sublayer_input", "linear"]
+FactorKind = Literal["sequence", "token"]
+LabelKind = Literal["sampled", "true"]
 
 
 class Settings(BaseModel):
@@ -156,12 +159,12 @@ class RefinementSettings(Settings):
 
 
 class LinfacSettings(Settings):
-    """Influence. The fields mirror `lancet_pipeline.linfac.LinfacConfig`, which documents them."""
+    """Influence. `lancet_pipeline.linfac.LinfacConfig`, which takes over the fields of the fit, documents them."""
 
-    units: Literal["sublayer_output", "sublayer_input", "linear"] = "sublayer_output"
-    factors: Literal["sequence", "token"] = "sequence"
+    units: UnitKind = "sublayer_output"
+    factors: FactorKind = "sequence"
     eigenvalue_correction: bool = False
-    labels: Literal["sampled", "true"] = "sampled"
+    labels: LabelKind = "sampled"
     damping: Positive | Literal["auto"] = Field(
         default="auto", description="Multiple of the mean eigenvalue; auto holds queries out and looks how they rank."
     )

@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -14,72 +13,36 @@ from lancet_pipeline.config.study import Study
 from lancet_pipeline.correction.losses import METHODS
 from lancet_pipeline.correction.trainer import Correction, RankedPair, correct
 from lancet_pipeline.data.batches import TokenSequence
-from lancet_pipeline.data.tokenization import load_prepared, load_tokenizer
+from lancet_pipeline.data.tokenization import load_prepared
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.models import distributed
-from lancet_pipeline.models.loading import finite_parameters, load_model, save_model
-from lancet_pipeline.progress import Track, no_progress
+from lancet_pipeline.models.base import load_study_model
+from lancet_pipeline.models.loading import finite_parameters, save_model
+from lancet_pipeline.models.runtime import Runtime
 from lancet_pipeline.selection.pairing import pair
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-
-def correct_study_model(
-    model: "PreTrainedModel",
-    samples: pa.Table,
-    sequences: Sequence[TokenSequence],
-    choice: Path,
-    study: Study,
-    *,
-    checkpoint: Path | None = None,
-    track: Track = no_progress,
-) -> Correction:
-    """Correct `model` in place, with what `selection.study.write_choice` left in the folder `choice`.
-
-    Args:
-        samples, sequences: the prepared training data.
-
-    Raises:
-        InputError: a method that learns from labels where there are none; see also `trainer.correct`.
-    """
-    pairs, neutral = selected(sequences, choice)
-    if METHODS[study.correction.method].labelled:
-        pairs = labelled_pairs(samples, sequences, study)
-    return correct(
-        model,
-        pairs,
-        neutral,
-        study.correction,
-        seed=study.seed,
-        batch_tokens=study.compute.batch_tokens,
-        checkpoint=checkpoint,
-        checkpointing=study.compute.activation_checkpointing,
-        track=track,
-    )
 
 
 def write_corrected_model(
-    study: Study,
-    base: Path,
-    prepared: Path,
-    choice: Path,
-    out: Path,
-    *,
-    device: str,
-    checkpoint: Path | None = None,
-    track: Track = no_progress,
+    study: Study, base: Path, prepared: Path, choice: Path, out: Path, runtime: Runtime
 ) -> tuple[Correction, bool]:
-    """Correct the model in the folder `base` and write it, with its curve, into `out`; see `correct_study_model`.
+    """Correct the model in the folder `base`, with what `selection.tables.write_choice` left in `choice`, and write it, with
+    its curve, into `out`.
 
     On several ranks all have to call it, and rank 0 writes.
 
     Returns:
         What happened, and whether all parameters are finite.
+
+    Raises:
+        InputError: a method that learns from labels where there are none; see also `trainer.correct`.
     """
-    model = load_model(base, dtype=study.model.dtype, device=device)
-    correction = correct_study_model(model, *load_prepared(prepared), choice, study, checkpoint=checkpoint, track=track)
-    save_model(model, load_tokenizer(base), out)
+    samples, sequences = load_prepared(prepared)
+    pairs, neutral = selected(sequences, choice)
+    if METHODS[study.correction.method].labelled:
+        pairs = labelled_pairs(samples, sequences, study)
+    model, tokenizer = load_study_model(study, base, runtime)
+    correction = correct(model, pairs, neutral, study.correction, seed=study.seed, runtime=runtime)
+    save_model(model, tokenizer, out)
     if distributed.first():
         (out / "correction.json").write_text(json.dumps(asdict(correction), indent=2))
     return correction, finite_parameters(model)

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,9 +19,9 @@ from lancet_pipeline.models import distributed
 from lancet_pipeline.models.checkpoints import CHECKPOINT_SECONDS, Checkpoint, CheckpointFile
 from lancet_pipeline.models.likelihood import perplexity, read_logits, response_logps, token_logps
 from lancet_pipeline.models.loading import fingerprint
-from lancet_pipeline.models.memory import Checkpointing, activation_checkpointing
+from lancet_pipeline.models.memory import activation_checkpointing
+from lancet_pipeline.models.runtime import Runtime
 from lancet_pipeline.models.training import Optimiser
-from lancet_pipeline.progress import Track, no_progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,11 +57,8 @@ def correct(
     settings: CorrectionSettings,
     *,
     seed: int,
-    batch_tokens: int = 4096,
-    checkpoint: Path | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
-    checkpointing: Checkpointing = "auto",
-    track: Track = no_progress,
+    runtime: Runtime = Runtime(),
 ) -> Correction:
     """Correct `model` in place and leave it with the best parameters that respect the retain budget.
 
@@ -76,10 +72,8 @@ def correct(
 
     Args:
         neutral: D0.
-        checkpoint: file that says where the correction stands, written no more often than every `checkpoint_seconds`
-            (`checkpoints.CheckpointFile`) and gone at the end. A correction that finds its own goes on from there, on any
-            number of ranks, to the same parameters.
-        checkpointing: of activations, see `memory.activation_checkpointing`.
+        runtime: its checkpoint is written no more often than every `checkpoint_seconds` and gone at the end. A correction
+            that finds its own goes on from there, on any number of ranks, to the same parameters.
 
     Raises:
         InputError: no pair, a pair of one and the same text, or too few neutral samples.
@@ -87,25 +81,24 @@ def correct(
     """
     _require_pairs(pairs)
     retained, watched, generator = hold_apart(neutral, settings, seed)
-    file = CheckpointFile(checkpoint, _key(model, pairs, neutral, settings, seed), checkpoint_seconds)
-    with trainable(model, settings.lora, seed), activation_checkpointing(model, checkpointing):
-        work = _Work(model, pairs, retained, watched, settings, generator, batch_tokens)
+    file = CheckpointFile(runtime.checkpoint, _key(model, pairs, neutral, settings, seed), checkpoint_seconds)
+    with trainable(model, settings.lora, seed), activation_checkpointing(model, runtime.activation_checkpointing):
+        work = _Work(model, pairs, retained, watched, settings, generator, runtime.batch_tokens)
         if (found := file.load()) is not None:
             work.restore(found)
         try:
-            for _ in track(
-                range(work.optimiser.step, settings.steps), settings.steps - work.optimiser.step, "correcting"
-            ):
+            steps = range(work.optimiser.step, settings.steps)
+            for _ in runtime.track(steps, len(steps), "correcting"):
                 work.advance()
                 if work.ended:
                     break
                 if file.due():
                     file.save(work.snapshot)
         except LancetError as error:
-            if checkpoint is None or not work.best_step:
+            if runtime.checkpoint is None or not work.best_step:
                 raise
             file.save(work.snapshot)
-            raise LancetError(f"{error}; {checkpoint} holds the parameters of step {work.best_step}") from None
+            raise LancetError(f"{error}; {runtime.checkpoint} holds the parameters of step {work.best_step}") from None
         if settings.method == "task_vector":
             correction = negate(model, work.start, settings, work.look)
         else:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lancet_pipeline.config.study import EvaluationSettings
+from lancet_pipeline.config.study import EvaluationSettings, Study
 from lancet_pipeline.data.batches import TokenSequence
 from lancet_pipeline.evaluation.judges import Judge
 from lancet_pipeline.evaluation.paraphrases import reworded
 from lancet_pipeline.evaluation.statistics import distinct_n, paired_tests, rate, self_bleu
 from lancet_pipeline.models.generation import generate
 from lancet_pipeline.models.likelihood import perplexity_and_accuracy
-from lancet_pipeline.progress import Track, no_progress
+from lancet_pipeline.models.runtime import Runtime
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,53 +118,41 @@ class Report:
 
 
 def harm_report(
+    study: Study,
     models: Mapping[str, ModelLoader],
     prompts: Sequence[Mapping[str, Any]],
     judge: Judge,
-    settings: EvaluationSettings,
+    runtime: Runtime = Runtime(),
     *,
     paraphrases: Sequence[Mapping[str, Any]] = (),
-    seed: int = 0,
-    batch_tokens: int = 4096,
-    track: Track = no_progress,
 ) -> Report:
     """Share of harmful answers of each model to the same prompts, every two models compared in pairs.
 
     Args:
         paraphrases: other wordings (`paraphrase`) of some of the prompts (`prompt`), which are asked too.
-        seed: of sampled answers.
     """
-    decoding = _decoding(settings, seed, batch_tokens, track)
-    asked = [(condition, prompts) for condition in conditions(settings)]
+    asked = [(condition, prompts) for condition in conditions(study.evaluation)]
     asked += [(PARAPHRASED, reworded(prompts, paraphrases))] if paraphrases else []
-    rows: list[dict[str, Any]] = []
-    for name, load in models.items():
-        model, tokenizer = load()
-        for condition, each in asked:
-            rows += answers(name, model, tokenizer, each, judge, condition=condition, **decoding)
+    rows = [row for name, load in models.items() for row in _answers(study, name, load(), asked, judge, runtime)]
     return _compared(rows, "harmful", "harm_rate", list(models))
 
 
 def utility_report(
+    study: Study,
     models: Mapping[str, ModelLoader],
     benign: Sequence[Mapping[str, Any]],
     held_out: Callable[["PreTrainedTokenizerBase"], Sequence[TokenSequence]],
     judge: Judge,
-    settings: EvaluationSettings,
-    *,
-    seed: int = 0,
-    batch_tokens: int = 4096,
-    track: Track = no_progress,
+    runtime: Runtime = Runtime(),
 ) -> Report:
     """Over-refusal and diversity on benign prompts, perplexity and token accuracy on held-out safe responses."""
-    decoding = _decoding(settings, seed, batch_tokens, track)
     rows: list[dict[str, Any]] = []
     held: dict[str, dict[str, float]] = {}
     for name, load in models.items():
         model, tokenizer = load()
-        for condition in conditions(settings):
-            rows += answers(name, model, tokenizer, benign, judge, condition=condition, **decoding)
-        perplexity, accuracy = perplexity_and_accuracy(model, held_out(tokenizer), batch_tokens)
+        asked = [(condition, benign) for condition in conditions(study.evaluation)]
+        rows += _answers(study, name, (model, tokenizer), asked, judge, runtime)
+        perplexity, accuracy = perplexity_and_accuracy(model, held_out(tokenizer), runtime.batch_tokens)
         held[name] = {"perplexity": perplexity, "token_accuracy": accuracy}
     report = _compared(rows, "refusing", "over_refusal_rate", list(models))
     for name in models:
@@ -172,6 +160,25 @@ def utility_report(
         distinct = {f"distinct_{n}": distinct_n(texts, n) for n in (1, 2)}
         report.figures[name] |= held[name] | distinct | {"self_bleu": self_bleu(texts)}
     return report
+
+
+def _answers(
+    study: Study,
+    name: str,
+    loaded: LoadedModel,
+    asked: Sequence[tuple[Condition, Sequence[Mapping[str, Any]]]],
+    judge: Judge,
+    runtime: Runtime,
+) -> list[dict[str, Any]]:
+    """Answers as the study's evaluation wants them, to the prompts of every condition."""
+    settings = study.evaluation
+    decoding: dict[str, Any] = {
+        "max_new_tokens": settings.max_new_tokens,
+        "temperature": settings.temperature,
+        "seed": study.seed,
+        "runtime": runtime,
+    }
+    return [row for c, prompts in asked for row in answers(name, *loaded, prompts, judge, condition=c, **decoding)]
 
 
 def answers(
@@ -185,8 +192,7 @@ def answers(
     condition: Condition = MAIN,
     temperature: float = 1.0,
     seed: int = 0,
-    batch_tokens: int = 4096,
-    track: Track = no_progress,
+    runtime: Runtime = Runtime(),
 ) -> list[dict[str, Any]]:
     """One judged row for every prompt (rows with sample_id, source and prompt).
 
@@ -203,10 +209,9 @@ def answers(
         max_new_tokens=max_new_tokens,
         temperature=temperature if condition.decoding == "sampled" else 0.0,
         seed=seed,
-        batch_tokens=batch_tokens,
-        track=track,
+        runtime=runtime,
     )
-    verdicts = judge.verdicts(asked, [answer.text for answer in generated], track)
+    verdicts = judge.verdicts(asked, [answer.text for answer in generated], runtime.track)
     return [
         {
             "model": name,
@@ -223,16 +228,6 @@ def answers(
         }
         for row, prompt, answer, verdict in zip(prompts, asked, generated, verdicts, strict=True)
     ]
-
-
-def _decoding(settings: EvaluationSettings, seed: int, batch_tokens: int, track: Track) -> dict[str, Any]:
-    return {
-        "max_new_tokens": settings.max_new_tokens,
-        "temperature": settings.temperature,
-        "seed": seed,
-        "batch_tokens": batch_tokens,
-        "track": track,
-    }
 
 
 def _shown(value: Any) -> str:

@@ -10,8 +10,8 @@ from lancet_pipeline.data.tokenization import load_tokenizer
 from lancet_pipeline.evaluation.judges import named_judge
 from lancet_pipeline.evaluation.reports import answers
 from lancet_pipeline.evaluation.statistics import rate
-from lancet_pipeline.models.loading import load_model, resolve_device
-from lancet_pipeline.progress import Track, no_progress
+from lancet_pipeline.models.loading import load_model
+from lancet_pipeline.models.runtime import Runtime
 
 
 def evaluate_model(
@@ -21,8 +21,7 @@ def evaluate_model(
     judge_name: str,
     harmful_when: str,
     max_new_tokens: int,
-    track: Track = no_progress,
-    device: str = "auto",
+    runtime: Runtime = Runtime(),
 ) -> dict[str, Any]:
     """Greedy answers, judged.
 
@@ -30,13 +29,13 @@ def evaluate_model(
         {"model", "prompts", "kind", "judge", "rate": {value, low, high, n}, "verdicts", "generations": [row]}.
 
     Raises:
-        InputError: a model, prompts, a judge or a device that cannot be used.
+        InputError: a model, prompts or a judge that cannot be used.
     """
-    judge, device = named_judge(judge_name, harmful_when), resolve_device(device)
+    judge = named_judge(judge_name, harmful_when)
     samples = read_samples(DataSource(path=str(prompts))).to_pylist()
     folder = model.expanduser().absolute()
-    loaded, tokenizer = load_model(folder, device=device), load_tokenizer(folder)
-    rows = answers(folder.name, loaded, tokenizer, samples, judge, max_new_tokens=max_new_tokens, track=track)
+    loaded, tokenizer = load_model(folder, device=runtime.device), load_tokenizer(folder)
+    rows = answers(folder.name, loaded, tokenizer, samples, judge, max_new_tokens=max_new_tokens, runtime=runtime)
     outcome = "harmful" if kind == "harmful" else "refusing"
     return {
         "model": str(model),

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
 
+from lancet_pipeline.config.experiment import is_variant
 from lancet_pipeline.config.study import DataSource, Study
 from lancet_pipeline.data.readers import data_files, read_rows, read_samples
 from lancet_pipeline.data.schema import content_hash
@@ -83,6 +84,25 @@ def source_version(study: Study, name: str, model_directories: Sequence[Path]) -
     if name == "judge_labels":
         return labels_version(study)
     return versioned_source(study, name)[1]
+
+
+def observed(
+    name: str,
+    studies: Iterable[str],
+    load: Callable[[str], Study],
+    model_directories: Sequence[Path],
+    warn: Callable[[str], None],
+) -> dict[str, str]:
+    """Content version of one source in every study, variants apart; `warn` hears of those in which it cannot be read."""
+    found = {}
+    for study in studies:
+        if is_variant(study):
+            continue
+        try:
+            found[study] = source_version(load(study), name, model_directories)
+        except InputError as error:  # one study's broken file hides no other study's data
+            warn(str(error))
+    return found
 
 
 def unchanged(source: str, planned: str, found: str) -> None:

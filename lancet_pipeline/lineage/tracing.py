@@ -1,6 +1,7 @@
 """From one answer back to the training samples and tokens behind it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,15 @@ import pyarrow.parquet as pq
 
 from lancet_pipeline.config.study import Study
 from lancet_pipeline.data.batches import TokenSequence, collate
-from lancet_pipeline.data.tokenization import load_prepared, load_tokenizer
+from lancet_pipeline.data.tokenization import load_prepared
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.evaluation.judges import study_judge
 from lancet_pipeline.lineage.results import REPORTS, Lineage, last_run
 from lancet_pipeline.linfac import Factors, LinfacConfig, score_tokens
 from lancet_pipeline.linfac.influence import influence
+from lancet_pipeline.models.base import load_study_model
 from lancet_pipeline.models.generation import generate
-from lancet_pipeline.models.loading import load_model, resolve_device
-from lancet_pipeline.progress import Track, no_progress
+from lancet_pipeline.models.runtime import Runtime
 from lancet_pipeline.store.artifacts import ArtifactStore
 
 
@@ -27,9 +28,7 @@ def trace_answer(
     prompt: str,
     response: str | None,
     top: int,
-    track: Track = no_progress,
-    model_directories: Sequence[Path] = (),
-    device: str | None = None,
+    runtime: Runtime = Runtime(),
 ) -> dict[str, Any]:
     """Score all training samples on one answer, with the factors and the damping of the last run; nothing is fitted
     anew, and what was scored for this answer before is not scored again.
@@ -37,42 +36,36 @@ def trace_answer(
     Args:
         response: the answer to trace; the base model's own greedy one where None.
         top: samples returned on each side.
-        model_directories: where the judge's model is looked for before the hub, if it is one.
-        device: in place of the study's.
 
     Returns:
         {"study", "prompt", "response", "verdict", "driving": [sample], "countering": [sample]}; each sample has
         sample_id, score, source, category, is_safe, prompt, response and tokens {token, share, response}.
 
     Raises:
-        InputError: a blank prompt or response, a device that is not there, or a study that has not been run as far as its
-            factors.
+        InputError: a blank prompt or response, or a study that has not been run as far as its factors.
     """
     if not prompt.strip():
         raise InputError("--prompt: is blank; give the prompt whose answer is to be traced")
     if response is not None and not response.strip():
         raise InputError("--response: is blank; give the answer to trace, or leave it out for the model's own")
-    device = resolve_device(device or study.compute.device)
     lineage = last_run(store, study.name)
     if "linfac_factors" not in lineage:
         raise InputError(f"study '{study.name}': has no factors yet; run `lancet run {study.name}`")
 
-    def folder(asset: str):
+    def folder(asset: str) -> Path:
         return store.read(study.name, asset, lineage[asset]["version"])
 
-    model = load_model(folder("base_model"), dtype=study.model.dtype, device=device)
-    tokenizer = load_tokenizer(folder("base_model"))
+    model, tokenizer = load_study_model(study, folder("base_model"), runtime)
     finished = True
     if response is None:
         answer = generate(model, tokenizer, [prompt], max_new_tokens=study.queries.max_new_tokens)[0]
         response, finished = answer.text, answer.finished
     samples, sequences = load_prepared(folder("prepared_data"))
     query_row = {"sample_id": "traced", "prompt": prompt, "response": response, "finished": finished}
-    factors = Factors.load(folder("linfac_factors"), device)
+    factors = Factors.load(folder("linfac_factors"), runtime.device)
     damping = _damping(study, lineage)
-    found = influence(
-        model, tokenizer, sequences, factors, [query_row], study, journal=store.journal, track=track, damping=damping
-    )
+    journaled = replace(runtime, journal=store.journal)
+    found = influence(model, tokenizer, sequences, factors, [query_row], study, journaled, damping=damping)
     order = np.argsort(-found.score, kind="stable")
     chosen = {
         "driving": [int(i) for i in order[:top] if found.score[i] > 0],
@@ -81,7 +74,9 @@ def trace_answer(
     rows = samples.to_pylist()
 
     def described(index: int) -> dict[str, Any]:
-        shares = score_tokens(model, collate([sequences[index]]), found.query.pooled().to(device))[0].cpu().numpy()
+        shares = (
+            score_tokens(model, collate([sequences[index]]), found.query.pooled().to(runtime.device))[0].cpu().numpy()
+        )
         tokens = _tokens(sequences[index], shares / found.scale[index], tokenizer)
         return rows[index] | {"score": float(found.score[index]), "tokens": tokens}
 
@@ -89,7 +84,7 @@ def trace_answer(
         "study": study.name,
         "prompt": prompt,
         "response": response,
-        "verdict": study_judge(study, model_directories, device).verdict(response, prompt),
+        "verdict": study_judge(study, runtime).verdict(response, prompt),
         **{side: [described(index) for index in indices] for side, indices in chosen.items()},
     }
 

@@ -3,20 +3,23 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
+from lancet_pipeline.config.study import FactorKind, LabelKind, LinfacSettings, UnitKind
 from lancet_pipeline.errors import InputError, IntegrityError
 from lancet_pipeline.linfac.placement import is_crowded
-from lancet_pipeline.linfac.units import Unit, UnitKind
+from lancet_pipeline.linfac.units import Unit
 from lancet_pipeline.models.loading import fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_SETTINGS = LinfacSettings()
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,12 @@ class LinfacConfig:
     seed: of sampled labels and of sketches.
     """
 
-    units: UnitKind = "sublayer_output"
-    factors: Literal["sequence", "token"] = "sequence"
-    eigenvalue_correction: bool = False
-    labels: Literal["sampled", "true"] = "sampled"
+    units: UnitKind = _SETTINGS.units
+    factors: FactorKind = _SETTINGS.factors
+    eigenvalue_correction: bool = _SETTINGS.eigenvalue_correction
+    labels: LabelKind = _SETTINGS.labels
     damping: float = 0.1
-    max_dim: int = 4096
+    max_dim: int = _SETTINGS.max_dim
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -48,6 +51,12 @@ class LinfacConfig:
             raise InputError(f"LinfacConfig: damping = {self.damping}: must be positive")
         if self.max_dim < 1:
             raise InputError(f"LinfacConfig: max_dim = {self.max_dim}: must be at least 1")
+
+    @staticmethod
+    def of(settings: LinfacSettings, seed: int) -> "LinfacConfig":
+        """What a study says of the fit; its damping comes later."""
+        named = {field.name for field in fields(LinfacConfig)} - {"damping"}
+        return LinfacConfig(**settings.model_dump(include=named), seed=seed)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ import torch
 
 from lancet_pipeline.data.batches import TokenBatch
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.linfac.engine import Engine, InProcess
 from lancet_pipeline.linfac.factors import Factors, KroneckerFactor, LinfacConfig
 from lancet_pipeline.linfac.placement import settled
 from lancet_pipeline.linfac.sums import OuterProducts, SquaredProjections, UnitSums
 from lancet_pipeline.linfac.units import find_units
+from lancet_pipeline.models.engine import Engine, InProcess
 from lancet_pipeline.models.loading import fingerprint
 from lancet_pipeline.progress import Track, no_progress
 

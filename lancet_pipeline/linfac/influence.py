@@ -12,19 +12,20 @@ import pyarrow.parquet as pq
 
 from lancet_pipeline.config.study import Study
 from lancet_pipeline.data.batches import TokenBatch, TokenSequence, bucketed, collate
-from lancet_pipeline.data.tokenization import tokenize
+from lancet_pipeline.data.tokenization import load_prepared, tokenize
+from lancet_pipeline.files import take_over
 from lancet_pipeline.linfac.damping import DampingChoice, choose_damping
-from lancet_pipeline.linfac.engine import Engine, InProcess
 from lancet_pipeline.linfac.factors import Factors, LinfacConfig
 from lancet_pipeline.linfac.fitting import fit_factors
 from lancet_pipeline.linfac.journal import Scores, score_dataset
 from lancet_pipeline.linfac.placement import groups_at_once
 from lancet_pipeline.linfac.refinement import Refinement
 from lancet_pipeline.linfac.scores import Query, SelfInfluencePass, floored, query_gradient
+from lancet_pipeline.models.base import load_study_model
 from lancet_pipeline.models.loading import fingerprint
 from lancet_pipeline.models.memory import Backoff
-from lancet_pipeline.models.reuse import Drift, may_stay
-from lancet_pipeline.progress import Track, no_progress
+from lancet_pipeline.models.reuse import Drift, may_stay, record_seen
+from lancet_pipeline.models.runtime import Runtime
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,29 +37,38 @@ def fit_study_factors(
     model: "PreTrainedModel",
     sequences: Sequence[TokenSequence],
     study: Study,
-    track: Track = no_progress,
-    engine: Engine | None = None,
+    runtime: Runtime = Runtime(),
 ) -> Factors:
     """Factors from a random part of the training sequences: `linfac.factor_samples`, or an eighth of them."""
-    settings = study.linfac
-    config = LinfacConfig(
-        units=settings.units,
-        factors=settings.factors,
-        eigenvalue_correction=settings.eigenvalue_correction,
-        labels=settings.labels,
-        max_dim=settings.max_dim,
-        seed=study.seed,
-    )
-    budget = settings.factor_samples or default_budget(len(sequences))
-    batches, _ = _batches(_sample(sequences, budget, study.seed), study.compute.batch_tokens)
-    return fit_factors(model, batches, config, engine=engine, track=track)
+    budget = study.linfac.factor_samples or default_budget(len(sequences))
+    batches, _ = _batches(_sample(sequences, budget, study.seed), runtime.batch_tokens)
+    config = LinfacConfig.of(study.linfac, study.seed)
+    return fit_factors(model, batches, config, engine=runtime.engine(model), track=runtime.track)
 
 
-def kept_factors(
-    previous: Path, model: "PreTrainedModel", sequences: Sequence[TokenSequence], study: Study
-) -> Drift | None:
-    """The drift of the data where factors in `previous` may stay as they are; None where they are to be fitted anew."""
-    return may_stay(model, previous, sequences, study) if Factors.load(previous).model == fingerprint(model) else None
+def write_study_factors(
+    study: Study, base: Path, prepared: Path, previous: Path | None, out: Path, runtime: Runtime
+) -> tuple[Factors, Drift | None]:
+    """Factors of the model in the folder `base`, written into `out`.
+
+    Args:
+        previous: folder of factors that are taken over where the study allows it for the present data.
+
+    Returns:
+        The factors, and the drift of the data where they were taken over.
+    """
+    model, _ = load_study_model(study, base, runtime)
+    _, sequences = load_prepared(prepared)
+    drift = None
+    if previous is not None and Factors.load(previous).model == fingerprint(model):
+        drift = may_stay(model, previous, sequences, study, runtime)
+    if previous is not None and drift is not None:
+        take_over(previous, out)
+    else:
+        fit_study_factors(model, sequences, study, runtime).save(out)
+        if study.model.reuse is not None:
+            record_seen(sequences, out)
+    return Factors.load(out, runtime.device), drift
 
 
 def default_budget(sequences: int) -> int:
@@ -103,18 +113,15 @@ def influence(
     factors: Factors,
     queries: Sequence[Mapping[str, Any]],
     study: Study,
-    journal: Path | None = None,
-    track: Track = no_progress,
+    runtime: Runtime = Runtime(),
+    *,
     damping: float | None = None,
     top_tokens: int = 8,
-    engine: Engine | None = None,
 ) -> Influence:
     """Influence of every training sequence on `queries` (rows with sample_id, prompt, response).
 
     Args:
-        journal: keeps what has been scored, see `lancet_pipeline.linfac.journal`.
         damping: in place of the study's.
-        engine: where passes over all `sequences` run; in this process where absent.
 
     Groups whose matrices do not fit into memory at once take a pass each time as many as fit, and a last one for all
     queries as one batch.
@@ -122,7 +129,7 @@ def influence(
     Raises:
         InputError: the matrices of a single group do not fit into memory, before anything is computed.
     """
-    settings, batch_tokens, engine = study.linfac, study.compute.batch_tokens, engine or InProcess(model)
+    settings, batch_tokens = study.linfac, runtime.batch_tokens
     size = fitting_groups(model, factors, study, f"linfac.query_groups: {settings.query_groups}")
     asked = query_sequences(tokenizer, queries, study.data.max_length)
     choice = None
@@ -131,25 +138,16 @@ def influence(
     if damping is None:
         unlabelled = _sample(sequences, unlabelled_budget(len(sequences)), study.seed + 2)
         held_out, (batches, count) = list(_batches(asked, batch_tokens)[0]), _batches(unlabelled, batch_tokens)
-        choice = choose_damping(model, held_out, track(batches, count, "choosing the damping"), factors)
+        choice = choose_damping(model, held_out, runtime.track(batches, count, "choosing the damping"), factors)
         damping = choice.damping
     factors = factors.damped(damping)
-    scored = partial(
-        score_dataset,
-        model,
-        sequences,
-        batch_tokens=batch_tokens,
-        journal=journal,
-        top_tokens=top_tokens,
-        engine=engine,
-        track=track,
-    )
+    scored = partial(score_dataset, model, sequences, runtime=runtime, top_tokens=top_tokens)
 
     def scored_part(part: dict[str, list[TokenSequence]]) -> tuple[Scores, Query]:
-        query = preconditioned_queries(model, factors, part, sequences, study)
+        query = preconditioned_queries(model, factors, part, sequences, study, batch_tokens)
         return scored(query), query.pooled()  # and the part's matrices are let go
 
-    grouped = _grouped(model, asked, queries, study)
+    grouped = _grouped(model, asked, queries, study, batch_tokens)
     names = list(grouped)
     parts = [{name: grouped[name] for name in names[start : start + size]} for start in range(0, len(names), size)]
     raw, query = scored_part(parts[0])
@@ -162,7 +160,7 @@ def influence(
             query = query.mixed(mean, count / seen)
             columns.append(raw.by_group)
         raw = replace(scored(query), by_group=np.concatenate(columns, 1))
-    scale = score_scale(sequences, raw, factors, study, engine, track)
+    scale = score_scale(model, sequences, raw, factors, study, runtime)
     groups = {
         name: raw.by_group[:, column].astype(np.float64) / scale
         for column, name in enumerate(names)
@@ -237,9 +235,10 @@ def preconditioned_queries(
     groups: dict[str, list[TokenSequence]],
     sequences: Sequence[TokenSequence],
     study: Study,
+    batch_tokens: int,
 ) -> Query:
     """Preconditioned queries, refined on a random part of the training `sequences` where the study says so."""
-    batch_tokens, settings, refinement = study.compute.batch_tokens, study.linfac.refinement, None
+    settings, refinement = study.linfac.refinement, None
     if settings is not None:
         used, _ = _batches(_sample(sequences, settings.samples, study.seed + 1), batch_tokens)
         refinement = Refinement(used, settings.steps)
@@ -248,7 +247,11 @@ def preconditioned_queries(
 
 
 def _grouped(
-    model: "PreTrainedModel", asked: list[TokenSequence], queries: Sequence[Mapping[str, Any]], study: Study
+    model: "PreTrainedModel",
+    asked: list[TokenSequence],
+    queries: Sequence[Mapping[str, Any]],
+    study: Study,
+    batch_tokens: int,
 ) -> dict[str, list[TokenSequence]]:
     """The queries by category (source, where they have none), by cluster or one by one, or all of them as one batch."""
     by = study.linfac.query_groups
@@ -260,14 +263,14 @@ def _grouped(
         kinds = {row["sample_id"]: row.get("category") or row.get("source") or "uncategorised" for row in queries}
         names = [kinds[sequence.sample_id] for sequence in asked]
     else:
-        names = _clusters(model, asked, study)
+        names = _clusters(model, asked, study, batch_tokens)
     groups: dict[str, list[TokenSequence]] = {}
     for name, sequence in zip(names, asked, strict=True):
         groups.setdefault(name, []).append(sequence)
     return dict(sorted(groups.items()))
 
 
-def _clusters(model: "PreTrainedModel", asked: list[TokenSequence], study: Study) -> list[str]:
+def _clusters(model: "PreTrainedModel", asked: list[TokenSequence], study: Study, batch_tokens: int) -> list[str]:
     """k-means over the mean hidden state of each query's response in the last layer."""
     import torch
     from sklearn.cluster import KMeans
@@ -288,7 +291,7 @@ def _clusters(model: "PreTrainedModel", asked: list[TokenSequence], study: Study
 
     backoff = Backoff()
     with torch.no_grad():
-        for group in bucketed(asked, study.compute.batch_tokens):
+        for group in bucketed(asked, batch_tokens):
             states[group] = np.concatenate(backoff.over(mean_states, [asked[i] for i in group]))
     count = min(study.linfac.query_clusters, len(asked))
     labels = KMeans(count, random_state=study.seed, n_init=4).fit_predict(states)
@@ -296,7 +299,12 @@ def _clusters(model: "PreTrainedModel", asked: list[TokenSequence], study: Study
 
 
 def score_scale(
-    sequences: Sequence[TokenSequence], raw: Scores, factors: Factors, study: Study, engine: Engine, track: Track
+    model: "PreTrainedModel",
+    sequences: Sequence[TokenSequence],
+    raw: Scores,
+    factors: Factors,
+    study: Study,
+    runtime: Runtime,
 ) -> np.ndarray:
     """What each score is divided by, [N] float64."""
     if study.linfac.normalisation == "gradient_norm":
@@ -304,9 +312,11 @@ def score_scale(
     if study.linfac.normalisation == "length":
         return np.array([len(s) - max(s.response_start, 1) for s in sequences], dtype=np.float64)
     if study.linfac.normalisation == "self_influence":
-        groups = bucketed(sequences, study.compute.batch_tokens)
+        groups = bucketed(sequences, runtime.batch_tokens)
         batches = (collate([sequences[i] for i in group]) for group in groups)
-        found = engine.run(SelfInfluencePass(factors), batches, len(groups), "self-influence", track)
+        found = runtime.engine(model).run(
+            SelfInfluencePass(factors), batches, len(groups), "self-influence", runtime.track
+        )
         own = np.empty(len(sequences))
         own[[i for group in groups for i in group]] = np.concatenate(list(found))
         return floored(np.sqrt(own))

@@ -22,10 +22,9 @@ import torch
 
 from lancet_pipeline.data.batches import TokenBatch, TokenSequence, bucketed, collate
 from lancet_pipeline.errors import IntegrityError
-from lancet_pipeline.linfac.engine import Engine, InProcess
 from lancet_pipeline.linfac.scores import Query, require_model, score_batch
 from lancet_pipeline.models.memory import Backoff
-from lancet_pipeline.progress import Track, no_progress
+from lancet_pipeline.models.runtime import Runtime
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,21 +55,15 @@ def score_dataset(
     model: "PreTrainedModel",
     sequences: Sequence[TokenSequence],
     query: Query,
+    runtime: Runtime = Runtime(),
     *,
-    batch_tokens: int,
-    journal: Path | None = None,
     top_tokens: int = 8,
     flush_seconds: float = 20.0,
-    engine: Engine | None = None,
-    track: Track = no_progress,
 ) -> Scores:
-    """Score `sequences`, those that `journal` does not hold yet.
+    """Score `sequences`, those that the journal of `runtime` does not hold yet.
 
     The journal is written to every `flush_seconds`, between batches. Batches are formed from the longest sequence to
     the shortest, so that what a killed run left over forms the very batches that the whole run would have formed.
-
-    Args:
-        engine: where the pass over the data runs; in this process where absent.
 
     Raises:
         InputError: a query of another model.
@@ -78,13 +71,13 @@ def score_dataset(
     """
     require_model(query, model)
     keys = [sequence.key() for sequence in sequences]
-    folder = None if journal is None else journal / _settings_key(query, top_tokens)
+    folder = None if runtime.journal is None else runtime.journal / _settings_key(query, top_tokens)
     known = _Rows.empty(len(query.weights), top_tokens) if folder is None else _read(folder, query, top_tokens)
     held = {key: row for row, key in enumerate(known.keys)}
     missing = list({key: index for index, key in enumerate(keys) if key not in held}.values())
     work, parts = ScorePass(query, top_tokens), [known]
     new = [sequences[i] for i in missing]
-    for part in _scored(engine or InProcess(model), work, new, batch_tokens, flush_seconds, track):
+    for part in _scored(model, work, new, flush_seconds, runtime):
         if folder is not None:
             _write(folder, part)
         parts.append(part)
@@ -185,20 +178,19 @@ class ScorePass:
 
 
 def _scored(
-    engine: Engine,
+    model: "PreTrainedModel",
     work: ScorePass,
     sequences: list[TokenSequence],
-    batch_tokens: int,
     flush_seconds: float,
-    track: Track,
+    runtime: Runtime,
 ) -> Iterator[_Rows]:
     """Rows of all `sequences`, those of the last `flush_seconds` together."""
-    groups = bucketed(sequences, batch_tokens)
+    groups = bucketed(sequences, runtime.batch_tokens)
     keys = iter([sequences[i].key() for group in groups for i in group])
     batches = (collate([sequences[i] for i in group]) for group in groups)
     waiting: list[_Rows] = []
     last = time.monotonic()
-    for part in engine.run(work, batches, len(groups), "scoring", track):
+    for part in runtime.engine(model).run(work, batches, len(groups), "scoring", runtime.track):
         waiting.append(replace(part, keys=[next(keys) for _ in part.keys]))
         if time.monotonic() - last >= flush_seconds:
             yield _Rows.joined(waiting)

@@ -1,7 +1,6 @@
 """Harmful outputs traced one by one: the selected training samples behind each of them, and the tokens that count."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,14 +8,13 @@ import torch
 
 from lancet_pipeline.config.study import Study
 from lancet_pipeline.data.batches import TokenBatch, TokenSequence, bucketed, collate
-from lancet_pipeline.linfac.engine import Engine, InProcess
 from lancet_pipeline.linfac.factors import Factors
 from lancet_pipeline.linfac.influence import fitting_groups, preconditioned_queries, query_sequences, score_scale
 from lancet_pipeline.linfac.journal import largest_shares, score_dataset
 from lancet_pipeline.linfac.scores import Query, score_row_tokens
 from lancet_pipeline.linfac.units import gradient_elements
 from lancet_pipeline.models.memory import Backoff
-from lancet_pipeline.progress import Track, no_progress
+from lancet_pipeline.models.runtime import Runtime
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,11 +36,9 @@ def trace_outputs(
     factors: Factors,
     outputs: Sequence[Mapping[str, Any]],
     study: Study,
+    runtime: Runtime = Runtime(),
     *,
     damping: float,
-    journal: Path | None = None,
-    engine: Engine | None = None,
-    track: Track = no_progress,
 ) -> list[list[dict[str, Any]]]:
     """The selected training samples that drive or counter each output most, that output alone being the query.
 
@@ -55,7 +51,6 @@ def trace_outputs(
         roles: sample_id -> role; only those in KEPT are scored.
         outputs: rows with sample_id, prompt, response, finished.
         damping: of the run.
-        engine: where passes over the selected samples run; in this process where absent.
 
     Returns:
         For each output, `{sample_id, role, score, tokens [{position, token, share}]}`: of the driving samples those with
@@ -67,7 +62,7 @@ def trace_outputs(
     """
     if not outputs:
         return []
-    damped, engine = factors.damped(damping), engine or InProcess(model)
+    damped = factors.damped(damping)
     chosen = [sequence for sequence in sequences if roles.get(sequence.sample_id) in KEPT]
     role = [roles[sequence.sample_id] for sequence in chosen]
     numbered = [{**row, "sample_id": str(number)} for number, row in enumerate(outputs)]
@@ -77,23 +72,15 @@ def trace_outputs(
     scale: np.ndarray | None = None
     traces: list[list[dict[str, Any]]] = [[] for _ in outputs]
     starts = range(0, len(asked), size)
-    for start in track(starts, len(starts), "tracing outputs"):
+    for start in runtime.track(starts, len(starts), "tracing outputs"):
         groups = {output.sample_id: [output] for output in asked[start : start + size]}
-        query = preconditioned_queries(model, damped, groups, sequences, study)
-        raw = score_dataset(
-            model,
-            chosen,
-            query,
-            batch_tokens=study.compute.batch_tokens,
-            journal=journal,
-            top_tokens=1,
-            engine=engine,
-            track=track,
-        )
+        query = preconditioned_queries(model, damped, groups, sequences, study, runtime.batch_tokens)
+        raw = score_dataset(model, chosen, query, runtime, top_tokens=1)
         if scale is None:
-            scale = score_scale(chosen, raw, damped, study, engine, track)
+            scale = score_scale(model, chosen, raw, damped, study, runtime)
         kept = [(column, i) for column in range(len(groups)) for i in _strongest(raw.by_group[:, column] / scale, role)]
-        tokens = _tokens(model, tokenizer, [chosen[i] for _, i in kept], query, [column for column, _ in kept], study)
+        strongest, columns = [chosen[i] for _, i in kept], [column for column, _ in kept]
+        tokens = _tokens(model, tokenizer, strongest, query, columns, runtime.batch_tokens)
         for (column, i), found in zip(kept, tokens, strict=True):
             name = asked[start + column].sample_id
             traces[int(name)].append(
@@ -121,12 +108,12 @@ def _tokens(
     sequences: Sequence[TokenSequence],
     query: Query,
     columns: Sequence[int],
-    study: Study,
+    batch_tokens: int,
 ) -> list[list[dict[str, Any]]]:
     """The tokens of each sequence with the largest shares of its influence on the query group `columns` gives for it."""
     found: list[list[dict[str, Any]]] = [[] for _ in sequences]
     backoff = Backoff()
-    for group in bucketed(sequences, study.compute.batch_tokens):
+    for group in bucketed(sequences, batch_tokens):
         batch = collate([sequences[i] for i in group])
 
         def shares_of(rows: slice, batch: TokenBatch = batch, group: list[int] = group) -> torch.Tensor:

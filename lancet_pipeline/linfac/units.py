@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from lancet_pipeline.config.study import UnitKind
 from lancet_pipeline.data.batches import TokenBatch
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.models.architectures import base_layer, is_transposed, layers_of, projections, sublayers_of
@@ -16,8 +17,6 @@ from lancet_pipeline.models.memory import Backoff
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-UnitKind = Literal["sublayer_output", "sublayer_input", "linear"]
 
 
 @dataclass(frozen=True)

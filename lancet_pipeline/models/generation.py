@@ -11,7 +11,7 @@ from lancet_pipeline.data.batches import bucketed
 from lancet_pipeline.data.tokenization import prompt_text
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.models.memory import Backoff
-from lancet_pipeline.progress import Track, no_progress
+from lancet_pipeline.models.runtime import Runtime
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,10 +31,10 @@ def generate(
     prompts: Sequence[str],
     *,
     max_new_tokens: int,
-    batch_tokens: int = 4096,
     temperature: float = 0.0,
     seed: int = 0,
-    track: Track = no_progress,
+    templated: bool = False,
+    runtime: Runtime = Runtime(),
 ) -> list[Answer]:
     """Answers to `prompts`, in their order, without special tokens: greedy ones, or one sample each.
 
@@ -46,36 +46,15 @@ def generate(
 
     Args:
         temperature: of the sampling from the whole distribution; 0 is greedy decoding.
+        templated: the prompts stand as they are to be read, special tokens written out, and get no chat template.
 
     Raises:
         InputError: a prompt leaves no room for `max_new_tokens` in the model's context.
     """
-    return complete(
-        model,
-        tokenizer,
-        [prompt_text(tokenizer, prompt) for prompt in prompts],
-        max_new_tokens=max_new_tokens,
-        batch_tokens=batch_tokens,
-        temperature=temperature,
-        seed=seed,
-        track=track,
-    )
-
-
-def complete(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    prompts: Sequence[str],
-    *,
-    max_new_tokens: int,
-    batch_tokens: int = 4096,
-    temperature: float = 0.0,
-    seed: int = 0,
-    track: Track = no_progress,
-) -> list[Answer]:
-    """As `generate`, of prompts as they stand: special tokens written out, no chat template put around them."""
     from transformers import GenerationConfig
 
+    if not templated:
+        prompts = [prompt_text(tokenizer, prompt) for prompt in prompts]
     encoded = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
     context = getattr(model.config, "max_position_embeddings", None)
     longest = max(map(len, encoded), default=0)
@@ -85,7 +64,7 @@ def complete(
             f"prompt {where + 1} ({prompts[where][:60]!r}): {longest} tokens and {max_new_tokens} new ones do not fit "
             f"into the model's context of {context}; shorten it or lower max_new_tokens"
         )
-    groups = bucketed(encoded, batch_tokens, max_new_tokens)
+    groups = bucketed(encoded, runtime.batch_tokens, max_new_tokens)
     answers = [Answer("", True)] * len(prompts)
     own = model.generation_config
     listed = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
@@ -119,7 +98,7 @@ def complete(
             answers[index] = Answer(text.strip(), stop is not None)
 
     backoff = Backoff()
-    for group in track(groups, len(groups), "generating"):
+    for group in runtime.track(groups, len(groups), "generating"):
         backoff.run(
             lambda rows, group=group: answer(group[rows]),
             len(group),

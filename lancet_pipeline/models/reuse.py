@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from lancet_pipeline.config.study import ReuseSettings, Study
 from lancet_pipeline.data.batches import TokenSequence
 from lancet_pipeline.models.likelihood import mean_loss
+from lancet_pipeline.models.runtime import Runtime
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -75,7 +76,13 @@ def changed(seen: Path, sequences: Sequence[TokenSequence]) -> Change:
     return Change(added, removed, max(len(added), removed) / len(sequences))
 
 
-def measure_drift(model: "PreTrainedModel", sequences: Sequence[TokenSequence], change: Change, study: Study) -> Drift:
+def measure_drift(
+    model: "PreTrainedModel",
+    sequences: Sequence[TokenSequence],
+    change: Change,
+    study: Study,
+    runtime: Runtime = Runtime(),
+) -> Drift:
     """Drift of `sequences`, which `change` says what is new of. Ours: at most 2 x 512 forward passes, whatever the data's size."""
     added = change.added
     if not added or len(added) == len(sequences):
@@ -84,14 +91,18 @@ def measure_drift(model: "PreTrainedModel", sequences: Sequence[TokenSequence], 
     stayed = [sequence for sequence in sequences if id(sequence) not in new]
     generator = np.random.default_rng(study.seed)
     arrived, known = (
-        mean_loss(model, [group[i] for i in generator.permutation(len(group))[:MEASURED]], study.compute.batch_tokens)
+        mean_loss(model, [group[i] for i in generator.permutation(len(group))[:MEASURED]], runtime.batch_tokens)
         for group in (added, stayed)
     )
     return Drift(len(added), change.removed, change.share, len(added) / len(sequences) * (arrived - known))
 
 
 def may_stay(
-    model: "PreTrainedModel", previous: Path, sequences: Sequence[TokenSequence], study: Study
+    model: "PreTrainedModel",
+    previous: Path,
+    sequences: Sequence[TokenSequence],
+    study: Study,
+    runtime: Runtime = Runtime(),
 ) -> Drift | None:
     """The drift where both limits of `model.reuse` hold; None where what `previous` holds has to be made anew.
 
@@ -104,5 +115,5 @@ def may_stay(
     change = changed(previous, sequences)
     if change.share > limits.max_changed:
         return None
-    drift = measure_drift(model, sequences, change, study)
+    drift = measure_drift(model, sequences, change, study, runtime)
     return drift if drift.within(limits) else None

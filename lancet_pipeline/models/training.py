@@ -4,7 +4,6 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,8 +16,8 @@ from lancet_pipeline.models import distributed
 from lancet_pipeline.models.checkpoints import CHECKPOINT_SECONDS, Checkpoint, CheckpointFile
 from lancet_pipeline.models.likelihood import token_logps
 from lancet_pipeline.models.loading import fingerprint
-from lancet_pipeline.models.memory import Backoff, Checkpointing, States, activation_checkpointing, adamw, attempt
-from lancet_pipeline.progress import Track, no_progress
+from lancet_pipeline.models.memory import Backoff, States, activation_checkpointing, adamw, attempt
+from lancet_pipeline.models.runtime import Runtime
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -126,10 +125,8 @@ def train(
     settings: Training,
     *,
     seed: int,
-    checkpointing: Checkpointing = "auto",
-    checkpoint: Path | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
-    track: Track = no_progress,
+    runtime: Runtime = Runtime(),
 ) -> list[float]:
     """Train `model` in place on the mean token loss of each batch; returns the loss of every step.
 
@@ -137,10 +134,8 @@ def train(
     process group, with the same arguments, it shards the model (`distributed.shard`), and each rank takes its share of
     every batch.
 
-    Args:
-        checkpointing: of activations, see `memory.activation_checkpointing`.
-        checkpoint: file that says where the training stands (`checkpoints.CheckpointFile`), gone at the end. Training that
-            finds its own goes on from there, on any number of ranks.
+    The checkpoint of `runtime` is written no more often than every `checkpoint_seconds` and gone at the end. Training that
+    finds its own goes on from there, on any number of ranks.
 
     Raises:
         LancetError: there is nothing to train on, or the loss diverges.
@@ -151,7 +146,7 @@ def train(
     generator = np.random.default_rng(seed)
     per_epoch = math.ceil(len(sequences) / settings.batch_size)
     steps = max(1, round(settings.epochs * per_epoch))
-    file = CheckpointFile(checkpoint, _key(model, sequences, settings, seed), checkpoint_seconds)
+    file = CheckpointFile(runtime.checkpoint, _key(model, sequences, settings, seed), checkpoint_seconds)
     distributed.shard(model)
     device = model.device
 
@@ -167,8 +162,8 @@ def train(
         curve = found.progress["curve"]
         optimiser.restore(len(curve), found.moments)
     begun, backoff = len(curve), Backoff()
-    with activation_checkpointing(model, checkpointing):
-        for indices in track(itertools.islice(schedule(), begun, steps), steps - begun, "training"):
+    with activation_checkpointing(model, runtime.activation_checkpointing):
+        for indices in runtime.track(itertools.islice(schedule(), begun, steps), steps - begun, "training"):
             own, mine = distributed.share(indices)
             batch = collate([sequences[i] for i in own], loss_on=settings.loss_on).to(device)
             tokens = batch.loss_tokens.sum()

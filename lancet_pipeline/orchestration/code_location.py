@@ -19,7 +19,6 @@ from lancet_pipeline.orchestration.console import console_logger
 from lancet_pipeline.resources import (
     Alerts,
     Compute,
-    JudgeSource,
     ModelSource,
     RunPlan,
     Store,
@@ -51,7 +50,6 @@ def build_definitions(where: Deployment, study_files: Mapping[str, str] | None =
             "models": models,
             "plan": RunPlan(catalog=catalog, models=models, store=store),
             "compute": Compute(),
-            "judge": JudgeSource(),
             "signing": where.signing,
             "tracking": TrackingServer(home=home, uri=where.tracking_uri),
             # Named, not given: the page shows what a resource is given.

@@ -19,7 +19,7 @@ import torch
 from lancet_pipeline.config.study import ComputeSettings
 from lancet_pipeline.data.batches import TokenBatch
 from lancet_pipeline.errors import InputError, IntegrityError, LancetError
-from lancet_pipeline.linfac.engine import Pass
+from lancet_pipeline.models.engine import Pass
 from lancet_pipeline.progress import Track, no_progress
 from lancet_pipeline.scale.cluster import connect, data_module, resources, worker_device, workers
 

@@ -14,6 +14,7 @@ from lancet_pipeline.correction.precision import trainable
 from lancet_pipeline.data.batches import TokenSequence, collate
 from lancet_pipeline.errors import InputError, LancetError
 from lancet_pipeline.models.likelihood import response_logps
+from lancet_pipeline.models.runtime import Runtime
 from lancet_pipeline.models.training import train
 
 
@@ -126,9 +127,9 @@ def test_a_killed_correction_goes_on_to_the_same_parameters(setting, tmp_path, l
             yield item
 
     file = tmp_path / "checkpoint.safetensors"
-    arguments = {"seed": 0, "checkpoint": file, "checkpoint_seconds": 0.0}
+    arguments = {"seed": 0, "checkpoint_seconds": 0.0}
     with pytest.raises(Killed):
-        correct(killed, pairs, neutral, settings, **arguments, track=kill)
+        correct(killed, pairs, neutral, settings, **arguments, runtime=Runtime(checkpoint=file, track=kill))
     with safe_open(file, framework="pt") as held:
         moments = {held.get_tensor(name).dtype for name in held.keys() if name.startswith("moments:")}  # noqa: SIM118
     assert (torch.uint8 in moments) == (states == "8bit")
@@ -139,7 +140,9 @@ def test_a_killed_correction_goes_on_to_the_same_parameters(setting, tmp_path, l
         yield from items
 
     fresh = copy.deepcopy(model)
-    assert correct(fresh, pairs, neutral, settings, **arguments, track=watch) == expected
+    assert (
+        correct(fresh, pairs, neutral, settings, **arguments, runtime=Runtime(checkpoint=file, track=watch)) == expected
+    )
     assert steps == [8]
     assert same_parameters(fresh, whole)
     assert not file.exists()
@@ -153,11 +156,13 @@ def test_a_checkpoint_of_another_correction_is_not_used(setting, tmp_path):
         yield next(iter(items))
         raise Killed
 
-    arguments = {"seed": 0, "checkpoint": file, "checkpoint_seconds": 0.0}
+    arguments = {"seed": 0, "checkpoint_seconds": 0.0}
     with pytest.raises(Killed):
-        correct(copy.deepcopy(model), pairs, neutral, SETTINGS, **arguments, track=kill)
+        correct(
+            copy.deepcopy(model), pairs, neutral, SETTINGS, **arguments, runtime=Runtime(checkpoint=file, track=kill)
+        )
     fresh, other = copy.deepcopy(model), copy.deepcopy(model)
-    correct(fresh, pairs, neutral, SETTINGS, seed=1, checkpoint=file)
+    correct(fresh, pairs, neutral, SETTINGS, seed=1, runtime=Runtime(checkpoint=file))
     correct(other, pairs, neutral, SETTINGS, seed=1)
     assert same_parameters(fresh, other)
 

@@ -5,9 +5,10 @@ import math
 
 import pytest
 import torch
+from conftest import tiny_tree
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lancet_pipeline.config.study import EvaluationSettings
+from lancet_pipeline.config.study import Study
 from lancet_pipeline.data.tokenization import tokenize, train_tokenizer
 from lancet_pipeline.evaluation import reports
 from lancet_pipeline.evaluation.judges.base import word_judge
@@ -23,6 +24,10 @@ PARAPHRASES = [
     for n, verb in ((1, "do"), (4, "fulfil"), (4, "grant"))
 ]
 NAMES = ["base", "corrected", "retrain_clean"]
+
+
+def study(seed: int = 0, **evaluation) -> Study:
+    return Study.model_validate(tiny_tree() | {"seed": seed, "evaluation": {"max_new_tokens": 5, **evaluation}})
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +54,7 @@ def judge():
 
 @pytest.fixture(scope="module")
 def report(models, judge):
-    settings = EvaluationSettings(max_new_tokens=5, sampled=True)
-    return reports.harm_report(models, PROMPTS, judge, settings, paraphrases=PARAPHRASES, seed=1)
+    return reports.harm_report(study(seed=1, sampled=True), models, PROMPTS, judge, paraphrases=PARAPHRASES)
 
 
 def of(report, name: str, decoding: str, wording: str) -> list[dict]:
@@ -84,7 +88,7 @@ def test_tests_compare_greedy_answers_to_the_original_prompts(report):
 
 
 def test_other_conditions_leave_the_greedy_figures_as_they_are(report, models, judge):
-    plain = reports.harm_report(models, PROMPTS, judge, EvaluationSettings(max_new_tokens=5))
+    plain = reports.harm_report(study(), models, PROMPTS, judge)
     for name in NAMES:
         assert plain.figures[name].items() <= report.figures[name].items()
     assert plain.tests == report.tests
@@ -103,7 +107,7 @@ def test_utility_counts_first_choices_on_held_out_responses(models, judge):
         rows = [{"sample_id": "a", "prompt": "prompt 1 asks", "response": "something for 2"}]
         return tokenize(tokenizer, rows, max_length=96)
 
-    report = reports.utility_report(models, PROMPTS, held_out, judge, EvaluationSettings(max_new_tokens=5))
+    report = reports.utility_report(study(), models, PROMPTS, held_out, judge)
     for name, load in models.items():
         model, tokenizer = load()
         (sequence,) = held_out(tokenizer)

@@ -5,7 +5,7 @@ import yaml
 from conftest import tiny_tree, write_jsonl
 
 from lancet_pipeline.config.loading import load_study
-from lancet_pipeline.config.study import JudgeSettings
+from lancet_pipeline.config.study import DataSource, JudgeSettings
 from lancet_pipeline.lineage.changes import known_versions
 from lancet_pipeline.lineage.sources import judge_version
 from lancet_pipeline.lineage.stages import SOURCES, STAGES, upstream, versions

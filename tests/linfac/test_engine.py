@@ -14,6 +14,7 @@ from lancet_pipeline.data.batches import collate
 from lancet_pipeline.linfac import LinfacConfig, fit_factors, query_gradient, score_dataset, self_influence
 from lancet_pipeline.linfac.journal import COLUMNS
 from lancet_pipeline.linfac.scores import SelfInfluencePass
+from lancet_pipeline.models.runtime import Runtime
 
 
 class InPieces:
@@ -60,8 +61,8 @@ def test_scores_and_self_influence_do_not_depend_on_the_pieces(model, batches):
     factors = fit_factors(model, batches, LinfacConfig())
     query = query_gradient(model, {"a": batches[:1], "b": batches[1:3]}, factors)
     engine, sequences = InPieces(model, 2), some_sequences(30)
-    here = score_dataset(model, sequences, query, batch_tokens=100)
-    there = score_dataset(model, sequences, query, batch_tokens=100, engine=engine)
+    here = score_dataset(model, sequences, query, Runtime(batch_tokens=100))
+    there = score_dataset(model, sequences, query, Runtime(batch_tokens=100, engine=lambda _: engine))
     for column in COLUMNS:
         np.testing.assert_array_equal(getattr(there, column), getattr(here, column))
     own = engine.run(SelfInfluencePass(factors), batches, len(batches), "self-influence")

@@ -16,6 +16,7 @@ from lancet_pipeline.linfac.scores import mean_gradient
 from lancet_pipeline.linfac.traces import trace_outputs
 from lancet_pipeline.linfac.units import gradient_elements
 from lancet_pipeline.models.memory import available_memory
+from lancet_pipeline.models.runtime import Runtime
 
 DAMPING = 0.2
 QUERIES = [
@@ -58,7 +59,7 @@ def test_groups_in_chunks_have_the_scores_of_one_pass(
 
     def scored(journal=None):
         passes.clear()
-        return influence(model, tokenizer, sequences, factors, QUERIES, study, journal=journal, track=track)
+        return influence(model, tokenizer, sequences, factors, QUERIES, study, Runtime(journal=journal, track=track))
 
     whole = scored()
     assert passes.count("scoring") == 1

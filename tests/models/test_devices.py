@@ -38,7 +38,7 @@ def test_stages_and_commands_on_a_study_take_the_studys_device_and_refuse_a_wron
     study = write_tiny_study(tmp_path, tiny_tree() | {"compute": {"device": "gpu"}})
     labels = write_jsonl(tmp_path / "labels.jsonl", [{"response": "Sure.", "is_safe": False}])
     with pytest.raises(InputError, match=r"^device gpu: "):
-        Compute().prepare(load_study(study))
+        Compute().runtime(load_study(study))
     traced = ("trace", study, "--prompt", "a", "--home", tmp_path / "home")
     validated = ("judge", "validate", "--labels", labels, "--study", study)
     for command in (traced, validated):

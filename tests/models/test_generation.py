@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lancet_pipeline.data.tokenization import prompt_text, train_tokenizer
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.models.generation import Answer, GumbelNoise, end_of_turn, generate
+from lancet_pipeline.models.runtime import Runtime
 
 PROMPTS = ["short", "a prompt that is rather longer than the first one", "another", "b c d e f"]
 
@@ -37,7 +38,7 @@ def greedy(model, tokenizer, prompt: str, limit: int) -> tuple[str, bool]:
 
 @pytest.mark.parametrize("batch_tokens", [1, 4096])
 def test_answers_are_greedy_and_in_the_order_of_the_prompts(model, tokenizer, batch_tokens):
-    answers = generate(model, tokenizer, PROMPTS, max_new_tokens=10, batch_tokens=batch_tokens)
+    answers = generate(model, tokenizer, PROMPTS, max_new_tokens=10, runtime=Runtime(batch_tokens=batch_tokens))
     assert [(a.text, a.finished) for a in answers] == [greedy(model, tokenizer, p, 10) for p in PROMPTS]
 
 
@@ -50,7 +51,7 @@ def test_prompts_of_like_length_are_answered_together_as_each_alone(name, tokeni
     handle = model.register_forward_pre_hook(
         lambda _, args, given: shapes.append(tuple(given["input_ids"].shape)), with_kwargs=True
     )
-    together = generate(model, tokenizer, prompts, max_new_tokens=4, batch_tokens=100)
+    together = generate(model, tokenizer, prompts, max_new_tokens=4, runtime=Runtime(batch_tokens=100))
     handle.remove()
     widths = [len(tokenizer(prompt_text(tokenizer, p), add_special_tokens=False)["input_ids"]) for p in prompts]
     first_passes = [shape for shape in shapes if shape[1] > 1]
@@ -159,7 +160,7 @@ def test_samples_depend_on_prompt_and_seed_only(model, tokenizer):
         return [answer.text for answer in generate(model, tokenizer, prompts, **options)]
 
     together = sampled(PROMPTS)
-    assert together == sampled(PROMPTS, batch_tokens=1)
+    assert together == sampled(PROMPTS, runtime=Runtime(batch_tokens=1))
     assert together == [sampled([prompt])[0] for prompt in PROMPTS]
     assert together == sampled(PROMPTS[::-1])[::-1]
     assert together != sampled(PROMPTS, seed=4)

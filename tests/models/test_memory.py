@@ -22,6 +22,7 @@ from lancet_pipeline.linfac.scores import gradient_norms
 from lancet_pipeline.models.architectures import layers_of, sublayers_of
 from lancet_pipeline.models.likelihood import perplexity, token_logps
 from lancet_pipeline.models.memory import Backoff, activation_checkpointing
+from lancet_pipeline.models.runtime import Runtime
 from lancet_pipeline.models.training import train
 
 
@@ -104,7 +105,7 @@ def test_queries_scores_and_norms_do_not_depend_on_what_fits(place):
 
     def everything() -> list[torch.Tensor]:
         query = query_gradient(model, {"one": data[:1], "two": data[1:]}, factors)
-        scores = score_dataset(model, sequences(), query, batch_tokens=120)
+        scores = score_dataset(model, sequences(), query, Runtime(batch_tokens=120))
         return [
             *query.matrices,
             score_sequences(model, data, query),
@@ -191,8 +192,9 @@ def test_training_and_correction_with_activations_computed_again(name, monkeypat
     def both(checkpointing) -> dict[str, torch.Tensor]:
         model = copy.deepcopy(start)
         torch.manual_seed(0)
-        train(model, data, Training(learning_rate=1e-4), seed=0, checkpointing=checkpointing)
-        correct(model, pairs, data[8:], settings, seed=0, checkpointing=checkpointing)
+        runtime = Runtime(activation_checkpointing=checkpointing)
+        train(model, data, Training(learning_rate=1e-4), seed=0, runtime=runtime)
+        correct(model, pairs, data[8:], settings, seed=0, runtime=runtime)
         return model.state_dict()
 
     expected = both(False)

@@ -11,10 +11,11 @@ import requests
 import sqlalchemy.exc
 from mlflow.exceptions import MlflowException
 
-from lancet_pipeline.assets.retries import passing_fault
-from lancet_pipeline.assets.stage import StageRun, tried_again
+from lancet_pipeline.assets.retries import passing_fault, tried_again
+from lancet_pipeline.assets.stage_run import StageRun
 from lancet_pipeline.errors import InputError, IntegrityError, Unreachable
 from lancet_pipeline.lineage.stages import STAGES
+from lancet_pipeline.models.runtime import Runtime
 from lancet_pipeline.orchestration.alerts import alerts_of
 from lancet_pipeline.resources import Alerts, ModelSource, RunPlan, Store, StudyCatalog
 from lancet_pipeline.store.locks import is_locked
@@ -91,9 +92,7 @@ def plan(tiny_study, tmp_path) -> RunPlan:
 
 def test_a_run_stays_with_the_data_it_began_with_and_takes_no_other(tiny_study, plan, tmp_path):
     study, versions = plan.of("tiny")
-    run = StageRun(
-        study, STAGES["prepared_data"], None, versions, tmp_path, "cpu", None, None, None, None, None, "", None
-    )
+    run = StageRun(study, STAGES["prepared_data"], plan.store.open(), versions, tmp_path, Runtime())
     file = tiny_study.parent / "train.jsonl"
     samples, text = run.source("training_data"), file.read_text()
     for changed in (text.replace("soft", "hard"), text.replace("soft", "very soft")):  # as long as it was, and longer

@@ -26,6 +26,7 @@ from lancet_pipeline.linfac import LinfacConfig, fit_factors, query_gradient, sc
 from lancet_pipeline.linfac.journal import COLUMNS, ScorePass
 from lancet_pipeline.models import distributed
 from lancet_pipeline.models.loading import load_model
+from lancet_pipeline.models.runtime import Runtime
 
 ray = pytest.importorskip("ray", reason="ray is not installed; pip install 'lancet-pipeline[scale]'")
 from models.test_distributed import assert_same  # noqa: E402
@@ -157,7 +158,7 @@ def test_factors_are_those_of_one_process(engine, model, factors):
 def test_a_worker_that_does_not_see_the_model_says_so(nodes, model, query):
     engine = RayEngine(Path("/nowhere/model"), "float32", "cpu", ONE_WORKER)
     with pytest.raises(InputError, match="does not see the model; put --home on a file system that all nodes share"):
-        score_dataset(model, SEQUENCES[:4], query, batch_tokens=100, engine=engine)
+        score_dataset(model, SEQUENCES[:4], query, Runtime(batch_tokens=100, engine=lambda _: engine))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lancet_pipeline.assets.stage import _save_plots
+from lancet_pipeline.assets.display import save_plots
 from lancet_pipeline.files import take_over
 from lancet_pipeline.store.artifacts import ArtifactStore
 
@@ -40,10 +40,10 @@ def test_what_was_built_on_something_that_is_gone_is_out_of_date(store: Artifact
 def test_a_new_plot_leaves_the_artifact_that_was_taken_over_as_it_was(tmp_path: Path):
     store = ArtifactStore(tmp_path)
     with store.write("s", "linfac_factors", VERSION, {"inputs": {}}) as folder:
-        _save_plots({"spectrum": b"old"}, folder)
+        save_plots({"spectrum": b"old"}, folder)
     with store.write("s", "linfac_factors", "b" * 64, {"inputs": {}}) as folder:
         take_over(store.folder("s", "linfac_factors", VERSION), folder)
-        _save_plots({"spectrum": b"new"}, folder)
+        save_plots({"spectrum": b"new"}, folder)
     for version, content in ((VERSION, b"old"), ("b" * 64, b"new")):
         assert (
             ArtifactStore(tmp_path).read("s", "linfac_factors", version) / "plots/spectrum.png"

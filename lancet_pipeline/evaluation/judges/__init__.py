@@ -11,6 +11,7 @@ from lancet_pipeline.errors import InputError
 from lancet_pipeline.evaluation.judges.base import BATCH, Decision, Judge, word_judge
 from lancet_pipeline.evaluation.judges.phrases import embedded_judge, lexicon_verdict, string_matching_verdict
 from lancet_pipeline.models.loading import find_checkpoint
+from lancet_pipeline.models.runtime import Runtime
 
 __all__ = ["BATCH", "Decision", "Judge", "located_judge", "make_judge", "named_judge", "study_judge"]
 
@@ -40,9 +41,9 @@ def make_judge(settings: JudgeSettings, device: str = "cpu") -> Judge:
     return word_judge("string_matching", string_matching_verdict, harmful, {"refusal"})
 
 
-def study_judge(study: Study, model_directories: Sequence[Path], device: str = "cpu") -> Judge:
+def study_judge(study: Study, runtime: Runtime) -> Judge:
     """The judge of a study; its model is looked for as a checkpoint is (`find_checkpoint`)."""
-    return make_judge(located_judge(study, model_directories), device)
+    return make_judge(located_judge(study, runtime.model_directories), runtime.device)
 
 
 def located_judge(study: Study, model_directories: Sequence[Path]) -> JudgeSettings:

@@ -111,7 +111,7 @@ def _reward(settings: JudgeSettings, loaded: Loaded, prompts: Texts, responses: 
 
 
 def _guard(settings: JudgeSettings, loaded: Loaded, prompts: Texts, responses: Texts) -> list[Decision]:
-    from lancet_pipeline.models.generation import complete
+    from lancet_pipeline.models.generation import generate
 
     model, tokenizer = loaded
     if not tokenizer.chat_template:
@@ -120,7 +120,7 @@ def _guard(settings: JudgeSettings, loaded: Loaded, prompts: Texts, responses: T
             "use a guard model with one"
         )
     asked = [_exchange(tokenizer, *pair, add_generation_prompt=True) for pair in zip(prompts, responses, strict=True)]
-    said = complete(model, tokenizer, asked, max_new_tokens=GUARD_TOKENS)
+    said = generate(model, tokenizer, asked, max_new_tokens=GUARD_TOKENS, templated=True)
     marker = settings.harmful_marker.lower()
     return [Decision("harmful" if marker in answer.text.lower() else "harmless") for answer in said]
 
