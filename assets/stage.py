@@ -26,7 +26,7 @@ from lancet_pipeline.lineage.stages import STAGES, Stage
 from lancet_pipeline.linfac.engine import Engine
 from lancet_pipeline.models.loading import load_model
 from lancet_pipeline.progress import Track
-from lancet_pipeline.resources import Compute, JudgeSource, ModelSource, RunPlan, Store, TrackingServer
+from lancet_pipeline.resources import Compute, JudgeSource, ModelSource, RunSnapshot, Store, TrackingServer
 from lancet_pipeline.resources.studies import STUDY_PARTITIONS
 from lancet_pipeline.store.artifacts import ArtifactStore, environment, now
 from lancet_pipeline.tracking.client import Tracking
@@ -177,7 +177,7 @@ def stage_asset(
         )
         def compute(
             context: dg.AssetExecutionContext,
-            plan: RunPlan,
+            snapshot: RunSnapshot,
             store: Store,
             models: ModelSource,
             compute: Compute,
@@ -187,7 +187,7 @@ def stage_asset(
         ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
             artifacts = store.open()
             with tried_again(context):
-                study, known = plan.of(context.partition_key)
+                study, known = snapshot.of(context.partition_key)
 
                 def begin(out: Path) -> StageRun:
                     device = compute.prepare(study)

@@ -15,7 +15,7 @@ from conftest import Webhook, tiny_tree, training_rows, write_jsonl, write_tiny_
 
 import mlflow
 from lancet_pipeline.config.environment import deployment as deployed
-from lancet_pipeline.orchestration.runs import dagster_home
+from lancet_pipeline.orchestration.instance import dagster_home
 
 pytestmark = pytest.mark.slow
 
