@@ -26,7 +26,7 @@ $(AXE):
 
 # Dagster on port 3000, MLflow on port 5000, both on the results in HOME_DIR.
 ui: install
-	$(BIN)/python -m lancet_pipeline.cli.ui --home $(HOME_DIR)
+	$(BIN)/lancet ui --home $(HOME_DIR)
 
 install: $(VENV)/.installed
 

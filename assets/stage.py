@@ -15,7 +15,7 @@ from lancet_pipeline.config.study import Study
 from lancet_pipeline.lineage.sources import source_version, unchanged
 from lancet_pipeline.lineage.stages import STAGES, Stage
 from lancet_pipeline.models.runtime import Runtime
-from lancet_pipeline.resources import Compute, ModelSource, RunPlan, Store, TrackingServer
+from lancet_pipeline.resources import Compute, ModelSource, RunSnapshot, Store, TrackingServer
 from lancet_pipeline.resources.studies import STUDY_PARTITIONS
 from lancet_pipeline.store.artifacts import ArtifactStore, environment, now, processor_seconds
 
@@ -58,7 +58,7 @@ def stage_asset(
         )
         def compute(
             context: dg.AssetExecutionContext,
-            plan: RunPlan,
+            snapshot: RunSnapshot,
             store: Store,
             models: ModelSource,
             compute: Compute,
@@ -67,7 +67,7 @@ def stage_asset(
         ) -> Results:
             artifacts = store.open()
             with tried_again(context):
-                study, known = plan.of(context.partition_key)
+                study, known = snapshot.of(context.partition_key)
                 with artifacts.lock(study.name):
                     governance = Governance(tracking.open(), signing, context.run_id)
                     work = _Work(context, stage, study, artifacts, known, governance)

@@ -321,7 +321,8 @@ def shape_b(home: Path, seed: int) -> Setup:
     """The embedded study with another seed of model and training, run as far as its queries."""
     from lancet_pipeline.config.environment import deployment
     from lancet_pipeline.config.loading import find_study
-    from lancet_pipeline.orchestration.runs import execute, plan_run
+    from lancet_pipeline.lineage.staleness import pending_run
+    from lancet_pipeline.orchestration.runs import execute
 
     where = deployment({}, home)
     settings = yaml.safe_load(find_study("demo", where.study_directories).read_text())
@@ -329,7 +330,7 @@ def shape_b(home: Path, seed: int) -> Setup:
     path = home / "benchmarks" / f"{name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(settings | {"name": name, "seed": seed}))
-    execute(plan_run(str(path), where, "undesirable_outputs"))
+    execute(pending_run(str(path), where, "undesirable_outputs"))
     return of_study(str(path), home)
 
 

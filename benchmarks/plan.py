@@ -27,7 +27,8 @@ from lancet_pipeline.config.environment import deployment
 from lancet_pipeline.config.loading import find_study, load_study
 from lancet_pipeline.errors import LancetError
 from lancet_pipeline.lineage.stages import STAGES
-from lancet_pipeline.orchestration.runs import execute, plan_run
+from lancet_pipeline.lineage.staleness import pending_run
+from lancet_pipeline.orchestration.runs import execute
 from lancet_pipeline.scale.shapes import shape_of
 from lancet_pipeline.scale.work import Counts, Work, works
 from lancet_pipeline.scale.workload import workload_of
@@ -66,15 +67,15 @@ def measure(path: Path, folder: Path) -> dict[str, float]:
     where = deployment({}, folder)
     seconds = {}
     for asset in STAGES:
-        plan = plan_run(str(path), where, asset)
+        run = pending_run(str(path), where, asset)
         wall, busy = time.perf_counter(), time.process_time()
         try:
-            execute(plan)
+            execute(run)
         except LancetError as error:  # a study of random words need not have samples on both sides
             print(f"{path.stem}: {asset}: {error}", flush=True)
             break
         share = (time.process_time() - busy) / (time.perf_counter() - wall)
-        manifest = ArtifactStore(folder).manifest(plan.study.name, asset, plan.versions[asset])
+        manifest = ArtifactStore(folder).manifest(run.study.name, asset, run.versions[asset])
         seconds[asset] = manifest["seconds"] * min(1.0, share)
     return seconds
 

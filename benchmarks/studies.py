@@ -12,8 +12,9 @@ from lancet_pipeline.config.loading import find_study, load_study
 from lancet_pipeline.config.study import Study
 from lancet_pipeline.data.batches import TokenSequence
 from lancet_pipeline.data.tokenization import load_prepared, load_tokenizer
+from lancet_pipeline.lineage.staleness import pending_run
 from lancet_pipeline.models.loading import load_model
-from lancet_pipeline.orchestration.runs import execute, plan_run
+from lancet_pipeline.orchestration.runs import execute
 from lancet_pipeline.store.artifacts import ArtifactStore
 
 
@@ -44,9 +45,9 @@ def run_study(path: str, home: Path, *assets: str) -> StudyRun:
     """Run a study as far as `assets`; nothing where nothing changed."""
     where = deployment({}, home)
     for asset in assets:
-        plan = plan_run(path, where, asset)
-        execute(plan)
-    return StudyRun(plan.study, ArtifactStore(home), plan.versions)
+        run = pending_run(path, where, asset)
+        execute(run)
+    return StudyRun(run.study, ArtifactStore(home), run.versions)
 
 
 def with_seed(name: str, seed: int, home: Path, changes: dict[str, Any] | None = None) -> str:

@@ -3,9 +3,9 @@
 from lancet_pipeline.resources.alerts import Alerts
 from lancet_pipeline.resources.compute import Compute
 from lancet_pipeline.resources.models import ModelSource
-from lancet_pipeline.resources.snapshot import RunPlan
+from lancet_pipeline.resources.snapshot import RunSnapshot
 from lancet_pipeline.resources.store import Store
 from lancet_pipeline.resources.studies import StudyCatalog
 from lancet_pipeline.resources.tracking import TrackingServer
 
-__all__ = ["Alerts", "Compute", "ModelSource", "RunPlan", "Store", "StudyCatalog", "TrackingServer"]
+__all__ = ["Alerts", "Compute", "ModelSource", "RunSnapshot", "Store", "StudyCatalog", "TrackingServer"]

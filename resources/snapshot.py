@@ -15,7 +15,7 @@ WAIT_SECONDS = 60.0
 """A run of the daemon waits so long for a command that is about to end."""
 
 
-class RunPlan(dg.ConfigurableResource):
+class RunSnapshot(dg.ConfigurableResource):
     """Lives as long as a run, and holds its study's lock so long. All assets of the run are of the same study and data, even
     where a file changes meanwhile; an asset that then reads other content fails, and the change gets a run of its own."""
 

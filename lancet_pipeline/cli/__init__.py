@@ -1,4 +1,4 @@
-"""The `lancet` command: one module per group of commands, what the terminal shows beside them."""
+"""The `lancet` command: one module per group of commands, assembled in `app`; the terminal's tables beside them."""
 
 from lancet_pipeline.cli.app import app, main
 

@@ -1,14 +1,12 @@
 """Commands on audit bundles, for those who write them and those who check them: verify, bundle, diff, keys."""
 
-import json
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lancet_pipeline.cli.options import AsJson, Home, study_name
-from lancet_pipeline.config.environment import deployment
+from lancet_pipeline.cli.options import AsJson, Home, deployed, study_name
+from lancet_pipeline.cli.terminal import show
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.store.artifacts import open_store
 
@@ -18,13 +16,7 @@ Identity = Annotated[str, typer.Option(help="Sigstore: who must have signed.")]
 Issuer = Annotated[str, typer.Option(help="Sigstore: who vouches for the identity.")]
 
 
-def add_bundle_commands(app: typer.Typer) -> None:
-    for command in (verify, bundle, diff):
-        app.command()(command)
-    keys = typer.Typer(help="The key pair that signs audit bundles.", no_args_is_help=True)
-    keys.command("create")(keys_create)
-    keys.command("show")(keys_show)
-    app.add_typer(keys, name="keys")
+keys_app = typer.Typer(help="The key pair that signs audit bundles.", no_args_is_help=True)
 
 
 def verify(
@@ -61,7 +53,7 @@ def bundle(
     from lancet_pipeline.governance.bundle import write_bundle
     from lancet_pipeline.governance.evidence import collect_last_run
 
-    where = deployment(os.environ, home)
+    where = deployed(home)
     evidence = collect_last_run(open_store(where), study_name(study))
     manifest = write_bundle(evidence, out.absolute(), where.signing)
     print(f"{out}: written: {len(manifest['files'])} files, signed by {manifest['signer']}")
@@ -81,15 +73,10 @@ def diff(
     from lancet_pipeline.governance.difference import compare_bundles, print_difference
     from lancet_pipeline.governance.signature import Trust
 
-    result = compare_bundles(before, after, Trust(key, tuple(chain or ()), identity, issuer))
-    if as_json:
-        print(json.dumps(result, indent=2, ensure_ascii=False))
-    else:
-        from lancet_pipeline.governance.difference import print_difference
-
-        print_difference(result)
+    show(compare_bundles(before, after, Trust(key, tuple(chain or ()), identity, issuer)), as_json, print_difference)
 
 
+@keys_app.command("create")
 def keys_create(home: Home = None) -> None:
     """Make the key pair that signs audit bundles."""
     from lancet_pipeline.governance.keys import create_keys, fingerprint, load_public_key
@@ -100,13 +87,13 @@ def keys_create(home: Home = None) -> None:
     print(f"{public}: written; hand it to those who verify\nfingerprint {fingerprint(load_public_key(public))}")
 
 
+@keys_app.command("show")
 def keys_show(home: Home = None) -> None:
     """The public key that verifies this deployment's bundles, and its fingerprint (SHA-256 of its DER)."""
     from lancet_pipeline.governance.keys import fingerprint, parse_public_key
     from lancet_pipeline.governance.signing import enclosed_key
 
-    where = deployment(os.environ, home)
-    signing = where.signing
+    signing = deployed(home).signing
     if signing.signer in ("key", "certificate") and not _private_key(home).exists():
         raise InputError(f"{_private_key(home)}: no signing key yet; run `lancet keys create`")
     pem = enclosed_key(signing)
@@ -116,6 +103,6 @@ def keys_show(home: Home = None) -> None:
 
 
 def _private_key(home: Path | None) -> Path:
-    path = deployment(os.environ, home).signing.private_key
+    path = deployed(home).signing.private_key
     assert path is not None  # a deployment always names one
     return path

@@ -1,16 +1,21 @@
 """What the commands print for people: tables, progress bars, and what to do next."""
 
+import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from lancet_pipeline.config.environment import Deployment
+
+if TYPE_CHECKING:
+    from lancet_pipeline.governance.promotion import Standing
+    from lancet_pipeline.store.retention import Unreferenced
 
 T = TypeVar("T")
 FIGURES = (
@@ -29,8 +34,23 @@ FIGURES = (
 )
 
 
+def show(result: Mapping[str, Any], as_json: bool, table: Callable[[Any], object]) -> None:
+    """A command's result: JSON for programs, or what `table` prints of it for people."""
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        table(result)
+
+
+def tell(line: str) -> None:
+    """What a person should know meanwhile, on standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def progress_bar(items: Iterable[T], total: int, label: str) -> Iterator[T]:
     """A bar with the time left on standard error; gone when done, silent where nobody watches."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
     texts = (TextColumn("    {task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     columns = (*texts, TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
@@ -39,14 +59,11 @@ def progress_bar(items: Iterable[T], total: int, label: str) -> Iterator[T]:
 
 def print_summary(figures: dict[str, Any], where: Deployment) -> None:
     """Before and after, what influence found, and where to look next."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = _console()
     study = figures["study"]
     models = {"base": figures["base"], "corrected": figures["corrected"], **figures["references"]}
     if all(models.values()):
-        table = Table(title=f"study {study}: before and after (95 % Wilson intervals)", title_justify="left")
-        table.add_column("")
-        for name in models:
-            table.add_column(name, justify="right")
+        table = _table(f"study {study}: before and after (95 % Wilson intervals)", [""], models)
         for key, label in FIGURES:
             if all(key in model for model in models.values()):
                 table.add_row(label, *(_cell(model[key]) for model in models.values()))
@@ -65,12 +82,12 @@ def print_summary(figures: dict[str, Any], where: Deployment) -> None:
     if bundle:
         console.print(f"report      {bundle}/bundle/report.html")
         console.print(f"verify      lancet verify {bundle}/bundle")
-    console.print(f"browse      make ui HOME_DIR={where.home}    (Dagster on port 3000, MLflow on port 5000)")
+    console.print(f"browse      lancet ui --home {where.home}    (Dagster on port 3000, MLflow on port 5000)")
 
 
 def print_experiment(summary: dict[str, Any], names: Mapping[str, str]) -> None:
     """A table for each factor, means with the range over seeds; `names`: figure -> row. Then what is not there."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = _console()
     for factor, values in summary["factors"].items():
         table = Table(title=f"{factor}: mean (range over seeds)", title_justify="left")
         table.add_column("", max_width=12)
@@ -93,12 +110,11 @@ def print_experiment(summary: dict[str, Any], names: Mapping[str, str]) -> None:
 
 def print_plan(expected: dict[str, Any], study: str) -> None:
     """What `scale.Expected.as_json` says, the command that comes next last."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = _console()
     hardware, total, data = expected["hardware"], expected["total"], expected["data"]
     on_device = hardware["device_bytes"] is not None
-    table = Table(title=f"study {expected['study']} on {hardware['name']}: expected", title_justify="left")
-    for name in ("", "time", *(("a device",) if on_device else ()), "host memory", "disk"):
-        table.add_column(name, justify="right" if name else "left")
+    numbers = ("time", *(("a device",) if on_device else ()), "host memory", "disk")
+    table = _table(f"study {expected['study']} on {hardware['name']}: expected", [""], numbers)
     for row in [*expected["assets"], {"asset": "total (memory: the most)", **total}]:
         table.add_row(
             row["asset"],
@@ -159,6 +175,83 @@ def print_evaluation(result: dict[str, Any]) -> None:
     name = "harmful answers" if result["kind"] == "harmful" else "refusals of benign prompts"
     console.print(f"{name}: {_cell(result['rate'])}, n = {result['rate']['n']}")
     console.print("verdicts: " + ", ".join(f"{key} {count}" for key, count in result["verdicts"].items()))
+
+
+def print_agreement(result: dict[str, Any]) -> None:
+    """How far a judge agrees with people."""
+    accuracy = result["accuracy"]
+    area = f", AUC {result['auc']:.3f}" if "auc" in result else ""
+    print(
+        f"agreement on {result['outcome']} {accuracy['value']:.3f} (95 % interval {accuracy['low']:.3f} to "
+        f"{accuracy['high']:.3f}, n = {accuracy['n']}), kappa {result['kappa']:.3f}{area}, "
+        f"{result['left_out']} rows left out"
+    )
+
+
+def print_decisions(study: str, entries: Sequence[Mapping[str, Any]], log: Path) -> None:
+    """The entries of a decision log, and where it lies."""
+    table = _table(f"study {study}: decisions (times in UTC)")
+    for column in ("", "time", "action", "version", "by", "reason", "approval until"):
+        table.add_column(column, overflow="fold")
+    for entry in entries:
+        when, until = ((entry[key] or "")[:16].replace("T", " ") for key in ("time", "expires"))
+        shown = (entry["sequence"], when, entry["action"], entry["version"], entry["actor"], entry["reason"], until)
+        table.add_row(*(Text(str(value)) for value in shown))
+    _console().print(table)
+    if entries:
+        print(f"log         {log}: {len(entries)} entries, the chain holds")
+
+
+def print_standing_lines(found: "Standing") -> None:
+    """Champion, candidate, what does not fit, and the next command."""
+    if found.champion is None:
+        print("champion    none")
+    elif found.approver is None:
+        print(f"champion    version {found.champion}, without an approval")
+    else:
+        held = "until" if found.approved else "NOT approved now; approval until"
+        print(f"champion    version {found.champion}, approved by {found.approver}, {held} {found.expires}")
+    if found.candidate is not None and found.candidate != found.champion:
+        print(f"candidate   version {found.candidate}, waits for `lancet promote`")
+    for problem in found.problems:
+        print(f"attention   {problem}")
+    print(f"next        {found.next_command}")
+
+
+def print_unreferenced(items: Sequence["Unreferenced"], place: str) -> None:
+    """What nothing refers to: counted by study and kind, then each path."""
+    if not items:
+        print(f"{place}: everything there is referred to; nothing to remove")
+        return
+    groups: dict[tuple[str, str], list[int]] = {}
+    for item in items:
+        groups.setdefault((item.study, item.kind), []).append(item.bytes)
+    title = "not referred to by a last run, a registered version or an audit bundle"
+    table = _table(title, ("study", "kind"), ("number", "size"))
+    for (study, kind), sizes in sorted(groups.items()):
+        table.add_row(Text(study), kind, str(len(sizes)), mebibytes(sum(sizes)))
+    _console().print(table)
+    for item in items:
+        print(f"  {item.path}")
+    print(f"together    {len(items)}, {mebibytes(sum(item.bytes for item in items))}")
+
+
+def mebibytes(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=True)
+
+
+def _table(title: str, texts: Iterable[str] = (), numbers: Iterable[str] = ()) -> Table:
+    """A table whose columns hold texts, and then numbers."""
+    table = Table(title=title, title_justify="left")
+    for name in texts:
+        table.add_column(name)
+    for name in numbers:
+        table.add_column(name, justify="right")
+    return table
 
 
 def _cell(value: Any) -> str:

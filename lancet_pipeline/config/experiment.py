@@ -135,28 +135,6 @@ def load_experiment(path: Path, study_directories: Sequence[Path]) -> Experiment
     return Experiment(settings, path, base, factors, tuple(variants.values()))
 
 
-def record_failure(home: Path, variant: str, reason: str, versions: Mapping[str, str]) -> None:
-    """Keep why a variant failed, and the versions (asset -> version) that it was to compute."""
-    path = _failure_file(home, variant)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"reason": reason, "versions": dict(versions)}, indent=2))
-
-
-def forget_failure(home: Path, variant: str) -> None:
-    _failure_file(home, variant).unlink(missing_ok=True)
-
-
-def failure(home: Path, variant: str, versions: Mapping[str, str]) -> str | None:
-    """Why a variant failed when it was last run with these versions; None where it did not."""
-    path = _failure_file(home, variant)
-    record = json.loads(path.read_text()) if path.is_file() else {}
-    return record["reason"] if record.get("versions") == dict(versions) else None
-
-
-def _failure_file(home: Path, variant: str) -> Path:
-    return home / "experiments" / experiment_of(variant) / f"{variant}.json"
-
-
 def _base_study(settings: ExperimentSettings, path: Path, directories: Sequence[Path]) -> Study:
     is_path = settings.study.endswith((".yaml", ".yml")) or os.sep in settings.study
     given = str(path.parent / Path(settings.study).expanduser()) if is_path else settings.study

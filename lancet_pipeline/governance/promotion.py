@@ -61,6 +61,32 @@ class Standing:
         return f"lancet decisions {self.study}"
 
 
+@dataclass
+class Request:
+    """A decision that a person asks for. version: of the registry; the candidate, or the champion before this one, otherwise.
+
+    Raises:
+        InputError: nobody decides, or no reason is given.
+    """
+
+    approver: str
+    reason: str
+    version: int | None = None
+    moment: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def __post_init__(self) -> None:
+        self.approver, self.reason = self.approver.strip(), self.reason.strip()
+        if not self.approver or self.approver.lower() == PIPELINE:
+            raise InputError(f"--approver is {self.approver!r}: name the person who decides")
+        if not self.reason:
+            raise InputError("--reason is blank: say why, in words that a reviewer can follow")
+
+    def values(self, chosen: RegisteredVersion, bundle: str, gates: Mapping[str, bool]) -> dict[str, Any]:
+        """What the log keeps of it, but for its action, its reason and its end."""
+        about = {"model": chosen.name, "version": chosen.number, "bundle": bundle, "gates": gates}
+        return {**about, "moment": self.moment, "actor": self.approver}
+
+
 def record_registration(
     home: Path, tracking: Tracking, version: RegisteredVersion, study: str, gates: Sequence[Gate]
 ) -> None:
@@ -86,16 +112,13 @@ def promote(
     home: Path,
     tracking: Tracking,
     study: str,
-    *,
-    approver: str,
-    reason: str,
+    request: Request,
     valid_days: int,
-    version: int | None = None,
-    now: datetime | None = None,
     trust: Trust = Trust(),  # noqa: B008, a frozen value
     artifacts: str = "",
 ) -> dict[str, Any]:
-    """Make the candidate, or `version`, the champion for `valid_days`. The present champion's approval is renewed so, too.
+    """Make the candidate, or the version asked for, the champion for `valid_days`. The present champion's approval is renewed
+    so, too.
 
     Args:
         trust: what the bundle's signature is held against.
@@ -106,18 +129,20 @@ def promote(
 
     Raises:
         Refused: a gate or check does not hold, or the evidence is not whole; in the log.
-        InputError: no name, no reason, no such version, or MLflow is lost: nothing was decided.
+        InputError: no such version, or MLflow is lost: nothing was decided.
         IntegrityError: the log is broken.
     """
-    approver, reason = _signed(approver, reason, "promote")
-    moment = now or datetime.now(UTC)
     store = ArtifactStore(home, artifacts)
     with decision_lock(home, study):
         _, versions = _consistent(home, tracking, study)
-        chosen = _version(versions, version, study) if version is not None else _candidate(store, versions, study)
+        chosen = (
+            _candidate(store, versions, study)
+            if request.version is None
+            else _version(versions, request.version, study)
+        )
         found = evaluate(store, study, chosen.tags, trust)
-        values = {"model": chosen.name, "version": chosen.number, "bundle": chosen.tags.get(BUNDLE_TAG, "")}
-        values |= {"gates": found.gates, "moment": moment, "actor": approver}
+        values = request.values(chosen, chosen.tags.get(BUNDLE_TAG, ""), found.gates)
+        reason = request.reason
         if found.faults:
             why = "; ".join(found.faults)
             _log_refusal(home, tracking, study, f"{reason} (refused: {why})", values)
@@ -127,51 +152,34 @@ def promote(
             )
         if found.notes:
             reason += f" (failed, but only reported: {'; '.join(found.notes)})"
-        expires = timestamp(moment + timedelta(days=valid_days))
-        entry = append_decision(home, study, action="promoted", reason=reason, expires=expires, **values)
-        _apply(tracking, study, entry)
-    return entry
+        expires = timestamp(request.moment + timedelta(days=valid_days))
+        return _decide(home, tracking, study, action="promoted", reason=reason, expires=expires, **values)
 
 
-def rollback(
-    home: Path,
-    tracking: Tracking,
-    study: str,
-    *,
-    approver: str,
-    reason: str,
-    version: int | None = None,
-    now: datetime | None = None,
-) -> dict[str, Any]:
-    """Make the champion before this one champion again, or `version`, which was approved once. Raises as `promote`.
+def rollback(home: Path, tracking: Tracking, study: str, request: Request) -> dict[str, Any]:
+    """Make the champion before this one champion again, or the version asked for, which was approved once. Raises as
+    `promote`.
 
     Gates and checks are not looked at again: they held when it was approved, and a rollback must be possible when the
     artifacts are not at hand.
     """
-    approver, reason = _signed(approver, reason, "rollback")
-    moment = now or datetime.now(UTC)
     with decision_lock(home, study):
         entries, versions = _consistent(home, tracking, study)
-        number = _previous(entries, study) if version is None else version
+        number = _previous(entries, study) if request.version is None else request.version
         chosen = _version(versions, number, study)
         approval = _approval(entries, number)
+        again = f"lancet promote {study} --version {number} --approver NAME --reason TEXT"
         if approval is None:
             raise InputError(
-                f"study '{study}': version {number} was never approved, so there is nothing to go back to; promote it: "
-                f"lancet promote {study} --version {number} --approver NAME --reason TEXT"
+                f"study '{study}': version {number} was never approved, so there is nothing to go back to; promote it: {again}"
             )
-        values = {"model": chosen.name, "version": number, "bundle": approval["bundle"], "gates": approval["gates"]}
-        values |= {"moment": moment, "actor": approver}
-        if _expired(approval, moment):
+        values = request.values(chosen, approval["bundle"], approval["gates"])
+        if _expired(approval, request.moment):
             why = f"the approval of version {number} expired at {approval['expires']}"
-            _log_refusal(home, tracking, study, f"{reason} (refused: {why})", values)
-            raise Refused(
-                f"study '{study}': {why}; promote it again: "
-                f"lancet promote {study} --version {number} --approver NAME --reason TEXT"
-            )
-        entry = append_decision(home, study, action="rolled_back", reason=reason, expires=approval["expires"], **values)
-        _apply(tracking, study, entry)
-    return entry
+            _log_refusal(home, tracking, study, f"{request.reason} (refused: {why})", values)
+            raise Refused(f"study '{study}': {why}; promote it again: {again}")
+        expires = approval["expires"]
+        return _decide(home, tracking, study, action="rolled_back", reason=request.reason, expires=expires, **values)
 
 
 def standing(home: Path, tracking: Tracking, study: str, now: datetime | None = None) -> Standing:
@@ -182,13 +190,7 @@ def standing(home: Path, tracking: Tracking, study: str, now: datetime | None = 
         IntegrityError: the log is broken, or its end is missing.
     """
     entries, versions = _consistent(home, tracking, study)
-    return compare(entries, versions, study, now or datetime.now(UTC))
-
-
-def compare(
-    entries: Sequence[Mapping[str, Any]], versions: Sequence[RegisteredVersion], study: str, now: datetime
-) -> Standing:
-    """The standing that a log and the versions of the registry give."""
+    now = now or datetime.now(UTC)
     holders = {alias: version for version in versions for alias in version.aliases}
     candidate, champion = (holders[alias].number if alias in holders else None for alias in ("candidate", "champion"))
     decided = [entry for entry in entries if entry["action"] in ("promoted", "rolled_back")]
@@ -213,15 +215,6 @@ def compare(
         problems.append(f"the approval of champion version {champion} expired at {approval['expires']}")
     approver, expires = (approval["actor"], approval["expires"]) if approval else (None, None)
     return Standing(study, candidate, champion, approved, approver, expires, problems)
-
-
-def _signed(approver: str, reason: str, command: str) -> tuple[str, str]:
-    approver, reason = approver.strip(), reason.strip()
-    if not approver or approver.lower() == PIPELINE:
-        raise InputError(f"lancet {command}: --approver is {approver!r}: name the person who decides")
-    if not reason:
-        raise InputError(f"lancet {command}: --reason is blank: say why, in words that a reviewer can follow")
-    return approver, reason
 
 
 def _consistent(home: Path, tracking: Tracking, study: str) -> tuple[list[dict[str, Any]], list[RegisteredVersion]]:
@@ -275,7 +268,9 @@ def _log_refusal(home: Path, tracking: Tracking, study: str, reason: str, values
     tracking.tag_version(study, entry["version"], DECISION_TAG, entry["hash"])
 
 
-def _apply(tracking: Tracking, study: str, entry: Mapping[str, Any]) -> None:
+def _decide(home: Path, tracking: Tracking, study: str, **values: Any) -> dict[str, Any]:
+    """Enter a decision into the log, make its version champion, and return the entry."""
+    entry = append_decision(home, study, **values)
     try:
         tracking.set_alias(study, "champion", entry["version"])
         tracking.tag_version(study, entry["version"], DECISION_TAG, entry["hash"])
@@ -284,6 +279,7 @@ def _apply(tracking: Tracking, study: str, entry: Mapping[str, Any]) -> None:
             f"{error}. Decision {entry['sequence']} is in the log, but the registry may not have it: the last champion "
             "stays until the command is given again"
         ) from error
+    return entry
 
 
 def _approval(entries: Sequence[Mapping[str, Any]], number: int) -> Mapping[str, Any] | None:

@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lancet_pipeline.config.experiment import Experiment, failure
+from lancet_pipeline.config.experiment import Experiment
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.lineage.results import Lineage, influence_figures, model_figures
 from lancet_pipeline.lineage.stages import REPORTS
+from lancet_pipeline.lineage.variant_failures import failure
 from lancet_pipeline.store.artifacts import ArtifactStore
 
 FIGURES = {
@@ -30,7 +31,7 @@ def summarise_experiment(
     """What `lancet experiment summary --json` prints. Only results of the present settings count.
 
     Args:
-        versions: of each variant, as `running.variant_versions` gives them.
+        versions: of each variant, as `staleness.variant_versions` gives them.
 
     Returns:
         {"experiment", "study", "design", "seeds", "base": {figure: spread}, "factors": {factor: [{"value", "own",

@@ -6,11 +6,10 @@ One rule everywhere: run what is out of date by version. Variants of experiments
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import dagster as dg
 
-from lancet_pipeline.config.study import Study
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.lineage.changes import (
     Look,
@@ -24,6 +23,7 @@ from lancet_pipeline.lineage.changes import (
     to_json,
 )
 from lancet_pipeline.lineage.stages import REPORTS, STAGES, upstream
+from lancet_pipeline.lineage.staleness import stale_assets
 from lancet_pipeline.resources import Alerts, ModelSource, Store, StudyCatalog
 from lancet_pipeline.resources.studies import STUDY_PARTITIONS
 from lancet_pipeline.store.artifacts import ArtifactStore
@@ -51,11 +51,6 @@ experiment_job = dg.define_asset_job(
 )
 
 
-def stale_assets(study: Study, store: ArtifactStore, known: Mapping[str, str]) -> list[str]:
-    """The assets of a study that are not in the store in their present version, inputs first."""
-    return [name for name in STAGES if not store.has(study.name, name, known[name])]
-
-
 def source_events(partition: str, known: Mapping[str, str]) -> list[dg.AssetMaterialization]:
     """The versions of a study's sources as Dagster keeps them. Materialisations, since the input versions of partitioned
     assets are read from those alone."""
@@ -73,7 +68,7 @@ def data_changes(
     """
     artifacts, directories = store.open(), models.paths()
     watches, hub = from_json(context.cursor)
-    partitions = set(context.instance.get_dynamic_partitions(STUDY_PARTITIONS.name))
+    partitions = set(context.instance.get_dynamic_partitions("study"))
     requests, events, added, reasons = [], [], [], []
     started = time.monotonic()
     for name in catalog.names():
@@ -99,7 +94,7 @@ def data_changes(
         if found.problem:
             alerts.send("invalid_input", name, found.problem)
         if found.versions:
-            stale = stale_assets(study, artifacts, found.versions)
+            stale = stale_assets(study.name, artifacts, found.versions)
             if not stale:
                 reasons.append(f"{name}: everything is there in these versions")
                 continue
@@ -155,20 +150,22 @@ def end_lost_runs(instance: dg.DagsterInstance, artifacts: ArtifactStore, now: f
 @dg.sensor(minimum_interval_seconds=30, default_status=dg.DefaultSensorStatus.RUNNING)
 def study_sensor(context: dg.SensorEvaluationContext, catalog: StudyCatalog) -> dg.SensorResult | dg.SkipReason:
     """Every study file is a partition."""
-    known = set(context.instance.get_dynamic_partitions("study"))
-    added = [name for name in catalog.names() if name not in known]
-    if not added:
-        return dg.SkipReason("no new study")
-    return dg.SensorResult(dynamic_partitions_requests=[STUDY_PARTITIONS.build_add_request(added)])
+    return _new_partitions(context, catalog.names(), "study")
 
 
 @dg.sensor(minimum_interval_seconds=30)
 def experiment_variants(context: dg.SensorEvaluationContext, catalog: StudyCatalog) -> dg.SensorResult | dg.SkipReason:
     """While it is on, every variant of every experiment file is a partition; it starts no run."""
+    return _new_partitions(context, catalog.variants(), "variant")
+
+
+def _new_partitions(
+    context: dg.SensorEvaluationContext, names: Iterable[str], kind: str
+) -> dg.SensorResult | dg.SkipReason:
     known = set(context.instance.get_dynamic_partitions("study"))
-    added = [name for name in catalog.variants() if name not in known]
+    added = [name for name in names if name not in known]
     if not added:
-        return dg.SkipReason("no new variant")
+        return dg.SkipReason(f"no new {kind}")
     return dg.SensorResult(dynamic_partitions_requests=[STUDY_PARTITIONS.build_add_request(added)])
 
 
@@ -198,7 +195,7 @@ def _schedule(name: str, cron: str) -> dg.ScheduleDefinition:
         except InputError as error:
             alerts.send("invalid_input", name, str(error))
             return dg.SkipReason(str(error))
-        stale = stale_assets(study, store.open(), known)
+        stale = stale_assets(study.name, store.open(), known)
         if not stale:
             return dg.SkipReason(f"{name}: nothing changed")
         context.instance.add_dynamic_partitions("study", [name])

@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 
 
-@dg.logger(description="One line for each asset, its warnings and its progress.")
+@dg.logger(None, "One line for each asset, its warnings and its progress.")
 def console_logger(_context: dg.InitLoggerContext) -> logging.Logger:
     logger = logging.Logger("lancet", logging.DEBUG)
     handler = logging.StreamHandler(sys.stderr)

@@ -1,35 +1,9 @@
 """The servers of a deployment: check that they answer before a run starts, and explain the failure of a run that lost one."""
 
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from lancet_pipeline.config.environment import DAGSTER_POSTGRES, Deployment
 from lancet_pipeline.errors import InputError, LancetError, Unreachable, first_line
-
-# Dagster reads the variable itself, so that no password stands in a file.
-POSTGRES_STORAGE = f"""
-storage:
-  postgres:
-    postgres_url:
-      env: {DAGSTER_POSTGRES}
-"""
-
-
-def choose_storage(settings: Path, where: Deployment) -> None:
-    """Make the instance settings in the file `settings` (dagster.yaml) say PostgreSQL where the deployment names one.
-
-    Raises:
-        InputError: the settings want PostgreSQL and the deployment names none.
-    """
-    text = settings.read_text()
-    stored = any(line.startswith("storage:") for line in text.splitlines())
-    if where.dagster_postgres_url and not stored:
-        settings.write_text(text + POSTGRES_STORAGE)
-    elif DAGSTER_POSTGRES in text and not where.dagster_postgres_url:
-        raise InputError(
-            f"{settings}: Dagster's storage is PostgreSQL and {DAGSTER_POSTGRES} is not set; set it, or remove the section "
-            "`storage` for SQLite"
-        )
 
 
 def check_servers(where: Deployment) -> None:

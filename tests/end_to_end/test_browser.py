@@ -271,7 +271,7 @@ def servers(finished, tmp_path_factory):
     """Addresses of Dagster and MLflow on a copy of the finished home."""
     study, home = copy_run(finished.study, finished.home, tmp_path_factory.mktemp("served"))
     dagster, mlflow = free_port(), free_port()
-    command = [sys.executable, "-m", "lancet_pipeline.cli.ui", "--home", str(home)]
+    command = [sys.executable, "-m", "lancet_pipeline.cli", "ui", "--home", str(home)]
     command += ["--dagster-port", str(dagster), "--mlflow-port", str(mlflow)]
     log = tmp_path_factory.mktemp("servers") / "log.txt"
     # A shell starts what goes to the background like this.

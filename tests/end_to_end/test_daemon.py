@@ -17,7 +17,7 @@ from servers import free_port
 
 import mlflow
 from lancet_pipeline.config.environment import deployment as deployed
-from lancet_pipeline.orchestration.runs import dagster_home
+from lancet_pipeline.orchestration.instance import dagster_home
 
 pytestmark = pytest.mark.slow
 

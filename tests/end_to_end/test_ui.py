@@ -32,7 +32,7 @@ def session(leader: int) -> list[psutil.Process]:
 def test_servers_started_where_sigint_is_ignored_end_whole(tmp_path):
     write_tiny_study(tmp_path / "studies")
     port = free_port()
-    ui = [sys.executable, "-m", "lancet_pipeline.cli.ui", "--home", tmp_path / "home"]
+    ui = [sys.executable, "-m", "lancet_pipeline.cli", "ui", "--home", tmp_path / "home"]
     ports = ["--dagster-port", port, "--mlflow-port", free_port()]
     environment = {**ENVIRONMENT, "LANCET_STUDIES": str(tmp_path / "studies")}
     command = [sys.executable, "-c", IGNORING, *ui, *ports]

@@ -19,7 +19,7 @@ from registered import copy_home, empty_registry, register
 from lancet_pipeline.cli import main
 from lancet_pipeline.errors import InputError, IntegrityError
 from lancet_pipeline.governance.decisions import decision_file, read_decisions
-from lancet_pipeline.governance.promotion import Refused, promote, rollback, standing
+from lancet_pipeline.governance.promotion import Refused, Request, promote, rollback, standing
 from lancet_pipeline.store.artifacts import ArtifactStore
 from lancet_pipeline.tracking.client import Tracking
 
@@ -55,11 +55,12 @@ def tracking(home: Path, uri: str = "") -> Tracking:
 
 
 def approve(home: Path, uri: str = "", **changes) -> dict:
-    return promote(home, tracking(home, uri), "demo", **{**WHO, "valid_days": 30, "now": NOW, **changes})
+    days = changes.pop("valid_days", 30)
+    return promote(home, tracking(home, uri), "demo", Request(**{**WHO, "moment": NOW, **changes}), days)
 
 
 def go_back(home: Path, **changes) -> dict:
-    return rollback(home, tracking(home), "demo", **{**WHO, "now": NOW, **changes})
+    return rollback(home, tracking(home), "demo", Request(**{**WHO, "moment": NOW, **changes}))
 
 
 def aliases(home: Path) -> dict[str, int]:
@@ -134,7 +135,7 @@ def test_a_bundle_that_does_not_verify_or_is_another_one_is_refused(home):
 
 def test_promoting_the_champion_again_renews_its_approval(home):
     approve(home)
-    approve(home, now=NOW + timedelta(days=20))
+    approve(home, moment=NOW + timedelta(days=20))
     found = standing(home, tracking(home), "demo", NOW + timedelta(days=40))
     assert found.approved
     assert aliases(home)["champion"] == 1
@@ -143,10 +144,10 @@ def test_promoting_the_champion_again_renews_its_approval(home):
 def test_an_expired_approval_is_told_and_cannot_be_rolled_back_to(home):
     approve(home, valid_days=1)
     register(home, "second")
-    approve(home, now=NOW + timedelta(days=2))
+    approve(home, moment=NOW + timedelta(days=2))
     assert aliases(home)["champion"] == 2
     with pytest.raises(Refused, match=r"approval of version 1 expired.*lancet promote demo --version 1"):
-        go_back(home, now=NOW + timedelta(days=2))
+        go_back(home, moment=NOW + timedelta(days=2))
     assert aliases(home)["champion"] == 2
     assert actions(home)[-1] == ("refused", 1)
     found = standing(home, tracking(home), "demo", NOW + timedelta(days=99))

@@ -17,7 +17,7 @@ from lancet_pipeline.errors import InputError, IntegrityError, Unreachable
 from lancet_pipeline.lineage.stages import STAGES
 from lancet_pipeline.models.runtime import Runtime
 from lancet_pipeline.orchestration.alerts import alerts_of
-from lancet_pipeline.resources import Alerts, ModelSource, RunPlan, Store, StudyCatalog
+from lancet_pipeline.resources import Alerts, ModelSource, RunSnapshot, Store, StudyCatalog
 from lancet_pipeline.store.locks import is_locked
 
 
@@ -85,26 +85,26 @@ def test_an_error_of_the_input_is_final():
 
 
 @pytest.fixture
-def plan(tiny_study, tmp_path) -> RunPlan:
+def snapshot(tiny_study, tmp_path) -> RunSnapshot:
     catalog = StudyCatalog(directories=[str(tiny_study.parent)])
-    return RunPlan(catalog=catalog, models=ModelSource(), store=Store(home=str(tmp_path / "home")))
+    return RunSnapshot(catalog=catalog, models=ModelSource(), store=Store(home=str(tmp_path / "home")))
 
 
-def test_a_run_stays_with_the_data_it_began_with_and_takes_no_other(tiny_study, plan, tmp_path):
-    study, versions = plan.of("tiny")
-    run = StageRun(study, STAGES["prepared_data"], plan.store.open(), versions, tmp_path, Runtime())
+def test_a_run_stays_with_the_data_it_began_with_and_takes_no_other(tiny_study, snapshot, tmp_path):
+    study, versions = snapshot.of("tiny")
+    run = StageRun(study, STAGES["prepared_data"], snapshot.store.open(), versions, tmp_path, Runtime())
     file = tiny_study.parent / "train.jsonl"
     samples, text = run.source("training_data"), file.read_text()
     for changed in (text.replace("soft", "hard"), text.replace("soft", "very soft")):  # as long as it was, and longer
         file.write_text(changed)
-        assert plan.of("tiny") == (study, versions)
+        assert snapshot.of("tiny") == (study, versions)
         with pytest.raises(InputError, match="training_data: changed since this run began"):
             run.source("training_data")
     file.write_text(text)
     assert run.source("training_data").equals(samples)
 
 
-def test_a_run_holds_its_study_from_its_first_asset_to_its_end(plan, tmp_path):
+def test_a_run_holds_its_study_from_its_first_asset_to_its_end(snapshot, tmp_path):
     def held() -> bool:
         import subprocess
         import sys
@@ -115,11 +115,11 @@ def test_a_run_holds_its_study_from_its_first_asset_to_its_end(plan, tmp_path):
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout == "True\n"
 
     @dg.op
-    def asset(plan: RunPlan) -> bool:
-        plan.of("tiny")
+    def asset(snapshot: RunSnapshot) -> bool:
+        snapshot.of("tiny")
         return held()
 
-    @dg.job(resource_defs={"plan": plan})
+    @dg.job(resource_defs={"snapshot": snapshot})
     def run():
         asset()
 
