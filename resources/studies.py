@@ -15,7 +15,8 @@ from lancet_pipeline.config.experiment import (
 )
 from lancet_pipeline.config.study import PACKAGED_STUDIES, Study, find_study, load_study
 
-STUDY_PARTITIONS = dg.DynamicPartitionsDefinition(name="study")
+STUDIES = "study"
+STUDY_PARTITIONS = dg.DynamicPartitionsDefinition(name=STUDIES)
 
 
 class StudyCatalog(dg.ConfigurableResource):
