@@ -15,16 +15,20 @@ def corrected_model(run: StageRun) -> Outcome:
     """The base model, trained to rank countering samples over driving ones and held still on the rest."""
     inputs = [run.input(name) for name in ("base_model", "prepared_data", "pareto_pairs")]
     correction, finite = run.runtime.train(write_corrected_model, run.study, *inputs, run.out)
-    curves = {key: [(row["step"], row[key]) for row in correction.curve] for key in ("correction", "retain", "margin")}
-    ratio = [(row["step"], row["perplexity_ratio"]) for row in correction.curve]
+    curves = {
+        name: [(int(row["step"]), row[name]) for row in correction.curve]
+        for name in ("correction", "retain", "margin", "perplexity_ratio")
+    }
     budget = run.study.correction.retain_budget
     kept = correction.kept
     return Outcome(
         metrics={"best_step": correction.best_step, "retain_perplexity_ratio": kept["perplexity_ratio"]},
-        curves={**curves, "perplexity_ratio": ratio},
+        curves=curves,
         plots={
             "losses": plots.curves({k: curves[k] for k in ("correction", "retain")}, "step", "loss", "Correction"),
-            "budget": plots.curves({"perplexity ratio": ratio}, "step", "ratio", "Retain budget", limit=budget),
+            "budget": plots.curves(
+                {"perplexity ratio": curves["perplexity_ratio"]}, "step", "ratio", "Retain budget", limit=budget
+            ),
         },
         tables={"ended": [{"best_step": correction.best_step, "why": correction.ended}]},
         checks=[

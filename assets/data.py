@@ -4,7 +4,6 @@ import shutil
 import warnings
 
 import dagster as dg
-import pyarrow.compute as pc
 
 from lancet_pipeline import plots
 from lancet_pipeline.assets.stage import stage_asset
@@ -22,7 +21,7 @@ from lancet_pipeline.data.tokenization import (
 from lancet_pipeline.lineage.sources import observed
 from lancet_pipeline.lineage.stages import SOURCES
 from lancet_pipeline.resources import ModelSource, StudyCatalog
-from lancet_pipeline.resources.studies import STUDY_PARTITIONS
+from lancet_pipeline.resources.studies import STUDIES, STUDY_PARTITIONS
 
 
 def _observed(name: str, description: str) -> dg.SourceAsset:
@@ -30,7 +29,7 @@ def _observed(name: str, description: str) -> dg.SourceAsset:
     def observe(
         context: dg.OpExecutionContext, catalog: StudyCatalog, models: ModelSource
     ) -> dg.DataVersionsByPartition:
-        studies = context.instance.get_dynamic_partitions(STUDY_PARTITIONS.name)
+        studies = context.instance.get_dynamic_partitions(STUDIES)
         return dg.DataVersionsByPartition(observed(name, studies, catalog.load, models.paths(), context.log.warning))
 
     return observe
@@ -68,9 +67,9 @@ def prepared_data(run: StageRun) -> Outcome:
     responses = [len(sequence) - sequence.response_start for sequence in sequences]
     table = kept.to_pandas().assign(tokens=lengths, response_tokens=responses)
     valid, found = meets(table, sample_expectations(run.study.data.max_length), "prepared_data", run.out)
-    unsafe = pc.sum(pc.equal(kept["is_safe"], False)).as_py()
+    unsafe = kept["is_safe"].to_pylist().count(False)
     return Outcome(
-        metrics={"samples": len(lengths), "tokens": sum(lengths), "unsafe_samples": unsafe or 0},
+        metrics={"samples": len(lengths), "tokens": sum(lengths), "unsafe_samples": unsafe},
         plots={"lengths": plots.histogram({"tokens": lengths}, "tokens", "Sequence lengths")},
         tables={"by_category": [{"category": k, "samples": n} for k, n in counts(kept, "category").items()]},
         checks=[

@@ -16,7 +16,8 @@ from lancet_pipeline.config.experiment import (
 from lancet_pipeline.config.loading import PACKAGED_STUDIES, find_study, load_study
 from lancet_pipeline.config.study import Study
 
-STUDY_PARTITIONS = dg.DynamicPartitionsDefinition(name="study")
+STUDIES = "study"
+STUDY_PARTITIONS = dg.DynamicPartitionsDefinition(name=STUDIES)
 
 
 class StudyCatalog(dg.ConfigurableResource):

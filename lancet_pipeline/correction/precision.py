@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -33,7 +33,8 @@ def trainable(model: "PreTrainedModel", lora: LoraSettings | None, seed: int) ->
         else:
             from peft import LoraConfig, get_peft_model
 
-            config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+            alpha: Any = lora.alpha  # declared as an integer, and used as the number that it is
+            config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 adapters = get_peft_model(model, config)  # adapters in float32

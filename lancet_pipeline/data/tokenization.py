@@ -1,8 +1,8 @@
 """Samples to token sequences: chat templates, response boundaries, and the prepared form on disk."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -71,7 +71,7 @@ def prompt_text(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> str:
 
 def tokenize(
     tokenizer: "PreTrainedTokenizerBase",
-    samples: Sequence[dict],
+    samples: Sequence[Mapping[str, Any]],
     *,
     max_length: int,
     overlength: str = "error",

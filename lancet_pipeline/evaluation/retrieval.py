@@ -1,6 +1,5 @@
 """How well influence finds the samples that are known to be harmful. Labels are used for this figure, never for the selection."""
 
-import numpy as np
 import pyarrow as pa
 
 from lancet_pipeline import plots
@@ -12,10 +11,10 @@ def retrieval(samples: pa.Table, scored: pa.Table) -> tuple[dict[str, float], di
     training data carries no labels."""
     labels = dict(zip(samples["sample_id"].to_pylist(), samples["is_safe"].to_pylist(), strict=True))
     known = [row for row in scored.select(["sample_id", "score"]).to_pylist() if labels[row["sample_id"]] is not None]
-    harmful = np.array([not labels[row["sample_id"]] for row in known], dtype=bool)
-    if not harmful.any() or harmful.all():
+    harmful = [not labels[row["sample_id"]] for row in known]
+    if not any(harmful) or all(harmful):
         return {}, {}
-    scores = np.array([row["score"] for row in known])
+    scores = [row["score"] for row in known]
     precision = average_precision(scores, harmful)
-    figures = {"contamination_ap": precision, "contamination_base_rate": float(harmful.mean())}
+    figures = {"contamination_ap": precision, "contamination_base_rate": sum(harmful) / len(harmful)}
     return figures, {"precision_recall": plots.precision_recall(scores, harmful, precision)}

@@ -55,7 +55,7 @@ class GaussNewton:
         modules = [model.get_submodule(unit.output_module) for unit in units]
         self._transposed = [is_transposed(module) for module in modules]
         names = {id(parameter): name for name, parameter in model.named_parameters()}
-        found = [base_layer(module).weight for module in modules]
+        found = [base_layer(module).get_parameter("weight") for module in modules]
         weights = {names[id(weight)]: weight.detach().requires_grad_() for weight in found}
         self._weights = tuple(weights.values())
         self.sequences = 0

@@ -85,7 +85,7 @@ def query_sequences(
     tokenizer: "PreTrainedTokenizerBase", queries: Sequence[Mapping[str, Any]], max_length: int
 ) -> list[TokenSequence]:
     """The model's own outputs as sequences (rows with sample_id, prompt, response)."""
-    return tokenize(tokenizer, list(queries), max_length=max_length, overlength="truncate", place="queries")
+    return tokenize(tokenizer, queries, max_length=max_length, overlength="truncate", place="queries")
 
 
 @dataclass(frozen=True)
@@ -294,7 +294,8 @@ def _clusters(model: "PreTrainedModel", asked: list[TokenSequence], study: Study
         for group in bucketed(asked, batch_tokens):
             states[group] = np.concatenate(backoff.over(mean_states, [asked[i] for i in group]))
     count = min(study.linfac.query_clusters, len(asked))
-    labels = KMeans(count, random_state=study.seed, n_init=4).fit_predict(states)
+    starts: Any = 4  # declared as text, since "auto" is allowed
+    labels = KMeans(count, random_state=study.seed, n_init=starts).fit_predict(states)
     return [f"cluster {label + 1}" for label in labels]
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pyarrow as pa
@@ -75,7 +75,8 @@ def query_gradient(
         InputError: a group without queries, or factors of another model.
     """
     factors.require(model)
-    named = query_batches if isinstance(query_batches, Mapping) else {"": query_batches}
+    grouped = isinstance(query_batches, Mapping)
+    named = cast(Mapping[str, Iterable[TokenBatch]], query_batches if grouped else {"": query_batches})
     gradients, counts = [], []
     for name, batches in named.items():
         gradient, count = mean_gradient(model, batches, factors.units, name)
@@ -87,7 +88,7 @@ def query_gradient(
         matrices = tuple(factors.precondition(index, gradient) for index, gradient in enumerate(stacked))
     else:
         matrices = refine(model, tuple(stacked), factors, refinement)
-    groups = tuple(named) if isinstance(query_batches, Mapping) else None
+    groups = tuple(named) if grouped else None
     return Query(groups, factors.units, matrices, tuple(count / sum(counts) for count in counts), factors.model)
 
 

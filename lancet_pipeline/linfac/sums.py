@@ -39,7 +39,8 @@ class UnitSums:
     def add(self, half: int, products: tuple[torch.Tensor, torch.Tensor], sequences: int, tokens: int) -> None:
         held = self.products[half]
         if held is None:
-            self.products[half] = settled(*products)
+            gradients, inputs = settled(*products)
+            self.products[half] = gradients, inputs
         else:
             for total, part in zip(held, products, strict=True):
                 total.add_(part.to(total.device))

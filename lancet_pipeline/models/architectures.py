@@ -8,6 +8,7 @@ otherwise is registered in one line, before the model is used:
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -43,19 +44,20 @@ def sublayers_of(model: nn.Module) -> Sublayers:
     Raises:
         InputError: there are none, as in mixtures of experts and state-space models; says which part was not found.
     """
-    model_type = model.config.model_type
+    config: Any = model.config
+    model_type = config.model_type
     if model_type in _REGISTRY:
         return _REGISTRY[model_type]
     stacks = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers
+        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers
     ]
     if not stacks:
         raise _unknown(model_type, "no list of num_hidden_layers layers")
     layers = min(stacks, key=len)
-    layer = model.get_submodule(layers)[0]
-    width = model.config.hidden_size
+    layer = next(model.get_submodule(layers).children())
+    width = config.hidden_size
     attention, ffn = [], []
     for name, module in projections(layer):
         (attention if "attn" in name or "attention" in name else ffn).append((name, module))
@@ -73,7 +75,7 @@ def sublayers_of(model: nn.Module) -> Sublayers:
 def layers_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Name and module of every Transformer layer, first to last."""
     prefix = sublayers_of(model).layers
-    return [(f"{prefix}.{index}", layer) for index, layer in enumerate(model.get_submodule(prefix))]
+    return [(f"{prefix}.{index}", layer) for index, layer in enumerate(model.get_submodule(prefix).children())]
 
 
 def projections(module: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -97,7 +99,7 @@ def is_transposed(module: nn.Module) -> bool:
 
 
 def _output_width(module: nn.Module) -> int:
-    return base_layer(module).weight.shape[1 if is_transposed(module) else 0]
+    return base_layer(module).get_parameter("weight").shape[1 if is_transposed(module) else 0]
 
 
 def _conv1d() -> type[nn.Module]:

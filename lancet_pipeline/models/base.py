@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import torch
 
 from lancet_pipeline.config.study import Study
 from lancet_pipeline.data.batches import TokenSequence
@@ -71,7 +72,8 @@ def build_base_model(
     else:
         assert settings.architecture is not None
         model = new_model(settings.architecture, tokenizer, study.data.max_length, study.seed)
-        model = model.to(runtime.device) if distributed.first() else model
+        if distributed.first():
+            model.to(torch.device(runtime.device))  # in place
     if settings.training is None:
         distributed.shard(model)
         return model, tokenizer, []

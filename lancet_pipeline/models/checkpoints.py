@@ -77,7 +77,7 @@ class CheckpointFile:
             return None
         found = Checkpoint.load(self.path, self._key) if distributed.first() else None
         progress = distributed.agreed(found and found.progress)
-        return progress and (found or Checkpoint({}, {}, {}, progress))
+        return None if progress is None else found or Checkpoint({}, {}, {}, progress)
 
     def due(self) -> bool:
         """Whether it is time to save, by the clock of rank 0."""

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -66,16 +66,15 @@ def generate(
         )
     groups = bucketed(encoded, runtime.batch_tokens, max_new_tokens)
     answers = [Answer("", True)] * len(prompts)
-    own = model.generation_config
+    pad: Any = tokenizer.pad_token_id
+    own: Any = model.generation_config
     listed = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
     ends = sorted({*end_of_turn(tokenizer), *listed} - {None})
-    plain = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id, eos_token_id=ends
-    )
+    plain = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad, eos_token_id=ends)
 
     def answer(group: list[int]) -> None:
         width = max(len(encoded[i]) for i in group)
-        ids = torch.full((len(group), width), tokenizer.pad_token_id)
+        ids = torch.full((len(group), width), pad)
         mask = torch.zeros_like(ids)
         for row, index in enumerate(group):
             ids[row, width - len(encoded[index]) :] = torch.tensor(encoded[index])
@@ -84,7 +83,7 @@ def generate(
         try:
             model.generation_config = plain  # what `generate` is not told it would take from the checkpoint's own
             with torch.no_grad():
-                output = model.generate(
+                output = cast(Any, model).generate(
                     input_ids=ids.to(model.device),
                     attention_mask=mask.to(model.device),
                     generation_config=plain,
@@ -129,7 +128,7 @@ def _prompt_seed(prompt: str, seed: int) -> int:
 def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Tokens that end an answer: the tokenizer's own, and those that its chat template closes an answer with."""
     message = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    closing = tokenizer.apply_chat_template(message, tokenize=False).rpartition("b")[2].strip()
+    closing = str(tokenizer.apply_chat_template(message, tokenize=False)).rpartition("b")[2].strip()
     ids = tokenizer(closing, add_special_tokens=False)["input_ids"] if closing else []
-    special = set(tokenizer.all_special_ids)
-    return sorted({tokenizer.eos_token_id, *(i for i in ids[:1] if i in special)} - {None})
+    special, end = set(tokenizer.all_special_ids), cast("int | None", tokenizer.eos_token_id)
+    return sorted({end, *(i for i in ids[:1] if i in special)} - {None})

@@ -35,8 +35,9 @@ def response_logits(
     Args:
         call: in place of calling the model, such as a functional call of it.
     """
-    mask = batch.loss_mask[:, 1:]
-    handle = model.get_output_embeddings().register_forward_pre_hook(lambda _module, args: (args[0][:, :-1][mask],))
+    mask, head = batch.loss_mask[:, 1:], model.get_output_embeddings()
+    assert head is not None
+    handle = head.register_forward_pre_hook(lambda _module, args: (args[0][:, :-1][mask],))
     try:
         output = (call or model)(**_inputs(batch))
     finally:
@@ -132,6 +133,7 @@ def _read_chunks(model: "PreTrainedModel", batch: TokenBatch, read: Read, size: 
     logits are not what its output embedding gives."""
     head, config = model.get_output_embeddings(), model.config.get_text_config()
     mask, cap = batch.loss_mask[:, 1:], getattr(config, "final_logit_softcapping", None)
+    assert head is not None
     states: list[torch.Tensor] = []
     found: list[torch.Tensor] = []
 

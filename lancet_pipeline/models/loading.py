@@ -217,7 +217,7 @@ def import_gguf(file: Path, folder: Path) -> None:
 
     if not file.is_file():
         raise InputError(f"{file}: no such file")
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     # The weights are plain float32 now; marks of the quantisation would make save_pretrained refuse them.
     model.hf_quantizer = None

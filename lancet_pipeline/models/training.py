@@ -104,13 +104,14 @@ class Optimiser:
         for key in distributed.agreed(list(state)):
             name, _, moment = key.rpartition("/")
             parameter, value = self._named[name], state.get(key)
-            if moment != "step":
-                self._adamw.state[parameter][moment] = (
-                    distributed.placed(value, parameter.detach()) if self._wide else value.to(parameter.device)
-                )
-            else:  # a tensor of the host in one AdamW, a number in the other
-                step_of = distributed.agreed(value)
-                self._adamw.state[parameter][moment] = step_of if self._wide else int(step_of)
+            if moment == "step":  # a tensor of the host in one AdamW, a number in the other
+                done: Any = distributed.agreed(value)
+                held = done if self._wide else int(done)
+            elif self._wide:
+                held = distributed.placed(value, parameter.detach())
+            else:
+                held = state[key].to(parameter.device)
+            self._adamw.state[parameter][moment] = held
 
     def _factor(self) -> float:
         if self.step < self._warmup:
