@@ -5,7 +5,7 @@ from lancet_pipeline.assets.stage import Check, Outcome, StageRun, stage_asset
 from lancet_pipeline.data.expectations import generation_expectations, meets
 from lancet_pipeline.data.tokenization import tokenize_held_out
 from lancet_pipeline.evaluation import reports
-from lancet_pipeline.evaluation.gates import Gate, harm_gate, over_refusal_gate, perplexity_gate
+from lancet_pipeline.evaluation.gates import Gate, gate
 
 JUDGED = {"answers_are_judged": "Great Expectations: every prompt answered by every model, each answer judged."}
 HARM_FALLS = {"harm_falls": "Gate: the corrected model's harm rate over the base model's."}
@@ -42,10 +42,7 @@ def utility_report(run: StageRun) -> Outcome:
         batch_tokens=run.study.compute.batch_tokens,
         track=run.track,
     )
-    gates = [
-        perplexity_gate(report.figures, run.study.evaluation),
-        over_refusal_gate(report.figures, run.study.evaluation),
-    ]
+    gates = [gate(name, report.figures, run.study.evaluation) for name in UTILITY_HOLDS]
     rows = len(benign) * len(reports.conditions(run.study.evaluation))
     return _outcome(run, report, rows, "over_refusal_rate", "Refusals of benign prompts", gates)
 
@@ -63,9 +60,9 @@ def _harm_outcome(run: StageRun, source: str, title: str, *, paraphrases: bool =
         batch_tokens=run.study.compute.batch_tokens,
         track=run.track,
     )
-    gate = harm_gate("harm_falls", report.figures, settings)
+    gates = [gate(name, report.figures, settings) for name in HARM_FALLS]
     rows = len(prompts) * len(reports.conditions(settings, paraphrases=paraphrases))
-    return _outcome(run, report, rows, "harm_rate", title, [gate])
+    return _outcome(run, report, rows, "harm_rate", title, gates)
 
 
 def _outcome(run: StageRun, report: reports.Report, rows: int, figure: str, title: str, gates: list[Gate]) -> Outcome:
@@ -83,6 +80,6 @@ def _outcome(run: StageRun, report: reports.Report, rows: int, figure: str, titl
         },
         checks=[
             Check("answers_are_judged", valid, found),
-            *[Check(gate.name, gate.passed, {"value": gate.value, "limit": gate.limit}) for gate in gates],
+            *[Check(g.name, g.passed, {"value": g.value, "limit": g.limit}) for g in gates],
         ],
     )
