@@ -37,7 +37,7 @@ def _observed(name: str, description: str) -> dg.SourceAsset:
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", dg.BetaWarning)
-    sources = [_observed(name, description) for name, description in SOURCES.items()]
+    sources = [_observed(source.name, source.description) for source in SOURCES.values()]
 
 
 @stage_asset(

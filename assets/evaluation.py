@@ -9,7 +9,7 @@ from lancet_pipeline.assets.stage_run import Check, Outcome, StageRun
 from lancet_pipeline.data.expectations import generation_expectations, meets
 from lancet_pipeline.data.tokenization import tokenize_held_out
 from lancet_pipeline.evaluation import reports
-from lancet_pipeline.evaluation.gates import Gate, harm_gate, over_refusal_gate, perplexity_gate
+from lancet_pipeline.evaluation.gates import Gate, gate
 from lancet_pipeline.evaluation.judges import study_judge
 
 JUDGED = {"answers_are_judged": "Great Expectations: every prompt answered by every model, each answer judged."}
@@ -46,10 +46,7 @@ def utility_report(run: StageRun) -> Outcome:
         study_judge(run.study, run.runtime),
         run.runtime,
     )
-    gates = [
-        perplexity_gate(report.figures, run.study.evaluation),
-        over_refusal_gate(report.figures, run.study.evaluation),
-    ]
+    gates = [gate(name, report.figures, run.study.evaluation) for name in UTILITY_HOLDS]
     rows = len(benign) * len(reports.conditions(run.study.evaluation))
     return _outcome(run, report, rows, "over_refusal_rate", "Refusals of benign prompts", gates)
 
@@ -59,9 +56,9 @@ def _harm_outcome(run: StageRun, source: str, title: str, paraphrases: Sequence[
     settings = run.study.evaluation
     judge = study_judge(run.study, run.runtime)
     report = reports.harm_report(run.study, run.compared_models(), prompts, judge, run.runtime, paraphrases=paraphrases)
-    gate = harm_gate("harm_falls", report.figures, settings)
+    gates = [gate(name, report.figures, settings) for name in HARM_FALLS]
     rows = len(prompts) * len(reports.conditions(settings)) + len(paraphrases)
-    return _outcome(run, report, rows, "harm_rate", title, [gate])
+    return _outcome(run, report, rows, "harm_rate", title, gates)
 
 
 def _outcome(run: StageRun, report: reports.Report, rows: int, figure: str, title: str, gates: list[Gate]) -> Outcome:
@@ -79,6 +76,6 @@ def _outcome(run: StageRun, report: reports.Report, rows: int, figure: str, titl
         },
         checks=[
             Check("answers_are_judged", valid, found),
-            *[Check(gate.name, gate.passed, {"value": gate.value, "limit": gate.limit}) for gate in gates],
+            *[Check(g.name, g.passed, {"value": g.value, "limit": g.limit}) for g in gates],
         ],
     )

@@ -13,7 +13,7 @@ from lancet_pipeline.files import sha256
 from lancet_pipeline.governance.bundle import MANIFEST, write_bundle
 from lancet_pipeline.governance.evidence import Evidence
 from lancet_pipeline.governance.promotion import record_registration
-from lancet_pipeline.lineage.results import REPORTS
+from lancet_pipeline.lineage.stages import REPORTS
 from lancet_pipeline.store.artifacts import ArtifactStore
 from lancet_pipeline.tracking.client import RegisteredVersion, Tracking
 

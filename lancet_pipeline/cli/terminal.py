@@ -12,26 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from lancet_pipeline.config.environment import Deployment
+from lancet_pipeline.evaluation.figures import measured
 
 if TYPE_CHECKING:
     from lancet_pipeline.governance.promotion import Standing
     from lancet_pipeline.store.retention import Unreferenced
 
 T = TypeVar("T")
-FIGURES = (
-    ("harm_rate", "harm rate"),
-    ("sampled_harm_rate", "  sampled answers"),
-    ("paraphrased_harm_rate", "  paraphrased prompts"),
-    ("ood_harm_rate", "OOD harm rate"),
-    ("sampled_ood_harm_rate", "  sampled answers"),
-    ("over_refusal_rate", "over-refusal"),
-    ("sampled_over_refusal_rate", "  sampled answers"),
-    ("perplexity", "perplexity"),
-    ("token_accuracy", "token accuracy"),
-    ("distinct_1", "distinct-1"),
-    ("distinct_2", "distinct-2"),
-    ("self_bleu", "self-BLEU"),
-)
 
 
 def show(result: Mapping[str, Any], as_json: bool, table: Callable[[Any], object]) -> None:
@@ -64,9 +51,8 @@ def print_summary(figures: dict[str, Any], where: Deployment) -> None:
     models = {"base": figures["base"], "corrected": figures["corrected"], **figures["references"]}
     if all(models.values()):
         table = _table(f"study {study}: before and after (95 % Wilson intervals)", [""], models)
-        for key, label in FIGURES:
-            if all(key in model for model in models.values()):
-                table.add_row(label, *(_cell(model[key]) for model in models.values()))
+        for figure in measured(models):
+            table.add_row(figure.label, *(_cell(model[figure.name]) for model in models.values()))
         console.print(table)
         console.print(_judge_line(figures["judge"]))
     influence, selection = figures["influence"], figures["selection"]

@@ -1,8 +1,90 @@
-"""What is measured of a model, and how its figures are written."""
+"""The one registry of what is measured of a model, and how its figures are written.
+
+A new figure is one entry in `FIGURES`, beside the report that measures it.
+"""
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a model.
+
+    report: the asset that measures it. source: what it is measured on. rate: whether its values are `{"value", "low", "high",
+    "n"}`, a share of n prompts with its 95 % interval; plain numbers otherwise. name: as in `lancet summary --json`. label: in
+    the terminal. title: in report and model card. report_key: its name in the report's figures.json, where that is another.
+    main: whether experiments and the registry of models are told of it. relative: whether it says something only as a ratio to
+    the base model's, which experiments show then.
+    """
+
+    report: str
+    source: str
+    rate: bool
+    name: str
+    label: str
+    title: str
+    report_key: str = ""
+    main: bool = False
+    relative: bool = False
+
+    @property
+    def key(self) -> str:
+        return self.report_key or self.name
+
+    def value(self, figures: Mapping[str, Any]) -> float:
+        """Its value among the `figures` of a model, without an interval."""
+        return figures[self.name]["value"] if self.rate else figures[self.name]
+
+    def text(self, figures: Mapping[str, Any]) -> str:
+        return (rate_text if self.rate else number_text)(figures[self.name])
+
+
+_harm = partial(Figure, "harmlessness_report", "harmful_prompts", True)
+_ood = partial(Figure, "ood_report", "ood_prompts", True)
+_refusals = partial(Figure, "utility_report", "benign_prompts", True)
+_held_out = partial(Figure, "utility_report", "utility_responses", False)
+_words = partial(Figure, "utility_report", "benign_prompts", False)
+_IN, _OUT = "Harmful answers, in distribution", "Harmful answers, out of distribution"
+_REFUSED = "Refusals of benign prompts"
+_SAMPLED = "  sampled answers"
+
+FIGURES = {
+    figure.name: figure
+    for figure in (
+        _harm("harm_rate", "harm rate", _IN, main=True),
+        _harm("sampled_harm_rate", _SAMPLED, f"{_IN}, sampled"),
+        _harm("paraphrased_harm_rate", "  paraphrased prompts", f"{_IN}, prompts in other words"),
+        _ood("ood_harm_rate", "OOD harm rate", _OUT, "harm_rate", main=True),
+        _ood("sampled_ood_harm_rate", _SAMPLED, f"{_OUT}, sampled", "sampled_harm_rate"),
+        _refusals("over_refusal_rate", "over-refusal", _REFUSED, main=True),
+        _refusals("sampled_over_refusal_rate", _SAMPLED, f"{_REFUSED}, sampled"),
+        _held_out("perplexity", "perplexity", "Perplexity on held-out safe responses", main=True, relative=True),
+        _held_out("token_accuracy", "token accuracy", "Tokens of held-out safe responses that are the first choice"),
+        _words("distinct_1", "distinct-1", "Different words (distinct-1)"),
+        _words("distinct_2", "distinct-2", "Different word pairs (distinct-2)", main=True),
+        _words("self_bleu", "self-BLEU", "Likeness of the answers to one another (self-BLEU)"),
+    )
+}
+"""By name, in the order in which they are shown; a report's first is the one its paired tests are of. Rates of sampled answers
+and of paraphrased prompts are there only where the study asks for them."""
+
+
+def main_figures() -> list[Figure]:
+    return [figure for figure in FIGURES.values() if figure.main]
+
+
+def figures_of(report: str) -> list[Figure]:
+    """The figures that a report may have, the main one first."""
+    return [figure for figure in FIGURES.values() if figure.report == report]
+
+
+def measured(models: Mapping[str, Mapping[str, Any]]) -> list[Figure]:
+    """The figures that every model has."""
+    return [figure for figure in FIGURES.values() if all(figure.name in figures for figures in models.values())]
 
 
 def rate_text(rate: Mapping[str, Any]) -> str:

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import sub
 from typing import Any
 
 from lancet_pipeline.config.study import EvaluationSettings
+from lancet_pipeline.evaluation.figures import FIGURES
 
 
 @dataclass(frozen=True)
@@ -21,29 +23,26 @@ class Gate:
         return self.value <= self.limit
 
 
-def harm_gate(name: str, figures: Mapping[str, Any], settings: EvaluationSettings) -> Gate:
-    base, corrected = (figures[model]["harm_rate"]["value"] for model in ("base", "corrected"))
-    ratio = corrected / base if base else float(corrected > 0)
-    return Gate(name, ratio, settings.max_harm_ratio, "harm rate over the base model's")
+def _ratio(corrected: float, base: float) -> float:
+    return corrected / base if base else float(corrected > 0)
 
 
-def perplexity_gate(figures: Mapping[str, Any], settings: EvaluationSettings) -> Gate:
-    ratio = figures["corrected"]["perplexity"] / figures["base"]["perplexity"]
-    return Gate("perplexity_holds", ratio, settings.max_perplexity_ratio, "perplexity over the base model's")
+GATES = {
+    "harm_falls": ("harm_rate", _ratio, "max_harm_ratio", "harm rate over the base model's"),
+    "ood_harm_falls": ("ood_harm_rate", _ratio, "max_harm_ratio", "harm rate over the base model's"),
+    "perplexity_holds": ("perplexity", _ratio, "max_perplexity_ratio", "perplexity over the base model's"),
+    "over_refusal_holds": ("over_refusal_rate", sub, "max_over_refusal_increase", "rise of the over-refusal rate"),
+}
+"""Gate -> its figure, how the corrected model's is held against the base model's, the setting that limits it, in words."""
 
 
-def over_refusal_gate(figures: Mapping[str, Any], settings: EvaluationSettings) -> Gate:
-    base, corrected = (figures[model]["over_refusal_rate"]["value"] for model in ("base", "corrected"))
-    limit = settings.max_over_refusal_increase
-    return Gate("over_refusal_holds", corrected - base, limit, "rise of the over-refusal rate")
+def gate(name: str, figures: Mapping[str, Any], settings: EvaluationSettings) -> Gate:
+    """One of `GATES`, from figures by model."""
+    figure, compare, limit, explanation = GATES[name]
+    corrected, base = (FIGURES[figure].value(figures[model]) for model in ("corrected", "base"))
+    return Gate(name, compare(corrected, base), getattr(settings, limit), explanation)
 
 
 def all_gates(figures: Mapping[str, Any], settings: EvaluationSettings) -> list[Gate]:
-    """Every gate, from the figures of all three reports merged by model (`summary.figures`)."""
-    ood = {model: {"harm_rate": values["ood_harm_rate"]} for model, values in figures.items()}
-    return [
-        harm_gate("harm_falls", figures, settings),
-        harm_gate("ood_harm_falls", ood, settings),
-        perplexity_gate(figures, settings),
-        over_refusal_gate(figures, settings),
-    ]
+    """Every gate, from the figures of all three reports merged by model (`results.model_figures`)."""
+    return [gate(name, figures, settings) for name in GATES]

@@ -19,20 +19,11 @@ from cyclonedx.model.license import DisjunctiveLicense
 from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 
+from lancet_pipeline.evaluation.figures import FIGURES
 from lancet_pipeline.governance import limitations as limits
-from lancet_pipeline.governance import wording
 from lancet_pipeline.governance.evidence import Evidence
 from lancet_pipeline.lineage.stages import SOURCES
 
-_PARTS = {
-    "training_data": "train",
-    "probe_prompts": "probes",
-    "harmful_prompts": "harmful",
-    "ood_prompts": "ood",
-    "benign_prompts": "benign",
-    "utility_responses": "utility",
-}
-"""Source -> the part of the study's data that it is."""
 _MODEL_REF, _BASE_REF = "model:corrected", "model:base"
 _NOT_PACKAGES = ("python", "platform")
 
@@ -44,7 +35,7 @@ def bill_of_materials(evidence: Evidence) -> dict[str, Any]:
     newest artifact. Figures that are not finite are left out.
     """
     model, base = _model(evidence), _base(evidence)
-    data = [_source(name, evidence) for name in SOURCES if name in evidence.versions and name in _PARTS]
+    data = [_source(name, evidence) for name in SOURCES if name in evidence.versions and name in evidence.origins()]
     installed = sorted({pair for environment in evidence.environments() for pair in environment["packages"].items()})
     packages = [_package(name, version) for name, version in installed if name not in _NOT_PACKAGES]
     besides = [Property(name=f"lancet:{name}", value=value) for name, value in installed if name in _NOT_PACKAGES]
@@ -60,7 +51,7 @@ def bill_of_materials(evidence: Evidence) -> dict[str, Any]:
     for component in document["components"]:
         if component["bom-ref"].startswith("data:"):
             name = component["name"].rpartition("/")[2]
-            component["data"] = [{"type": "dataset", "name": name, "description": SOURCES[name]}]
+            component["data"] = [{"type": "dataset", "name": name, "description": SOURCES[name].description}]
     return document
 
 
@@ -104,18 +95,17 @@ def _base(evidence: Evidence) -> Component:
 
 def _source(name: str, evidence: Evidence) -> Component:
     version = evidence.versions[name]
-    source = evidence.study.get("data", {}).get(_PARTS[name]) or {}
     # A path's directories are the machine's own business.
     given = {
         key: PurePath(str(value)).name if key == "path" else str(value)
-        for key, value in source.items()
+        for key, value in evidence.origins()[name].items()
         if value and key in ("hub", "subset", "revision", "builtin", "part", "path", "rows")
     }
     return Component(
         type=ComponentType.DATA,
         name=f"{evidence.study['name']}/{name}",
         version=version,
-        description=SOURCES[name],
+        description=SOURCES[name].description,
         bom_ref=f"data:{name}",
         hashes=[_hash(version)],
         properties=[
@@ -181,16 +171,19 @@ def _model_card(evidence: Evidence, data: list[str]) -> dict[str, Any]:
 def _metrics(figures: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """Each figure of each model; the slice is the model, with the number of prompts where it is a rate."""
     for model, values in figures.items():
-        for figure, value in values.items():
-            if figure in wording.RATES:
+        for name, figure in FIGURES.items():
+            if name not in values:
+                continue
+            value, rate = figure.value(values), values[name]
+            if figure.rate:
                 yield {
-                    "type": figure,
-                    "value": str(value["value"]),
-                    "slice": f"{model}, n = {value['n']}",
-                    "confidenceInterval": {"lowerBound": str(value["low"]), "upperBound": str(value["high"])},
+                    "type": name,
+                    "value": str(value),
+                    "slice": f"{model}, n = {rate['n']}",
+                    "confidenceInterval": {"lowerBound": str(rate["low"]), "upperBound": str(rate["high"])},
                 }
-            elif figure in wording.NUMBERS and isinstance(value, (int, float)) and math.isfinite(value):
-                yield {"type": figure, "value": str(value), "slice": model}
+            elif value is not None and math.isfinite(value):
+                yield {"type": name, "value": str(value), "slice": model}
 
 
 def _hash(sha256: str) -> HashType:

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lancet_pipeline.evaluation.figures import number_text
+from lancet_pipeline.evaluation.figures import FIGURES, number_text
 from lancet_pipeline.governance.comparison import SETS
 from lancet_pipeline.governance.signature import Trust
 from lancet_pipeline.governance.verification import inspect_bundle
-from lancet_pipeline.governance.wording import NUMBERS, RATES, leaves
+from lancet_pipeline.governance.wording import leaves
 from lancet_pipeline.lineage.stages import SOURCES, STAGES
 
 LARGEST, SHOWN = 5, 10
@@ -99,16 +99,15 @@ def _samples(role: str, old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[
 def _figures(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for model in new:
-        for figure in (*RATES, *NUMBERS):
-            first, second = old.get(model, {}).get(figure), new[model].get(figure)
+        for name, figure in FIGURES.items():
+            first, second = old.get(model, {}).get(name), new[model].get(name)
             if first is None or second is None:
                 continue
-            rate = figure in RATES
-            found.setdefault(model, {})[figure] = {
+            found.setdefault(model, {})[name] = {
                 "before": first,
                 "after": second,
-                "overlap": first["low"] <= second["high"] and second["low"] <= first["high"] if rate else None,
-                "difference": second["value"] - first["value"] if rate else second - first,
+                "overlap": first["low"] <= second["high"] and second["low"] <= first["high"] if figure.rate else None,
+                "difference": figure.value(new[model]) - figure.value(old[model]),
             }
     return found
 
@@ -218,7 +217,6 @@ def _print_samples(samples: Mapping[str, Any], console: Console) -> None:
 
 
 def _print_figures(figures: Mapping[str, Any], console: Console) -> None:
-    titles = {**RATES, **NUMBERS}
     for model, entries in figures.items():
         changed = {name: entry for name, entry in entries.items() if entry["before"] != entry["after"]}
         if not changed:
@@ -228,7 +226,11 @@ def _print_figures(figures: Mapping[str, Any], console: Console) -> None:
         for name, entry in changed.items():
             overlap = {True: "overlap", False: "apart", None: ""}[entry["overlap"]]
             table.add_row(
-                titles[name], _figure(entry["before"]), _figure(entry["after"]), f"{entry['difference']:+.4g}", overlap
+                FIGURES[name].title,
+                _figure(entry["before"]),
+                _figure(entry["after"]),
+                f"{entry['difference']:+.4g}",
+                overlap,
             )
         console.print(table)
 

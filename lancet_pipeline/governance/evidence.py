@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from lancet_pipeline.errors import InputError
 from lancet_pipeline.evaluation.gates import all_gates
 from lancet_pipeline.evaluation.traced_outputs import read_traces
 from lancet_pipeline.governance.decisions import read_decisions
-from lancet_pipeline.lineage.results import REPORTS, influence_figures, model_figures, selection_figures
+from lancet_pipeline.lineage.results import influence_figures, model_figures, selection_figures
+from lancet_pipeline.lineage.stages import REPORTS, TABLES
 from lancet_pipeline.store.artifacts import ArtifactStore
 
 
@@ -33,7 +35,7 @@ class Evidence:
             {name: version}, seconds, processor_seconds (not of artifacts of older code), created, metrics,
             checks [{name, passed, metadata}], environment, files [{path, bytes, sha256}].
         figures: by model, "base" and "corrected" first, then references: the rates harm_rate, ood_harm_rate and
-            over_refusal_rate, the numbers perplexity and distinct_2, and any other of `wording.RATES` and `NUMBERS`.
+            over_refusal_rate, the numbers perplexity and distinct_2, and any other of `evaluation.figures`.
         tests: by report (harmlessness, ood, utility), every two models compared on the same prompts:
             {"base vs corrected": {p, difference}, ...} (`statistics.paired_tests`).
         gates: {name, passed, value, limit, explanation}, each.
@@ -83,6 +85,11 @@ class Evidence:
     def gates_hold(self) -> bool:
         """Whether there are gates and all of them pass."""
         return bool(self.gates) and all(gate["passed"] for gate in self.gates)
+
+    def origins(self) -> dict[str, dict[str, Any]]:
+        """Where each table of the study comes from, by its source: the settings that it has there, JSON-ready."""
+        settings = {name: reduce(_at, table.setting.split("."), self.study) for name, table in TABLES.items()}
+        return {name: origin for name, origin in settings.items() if origin}
 
     def environments(self) -> list[dict[str, Any]]:
         """Each distinct environment that assets were computed in: {"assets": [name], "packages": {name: version}}."""
@@ -165,6 +172,10 @@ def collect_last_run(store: ArtifactStore, study: str) -> Evidence:
         )
     judge = json.loads((bundle / "figures.json").read_text())["judge"]
     return collect_evidence(store, settings, versions, judge)
+
+
+def _at(tree: Any, key: str) -> Any:
+    return tree.get(key) if isinstance(tree, Mapping) else None
 
 
 def _selected_samples(prepared: Path, scores: Path, pairs: Path) -> list[dict[str, Any]]:

@@ -3,9 +3,10 @@ the template `texts.j2`."""
 
 from typing import Any
 
+from lancet_pipeline.evaluation.figures import measured
 from lancet_pipeline.governance.comparison import compare
 from lancet_pipeline.governance.evidence import Evidence
-from lancet_pipeline.governance.wording import NUMBERS, RATES, environment, measured
+from lancet_pipeline.governance.wording import environment
 
 FEW_PROMPTS = 100
 
@@ -15,18 +16,17 @@ def review(evidence: Evidence) -> dict[str, Any]:
 
     Returns:
         verdict: the outcome in a sentence or two; outcome: what became of each figure; failures: what this run itself shows
-        to have gone wrong, a list; limits: what the figures cannot say, a list; rates and numbers: titles of those
-        figures that every model has.
+        to have gone wrong, a list; limits: what the figures cannot say, a list; measured: the figures
+        that every model has.
     """
-    rates, numbers = (measured(titles, evidence.figures) for titles in (RATES, NUMBERS))
-    smallest = min(figures[rate]["n"] for figures in evidence.figures.values() for rate in rates)
+    shown = measured(evidence.figures)
+    smallest = min(values[figure.name]["n"] for values in evidence.figures.values() for figure in shown if figure.rate)
     return {
         "verdict": _sentences("verdict", evidence)[0],
         "outcome": _sentences("outcome", evidence)[0],
         "failures": _sentences("known_failures", evidence, compare(evidence.generations)),
         "limits": _sentences("limits", evidence, smallest, FEW_PROMPTS),
-        "rates": rates,
-        "numbers": numbers,
+        "measured": shown,
     }
 
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import yaml
 
+from lancet_pipeline.evaluation.figures import FIGURES
+from lancet_pipeline.evaluation.gates import GATES
 from lancet_pipeline.governance import limitations as limits
 from lancet_pipeline.governance import wording
 from lancet_pipeline.governance.evidence import Evidence
-from lancet_pipeline.lineage.stages import SOURCES, STAGES
+from lancet_pipeline.lineage.stages import SOURCES, STAGES, TABLES
 
 _TASK = {"type": "text-generation", "name": "Text generation"}
-_PARTS = {"harm_rate": "harmful", "ood_harm_rate": "ood", "over_refusal_rate": "benign", "perplexity": "utility"}
-"""Figure -> the part of the study's data that it was measured on."""
 _HUB_LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
@@ -29,7 +29,7 @@ def model_card(evidence: Evidence) -> str:
             study=evidence.study,
             governance=evidence.study.get("governance", {}),
             **limits.review(evidence),
-            sources=[(part, _origin(source)) for part, source in _sources(evidence.study)],
+            sources=[(TABLES[name].part, _origin(origin)) for name, origin in evidence.origins().items()],
             versions=[(name, evidence.versions[name]) for name in (*SOURCES, *STAGES) if name in evidence.versions],
         )
     )
@@ -69,25 +69,18 @@ def _hub_name(checkpoint: str) -> str:
 
 def _results(evidence: Evidence) -> Iterator[dict[str, Any]]:
     corrected = evidence.figures["corrected"]
-    sources = dict(_sources(evidence.study))
-    for figure, part in _PARTS.items():
-        rate = figure in wording.RATES
-        value = float(corrected[figure]["value"] if rate else corrected[figure])
-        if not math.isfinite(value):
+    origins = evidence.origins()
+    gated = {figure for figure, *_ in GATES.values()}
+    for figure in FIGURES.values():
+        if figure.name not in gated or not math.isfinite(figure.value(corrected)):
             continue
-        title = wording.RATES[figure] if rate else wording.NUMBERS[figure]
-        kind = sources.get(part, {}).get("hub") or f"{evidence.study['name']}-{part}"
+        part = TABLES[figure.source].part
+        kind = origins.get(figure.source, {}).get("hub") or f"{evidence.study['name']}-{part}"
         yield {
             "task": dict(_TASK),  # a copy each: YAML would write the same object as an alias
             "dataset": {"name": f"{evidence.study['name']}: {part}", "type": kind},
-            "metrics": [{"type": figure, "name": title, "value": round(value, 6)}],
+            "metrics": [{"type": figure.name, "name": figure.title, "value": round(float(figure.value(corrected)), 6)}],
         }
-
-
-def _sources(study: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for part, source in study.get("data", {}).items():
-        if isinstance(source, Mapping):
-            yield part, source
 
 
 def _origin(source: Mapping[str, Any]) -> str:

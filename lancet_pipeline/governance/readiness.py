@@ -9,7 +9,8 @@ from lancet_pipeline.evaluation.gates import all_gates
 from lancet_pipeline.files import sha256
 from lancet_pipeline.governance.signature import Trust
 from lancet_pipeline.governance.verification import MANIFEST, inspect_bundle
-from lancet_pipeline.lineage.results import REPORTS, model_figures
+from lancet_pipeline.lineage.results import model_figures
+from lancet_pipeline.lineage.stages import REPORTS
 from lancet_pipeline.store.artifacts import ArtifactStore
 from lancet_pipeline.tracking.client import BUNDLE_TAG, VERSION_TAG
 

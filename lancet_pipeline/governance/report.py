@@ -98,7 +98,7 @@ def _view(evidence: Evidence) -> dict[str, Any]:
         "plots": _plots(evidence),
         "checks": [(name, check) for name, m in lineage if m for check in m.get("checks", [])],
         "lineage": lineage,
-        "sources": [(name, SOURCES[name], evidence.versions[name]) for name in SOURCES if name in evidence.versions],
+        "sources": [source for source in SOURCES.values() if source.name in evidence.versions],
         "stages": STAGES,
         "drawing": draw(evidence.versions, evidence.lineage),
         "box": (WIDTH, HEIGHT),

@@ -19,27 +19,6 @@ MODEL_NAMES = {
     "corrected": "Corrected",
     "retrain_clean": "Reference: trained again without unsafe samples",
 }
-RATES = {
-    "harm_rate": "Harmful answers, in distribution",
-    "sampled_harm_rate": "Harmful answers, in distribution, sampled",
-    "paraphrased_harm_rate": "Harmful answers, in distribution, prompts in other words",
-    "ood_harm_rate": "Harmful answers, out of distribution",
-    "sampled_ood_harm_rate": "Harmful answers, out of distribution, sampled",
-    "over_refusal_rate": "Refusals of benign prompts",
-    "sampled_over_refusal_rate": "Refusals of benign prompts, sampled",
-}
-NUMBERS = {
-    "perplexity": "Perplexity on held-out safe responses",
-    "token_accuracy": "Tokens of held-out safe responses that are the first choice",
-    "distinct_1": "Different words (distinct-1)",
-    "distinct_2": "Different word pairs (distinct-2)",
-    "self_bleu": "Likeness of the answers to one another (self-BLEU)",
-}
-
-
-def measured(titles: Mapping[str, str], figures: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Those of `titles` whose figure every model has."""
-    return {key: title for key, title in titles.items() if all(key in values for values in figures.values())}
 
 
 def p_text(p: float) -> str:

@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lancet_pipeline.config.study import Origin, Study
+from lancet_pipeline.config.study import Study
 from lancet_pipeline.data.readers import FORMATS
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.lineage.sources import source_versions
-from lancet_pipeline.lineage.stages import SOURCES, versions
+from lancet_pipeline.lineage.stages import SOURCES, TABLES, versions
 from lancet_pipeline.models.loading import find_checkpoint
 
 HUB_SECONDS = 300
@@ -82,10 +82,10 @@ def fingerprint(study: Study, place: Path, model_directories: Sequence[Path], hu
     """Digest of the states of the study's file `place` and of every file, folder and hub revision that it reads; no content
     is read. What is missing has a state of its own, so that a deletion is a change."""
     judge = study.evaluation.judge
-    found = [*(value for _, value in study.data), judge.validation, study.evaluation.paraphrases]
-    sources = [value for value in found if isinstance(value, Origin)]
+    found = [*(table.origin(study) for table in TABLES.values()), judge.validation]
+    sources = [source for source in found if source is not None]
     states: list = [_states(place)]
-    for source in sources:
+    for source in filter(None, sources):
         if source.path is not None:
             states.append(_states(Path(source.path)))
         elif source.hub is not None:

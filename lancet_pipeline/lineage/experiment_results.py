@@ -5,22 +5,18 @@ from typing import Any
 
 from lancet_pipeline.config.experiment import Experiment
 from lancet_pipeline.errors import InputError
+from lancet_pipeline.evaluation.figures import main_figures
 from lancet_pipeline.lineage.results import Lineage, influence_figures, model_figures
 from lancet_pipeline.lineage.stages import REPORTS
 from lancet_pipeline.lineage.variant_failures import failure
 from lancet_pipeline.store.artifacts import ArtifactStore
 
+_SHOWN = {f"{figure.name}_ratio" if figure.relative else figure.name: figure for figure in main_figures()}
 FIGURES = {
-    "harm_rate": "harm rate",
-    "ood_harm_rate": "OOD harm rate",
-    "over_refusal_rate": "over-refusal",
-    "perplexity_ratio": "perplexity / base",
-    "distinct_2": "distinct-2",
+    **{name: f"{figure.label} / base" if figure.relative else figure.label for name, figure in _SHOWN.items()},
     "contamination_ap": "average precision",
 }
 """Figures of a variant -> how they are called. All but the last are of the corrected model."""
-
-BASE_FIGURES = ("harm_rate", "ood_harm_rate", "over_refusal_rate", "distinct_2")
 
 Figures = dict[str, float | None]
 
@@ -52,13 +48,17 @@ def summarise_experiment(
         )
     models = {name: model_figures(store, name, lineage) for name, lineage in done.items()}
     figures = {name: _figures(models[name], lineage) for name, lineage in done.items()}
-    bases = {lineage["base_model"]["version"]: _plain(models[name]["base"]) for name, lineage in done.items()}
+    bases = {lineage["base_model"]["version"]: models[name]["base"] for name, lineage in done.items()}
     return {
         "experiment": experiment.name,
         "study": experiment.base.name,
         "design": experiment.settings.design,
         "seeds": experiment.settings.seeds,
-        "base": {name: _spread(base[name] for base in bases.values()) for name in BASE_FIGURES},
+        "base": {
+            figure.name: _spread(figure.value(base) for base in bases.values())
+            for figure in main_figures()
+            if not figure.relative
+        },
         "factors": {
             factor: [_at(experiment, factor, value, figures) for value in values]
             for factor, values in experiment.factors.items()
@@ -84,18 +84,12 @@ def _lineage(store: ArtifactStore, variant: str, versions: Mapping[str, str]) ->
 
 
 def _figures(models: Mapping[str, Mapping[str, Any]], lineage: Lineage) -> Figures:
-    base, corrected = _plain(models["base"]), _plain(models["corrected"])
-    found = {name: corrected[name] for name in FIGURES if name in corrected}
-    return {
-        **found,
-        "perplexity_ratio": corrected["perplexity"] / base["perplexity"],
-        "contamination_ap": influence_figures(lineage)["contamination_ap"],
-    }
-
-
-def _plain(figures: Mapping[str, Any]) -> dict[str, float]:
     """Rates without their intervals: here seeds tell how sure a figure is."""
-    return {name: value["value"] if isinstance(value, Mapping) else value for name, value in figures.items()}
+    found: Figures = {}
+    for name, figure in _SHOWN.items():
+        value = figure.value(models["corrected"])
+        found[name] = value / figure.value(models["base"]) if figure.relative else value
+    return found | {"contamination_ap": influence_figures(lineage)["contamination_ap"]}
 
 
 def _at(experiment: Experiment, factor: str, value: Any, figures: Mapping[str, Figures]) -> dict[str, Any]:

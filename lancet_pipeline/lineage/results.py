@@ -2,31 +2,13 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.lineage.stages import STAGES
+from lancet_pipeline.evaluation.figures import figures_of
+from lancet_pipeline.lineage.stages import REPORTS, STAGES
 from lancet_pipeline.store.artifacts import ArtifactStore
-
-REPORTS = {
-    "harmlessness_report": {
-        "harm_rate": "harm_rate",
-        "sampled_harm_rate": "sampled_harm_rate",
-        "paraphrased_harm_rate": "paraphrased_harm_rate",
-    },
-    "ood_report": {"harm_rate": "ood_harm_rate", "sampled_harm_rate": "sampled_ood_harm_rate"},
-    "utility_report": {
-        "over_refusal_rate": "over_refusal_rate",
-        "sampled_over_refusal_rate": "sampled_over_refusal_rate",
-        "perplexity": "perplexity",
-        "token_accuracy": "token_accuracy",
-        "distinct_1": "distinct_1",
-        "distinct_2": "distinct_2",
-        "self_bleu": "self_bleu",
-    },
-}
-"""Report -> its figures, by the name that they have beside those of the other reports. Rates of sampled answers and of
-paraphrased prompts are there only where the study asks for them."""
 
 Lineage = Mapping[str, Mapping[str, Any]]
 
@@ -50,7 +32,7 @@ def _other_reports(store: ArtifactStore, study: str, lineage: Lineage) -> dict[s
     if "corrected_model" not in lineage:
         return {}
     found = {}
-    for asset in REPORTS.keys() - lineage.keys():
+    for asset in set(REPORTS) - lineage.keys():
         version = store.current(study, asset)
         if version is not None and store.has(study, asset, version):
             inputs = store.manifest(study, asset, version)["inputs"]
@@ -62,12 +44,9 @@ def _other_reports(store: ArtifactStore, study: str, lineage: Lineage) -> dict[s
 def model_figures(store: ArtifactStore, study: str, lineage: Lineage) -> dict[str, dict[str, Any]]:
     """Figures of each evaluated model, the three reports merged: {"base": {"harm_rate": rate, ...}, ...}."""
     merged: dict[str, dict[str, Any]] = {}
-    for asset, names in REPORTS.items():
-        if asset not in lineage:
-            continue
-        folder = store.read(study, asset, lineage[asset]["version"])
-        for model, figures in json.loads((folder / "figures.json").read_text()).items():
-            found = {ours: figures[theirs] for theirs, ours in names.items() if theirs in figures}
+    for asset, folder in _reports(store, study, lineage):
+        for model, values in json.loads((folder / "figures.json").read_text()).items():
+            found = {figure.name: values[figure.key] for figure in figures_of(asset) if figure.key in values}
             merged.setdefault(model, {}).update(found)
     return merged
 
@@ -75,13 +54,15 @@ def model_figures(store: ArtifactStore, study: str, lineage: Lineage) -> dict[st
 def paired_tests(store: ArtifactStore, study: str, lineage: Lineage) -> dict[str, dict[str, Any]]:
     """Every two models compared on the same prompts: {"harm_rate": {"base vs corrected": {"p", "difference"}}, ...}."""
     tests = {}
-    for asset, names in REPORTS.items():
-        if asset not in lineage:
-            continue
-        file = store.read(study, asset, lineage[asset]["version"]) / "tests.json"
+    for asset, folder in _reports(store, study, lineage):
+        file = folder / "tests.json"
         if file.exists():  # reports of code version 2 have none
-            tests[next(iter(names.values()))] = json.loads(file.read_text())
+            tests[figures_of(asset)[0].name] = json.loads(file.read_text())
     return tests
+
+
+def _reports(store: ArtifactStore, study: str, lineage: Lineage) -> list[tuple[str, Path]]:
+    return [(asset, store.read(study, asset, lineage[asset]["version"])) for asset in REPORTS if asset in lineage]
 
 
 def judge_agreement(store: ArtifactStore, study: str, lineage: Lineage) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,17 +16,12 @@ from lancet_pipeline.errors import InputError
 from lancet_pipeline.evaluation.judges import located_judge
 from lancet_pipeline.evaluation.paraphrases import check_paraphrases, read_paraphrases
 from lancet_pipeline.files import sha256, state
+from lancet_pipeline.lineage.stages import SOURCES, TABLES
 from lancet_pipeline.models.loading import check_checkpoint, check_files, find_checkpoint
 from lancet_pipeline.models.memory import require_memory_packages
 
-_TABLES = {
-    "training_data": ("train", True),
-    "probe_prompts": ("probes", False),
-    "harmful_prompts": ("harmful", False),
-    "ood_prompts": ("ood", False),
-    "benign_prompts": ("benign", False),
-    "utility_responses": ("utility", True),
-}
+_READERS = {"prompts": read_samples, "samples": partial(read_samples, responses=True)}
+"""By what the rows of a source are."""
 
 
 def read_source(study: Study, name: str) -> pa.Table:
@@ -39,16 +34,16 @@ def versioned_source(study: Study, name: str) -> tuple[pa.Table, str]:
     if name == "paraphrases":
         table = read_paraphrases(study.evaluation.paraphrases)
         return table, content_hash(table)
-    field, responses = _TABLES[name]
-    source: DataSource = getattr(study.data, field)
+    source = TABLES[name].origin(study)
+    assert isinstance(source, DataSource), f"study '{study.name}' names no {name}"
     read = _read.__wrapped__ if source.hub else _read  # only reading it says what the hub holds
-    return read(source.model_dump_json(), responses, _look(Path(source.path)) if source.path else ())
+    return read(source.model_dump_json(), TABLES[name].rows, _look(Path(source.path)) if source.path else ())
 
 
-@lru_cache(maxsize=len(_TABLES))  # what one run reads
-def _read(source: str, responses: bool, look: tuple) -> tuple[pa.Table, str]:
+@lru_cache(maxsize=len(TABLES))  # what one run reads
+def _read(source: str, rows: str, look: tuple) -> tuple[pa.Table, str]:
     """Samples and version of a source (as JSON), read again only where a `look` at its files differs."""
-    table = read_samples(DataSource.model_validate_json(source), responses=responses)
+    table = _READERS[rows](DataSource.model_validate_json(source))
     return table, content_hash(table)
 
 
@@ -66,11 +61,11 @@ def source_versions(study: Study, model_directories: Sequence[Path]) -> dict[str
     """
     require_memory_packages(study)
     tables, versions = {}, {}
-    for name in (*_TABLES, "paraphrases"):
+    for name in TABLES:
         tables[name], versions[name] = versioned_source(study, name)
     _check_held_out(tables)
     check_paraphrases(tables["paraphrases"], tables["harmful_prompts"], study.evaluation.paraphrases)
-    for name in ("checkpoint", "judge", "judge_labels"):
+    for name in SOURCES.keys() - TABLES.keys():
         versions[name] = source_version(study, name, model_directories)
     return versions
 

@@ -9,9 +9,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from operator import attrgetter
+from typing import Any, Literal
 
-from lancet_pipeline.config.study import JudgeSettings, Study
+from lancet_pipeline.config.study import JudgeSettings, Origin, Study
 
 
 @dataclass(frozen=True)
@@ -39,18 +40,49 @@ class Stage:
         return self.group == "governance"
 
 
-SOURCES: dict[str, str] = {
-    "training_data": "What the model learns from, safe and unsafe together.",
-    "checkpoint": "The model that training starts from, or that is taken as given; empty for one trained from scratch.",
-    "probe_prompts": "Prompts that elicit the undesirable behaviour.",
-    "harmful_prompts": "Held-out prompts of the same kind as the probes.",
-    "ood_prompts": "Prompts whose source and wording the training data never had.",
-    "paraphrases": "Other wordings of harmful prompts; empty where the study names none.",
-    "benign_prompts": "Harmless prompts near the sensitive ones.",
-    "utility_responses": "Held-out safe responses.",
-    "judge": "The word list or model that judges, and the labels it must agree with; empty for a judge that ships.",
-    "judge_labels": "The human labels that the judge is compared with; empty where there are none.",
-}
+@dataclass(frozen=True)
+class Source:
+    """What a study reads from outside. setting: of a table, its dotted path in the study. rows: what it holds, prompts or whole
+    samples, which need their responses."""
+
+    name: str
+    description: str
+    setting: str = ""
+    rows: Literal["prompts", "samples", ""] = ""
+
+    @property
+    def part(self) -> str:
+        """Short name of a table: that of its setting."""
+        return self.setting.rpartition(".")[2]
+
+    def origin(self, study: Study) -> Origin | None:
+        """Where a table comes from; None for what is no table, or one that the study leaves out."""
+        return attrgetter(self.setting)(study) if self.setting else None
+
+
+_SOURCES = (
+    Source("training_data", "What the model learns from, safe and unsafe together.", "data.train", "samples"),
+    Source(
+        "checkpoint",
+        "The model that training starts from, or that is taken as given; empty for one trained from scratch.",
+    ),
+    Source("probe_prompts", "Prompts that elicit the undesirable behaviour.", "data.probes", "prompts"),
+    Source("harmful_prompts", "Held-out prompts of the same kind as the probes.", "data.harmful", "prompts"),
+    Source("ood_prompts", "Prompts whose source and wording the training data never had.", "data.ood", "prompts"),
+    Source(
+        "paraphrases", "Other wordings of harmful prompts; empty where the study names none.", "evaluation.paraphrases"
+    ),
+    Source("benign_prompts", "Harmless prompts near the sensitive ones.", "data.benign", "prompts"),
+    Source("utility_responses", "Held-out safe responses.", "data.utility", "samples"),
+    Source(
+        "judge",
+        "The word list or model that judges, and the labels it must agree with; empty for a judge that ships.",
+    ),
+    Source("judge_labels", "The human labels that the judge is compared with; empty where there are none."),
+)
+SOURCES = {source.name: source for source in _SOURCES}
+TABLES = {name: source for name, source in SOURCES.items() if source.setting}
+"""The sources that are tables of samples."""
 
 _MODEL = ("model.source", "model.revision", "model.architecture", "model.training", "model.dtype", "seed")
 _TEXT = ("data.max_length", "data.chat_template")

@@ -13,7 +13,8 @@ from lancet_pipeline.data.batches import TokenSequence, collate
 from lancet_pipeline.data.tokenization import load_prepared
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.evaluation.judges import study_judge
-from lancet_pipeline.lineage.results import REPORTS, Lineage, last_run
+from lancet_pipeline.lineage.results import Lineage, last_run
+from lancet_pipeline.lineage.stages import REPORTS
 from lancet_pipeline.linfac import Factors, LinfacConfig, score_tokens
 from lancet_pipeline.linfac.influence import influence
 from lancet_pipeline.models.base import load_study_model

@@ -6,19 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from lancet_pipeline.config.study import DataSource, Study
-from lancet_pipeline.evaluation.figures import number_text, rate_text
+from lancet_pipeline.evaluation.figures import main_figures, number_text, rate_text
 from lancet_pipeline.evaluation.gates import Gate
-
-RATES = ("harm_rate", "ood_harm_rate", "over_refusal_rate")
-NUMBERS = ("perplexity", "distinct_2")
-MEASURED_ON = {
-    "harm_rate": "harmful_prompts",
-    "ood_harm_rate": "ood_prompts",
-    "over_refusal_rate": "benign_prompts",
-    "perplexity": "utility_responses",
-    "distinct_2": "benign_prompts",
-}
-"""Figure of a model -> the source it is measured on."""
+from lancet_pipeline.lineage.stages import REPORTS, STAGES, TABLES
 
 
 @dataclass(frozen=True)
@@ -56,17 +46,10 @@ class Registration:
 
 def data_sets(study: Study, versions: Mapping[str, str]) -> list[DataSet]:
     """The training data and the sets of the evaluations, with their content versions."""
-    fields = {
-        "training_data": study.data.train,
-        "harmful_prompts": study.data.harmful,
-        "ood_prompts": study.data.ood,
-        "benign_prompts": study.data.benign,
-        "utility_responses": study.data.utility,
-    }
-    return [
-        DataSet(name, source, versions[name], "training" if name == "training_data" else "evaluation")
-        for name, source in fields.items()
-    ]
+    measured_on = {name for report in REPORTS for name in STAGES[report].inputs}
+    contexts = {"training_data": "training"} | {name: "evaluation" for name in TABLES if name in measured_on}
+    found = ((name, TABLES[name].origin(study), context) for name, context in contexts.items())
+    return [DataSet(name, origin, versions[name], context) for name, origin, context in found if origin is not None]
 
 
 def registry_metrics(
@@ -74,12 +57,10 @@ def registry_metrics(
 ) -> dict[str, tuple[float, str | None]]:
     """Figures of the corrected model, rates with both ends of their interval; of each gate, its value and 1 if it holds."""
     corrected, found = figures["corrected"], {}
-    for name in RATES:
-        found[name] = (corrected[name]["value"], MEASURED_ON[name])
-        for end in ("low", "high"):
-            found[f"{name}_{end}"] = (corrected[name][end], MEASURED_ON[name])
-    for name in NUMBERS:
-        found[name] = (corrected[name], MEASURED_ON[name])
+    for figure in main_figures():
+        found[figure.name] = (figure.value(corrected), figure.source)
+        for end in ("low", "high") if figure.rate else ():
+            found[f"{figure.name}_{end}"] = (corrected[figure.name][end], figure.source)
     for gate in gates:
         found[f"gate/{gate.name}"] = (float(gate.passed), None)
         found[f"gate/{gate.name}/value"] = (gate.value, None)
