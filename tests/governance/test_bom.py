@@ -41,7 +41,7 @@ def test_data_carry_their_content_version_and_the_model_names_them(document: dic
     data = {c["bom-ref"]: c for c in document["components"] if c["type"] == "data"}
     named = document["metadata"]["component"]["modelCard"]["modelParameters"]["datasets"]
     assert {entry["ref"] for entry in named} == data.keys()
-    assert len(data) == 6
+    assert len(data) == 7
     train = data["data:training_data"]
     assert train["hashes"] == [{"alg": "SHA-256", "content": evidence.versions["training_data"]}]
     assert train["data"][0]["type"] == "dataset"
