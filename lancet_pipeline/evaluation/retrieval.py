@@ -1,5 +1,6 @@
 """How well influence finds the samples that are known to be harmful. Labels are used for this figure, never for the selection."""
 
+import numpy as np
 import pyarrow as pa
 
 from lancet_pipeline import plots
@@ -15,6 +16,6 @@ def retrieval(samples: pa.Table, scored: pa.Table) -> tuple[dict[str, float], di
     if not any(harmful) or all(harmful):
         return {}, {}
     scores = [row["score"] for row in known]
-    precision = average_precision(scores, harmful)
+    precision = average_precision(np.array(scores), np.array(harmful))
     figures = {"contamination_ap": precision, "contamination_base_rate": sum(harmful) / len(harmful)}
     return figures, {"precision_recall": plots.precision_recall(scores, harmful, precision)}

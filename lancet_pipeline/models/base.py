@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
-import torch
 
 from lancet_pipeline.config.study import Study
 from lancet_pipeline.data.batches import TokenSequence
@@ -73,7 +72,7 @@ def build_base_model(
         assert settings.architecture is not None
         model = new_model(settings.architecture, tokenizer, study.data.max_length, study.seed)
         if distributed.first():
-            model.to(torch.device(runtime.device))  # in place
+            cast(Any, model).to(runtime.device)  # in place
     if settings.training is None:
         distributed.shard(model)
         return model, tokenizer, []
