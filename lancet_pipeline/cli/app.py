@@ -72,11 +72,11 @@ def plan(
     settings = load_study(find_study(study, where.study_directories))
     expected = expect(settings, machine, where.model_directories, samples=samples, parameters=parameters)
     if as_json:
-        print(json.dumps(expected.as_json(), indent=2))
+        print(json.dumps(expected, indent=2))
     else:
         from lancet_pipeline.cli.terminal import print_plan
 
-        print_plan(expected.as_json(), study)
+        print_plan(expected, study)
 
 
 @app.command()
