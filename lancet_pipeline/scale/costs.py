@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 from lancet_pipeline.config.study import Study
-from lancet_pipeline.lineage.stages import STAGES
+from lancet_pipeline.lineage.stages import REPORTS, STAGES
 from lancet_pipeline.linfac.damping import ELEMENTS
 from lancet_pipeline.linfac.influence import default_budget
 from lancet_pipeline.linfac.traces import QUERY_ELEMENTS
@@ -193,7 +193,8 @@ class Costs:
             moments = 2 * model.parameters if training.optimizer_states == "8bit" else 2 * weights
             trained += weights + moments + self.held(training.batch_size * longest, again=self.recomputed)
         matrix, passed = 4.0 * self.gradient, weights + self.held(study.compute.batch_tokens) + self.factor_bytes
-        queried = max(2 * matrix, 4.0 * ELEMENTS * (study.linfac.damping == "auto" and matrix > ELEMENTS / 8))
+        candidates = min(4.0 * ELEMENTS, 32 * matrix) if study.linfac.damping == "auto" else 0.0
+        queried = max(2 * matrix, candidates)  # more groups are scored in chunks that fit
         chunk = max(matrix, min(4.0 * QUERY_ELEMENTS, self.traced * matrix))
         of_step = (2 * correction.pairs_per_step + correction.retain_per_step) * longest
         corrected = (10 if correction.optimizer_states == "8bit" else 16) * self.adapters
@@ -214,11 +215,7 @@ class Costs:
             "audit_bundle": (0, table, 1.2e6 + 20 * data.samples),
             "registered_model": (0, LIBRARIES, weights),  # the registry's own copy
         }
-        for name, prompts in (
-            ("harmlessness_report", data.harmful),
-            ("ood_report", data.ood),
-            ("utility_report", data.benign),
-        ):
+        for name, prompts in zip(REPORTS, (data.harmful, data.ood, data.benign), strict=True):
             answers = prompts * self.models * (1 + study.evaluation.sampled)
             disk = 3e4 + answers * (ANSWER + study.evaluation.max_new_tokens)
             found[name] = (answered, LIBRARIES + answered + answers * ROW_BYTES, disk)
