@@ -1,54 +1,8 @@
-"""Configurations of the paper's models, as their config.json on the hub give them, in full or reduced to a size for a laptop."""
+"""Configurations of the paper's models, reduced to a size for a laptop."""
 
 from typing import Any
 
-CONFIGS: dict[str, dict[str, Any]] = {
-    "facebook/opt-2.7b": {
-        "model_type": "opt",
-        "vocab_size": 50272,
-        "hidden_size": 2560,
-        "word_embed_proj_dim": 2560,
-        "ffn_dim": 10240,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "max_position_embeddings": 2048,
-        "tie_word_embeddings": True,
-        "dropout": 0.1,
-        "attention_dropout": 0.0,
-    },
-    "meta-llama/Llama-2-7b-hf": {
-        "model_type": "llama",
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "max_position_embeddings": 4096,
-        "rms_norm_eps": 1e-5,
-        "tie_word_embeddings": False,
-    },
-    "meta-llama/Llama-3.1-8B": {
-        "model_type": "llama",
-        "vocab_size": 128256,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 131072,
-        "rms_norm_eps": 1e-5,
-        "tie_word_embeddings": False,
-        "rope_theta": 500000.0,
-        "rope_scaling": {
-            "rope_type": "llama3",
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        },
-    },
-}
+from lancet_pipeline.scale.decoder import CONFIGS
 
 
 def reduced(name: str, depth: int, width: int, vocabulary: int) -> dict[str, Any]:

@@ -7,9 +7,9 @@ architectures at full size with random weights, made on the device, and sequence
 study. Each part runs in a process of its own; what fails is recorded with the first line of its error, and what was measured before
 stays. The kernels of one scoring pass are written beside OUT, as OUT.PART.txt.
 
-Utilisation = operations / seconds / peak of the data sheet in dense bfloat16. Operations are those of docs/scaling.md: of scoring two
-forward passes and, for each unit, 2 T d_s d_a for the query and the cheaper form of the norm; of IBO 2.2 forward passes of a step's
-sequences with LoRA, 3 without. The bar for scoring is 0.35, in bfloat16.
+Utilisation = operations / seconds / peak of the data sheet in dense bfloat16. Operations are those of docs/scaling.md: of scoring a
+pass forward and backward to the activations and, for each unit, 2 T d_s d_a for the query and as much for the norm; of IBO the passes of
+its steps and looks. The bar for scoring is 0.35, in bfloat16.
 
 `--small` takes tiny shapes on any device, to see that the script works; its figures mean nothing.
 """
@@ -42,9 +42,9 @@ from lancet_pipeline.linfac import query_gradient, score_dataset
 from lancet_pipeline.linfac.influence import fit_study_factors
 from lancet_pipeline.models.loading import load_model, resolve_device
 from lancet_pipeline.models.runtime import Runtime
-from lancet_pipeline.scale.hardware import HARDWARE, UTILISATION
-from lancet_pipeline.scale.shapes import Shape, of_config
-from lancet_pipeline.scale.work import Counts, contraction, works
+from lancet_pipeline.scale.costs import Costs
+from lancet_pipeline.scale.decoder import Decoder
+from lancet_pipeline.scale.hardware import HARDWARE
 from lancet_pipeline.scale.workload import Workload, workload_of
 
 PEAKS = {"A100": "a100-80gb", "H100": "h100-80gb", "H200": "h100-80gb"}
@@ -135,9 +135,9 @@ def smollm2(home: Path, small: bool, table: Path) -> Iterator[tuple[str, Figures
     path = with_seed("demo", 0, home, TINY_DEMO) if small else str(PACKAGED_STUDIES / "compliance_smollm2.yaml")
     run = run_study(path, home, list(STAGES)[-1])
     seconds = {asset: run.manifest(asset)["seconds"] for asset in STAGES}
-    shape = of_config(json.loads((run.folder("base_model") / "config.json").read_text()))
-    counts = Counts(shape, workload_of(run.study, where.model_directories), run.study)
-    operations = {asset: work.flops for asset, work in works(counts).items()}
+    config = AutoConfig.from_pretrained(run.folder("base_model"))
+    data = workload_of(run.study, where.model_directories)
+    operations = {asset: work.flops for asset, work in Costs(run.study, data, Decoder(config)).work().items()}
     scoring = run.manifest("influence_scores")["metrics"]["scoring_seconds"]
     yield (
         "study",
@@ -152,7 +152,7 @@ def smollm2(home: Path, small: bool, table: Path) -> Iterator[tuple[str, Figures
     )
     _, sequences = load_prepared(run.folder("prepared_data"))
     model = load_model(run.folder("base_model"), dtype="bfloat16", device=device())
-    yield from measured(model, shape, sequences, run.study, small, table)
+    yield from measured(model, sequences, run.study, small, table)
 
 
 def of_model(part: str, small: bool, table: Path) -> Iterator[tuple[str, Figures]]:
@@ -166,21 +166,19 @@ def of_model(part: str, small: bool, table: Path) -> Iterator[tuple[str, Figures
     yield "model", {"parameters": sum(p.numel() for p in model.parameters()), "length": length, "sequences": number}
     tokens = np.random.default_rng(0).integers(3, config["vocab_size"], (number, length), dtype=np.int32)
     sequences = [TokenSequence(str(place), ids, length // 2) for place, ids in enumerate(tokens)]
-    yield from measured(
-        model, of_config(config), sequences, load_study(PACKAGED_STUDIES / f"{study}.yaml"), small, table
-    )
+    yield from measured(model, sequences, load_study(PACKAGED_STUDIES / f"{study}.yaml"), small, table)
 
 
 def measured(
-    model: PreTrainedModel, shape: Shape, sequences: list[TokenSequence], study: Study, small: bool, table: Path
+    model: PreTrainedModel, sequences: list[TokenSequence], study: Study, small: bool, table: Path
 ) -> Iterator[tuple[str, Figures]]:
     """Factors, query, scores and IBO of `model` on `sequences`, each with its seconds and peak memory."""
-    yield from influence(model, shape, sequences, study, table)  # what it holds is freed before IBO begins
+    yield from influence(model, sequences, study, table)  # what it holds is freed before IBO begins
     yield "ibo", ibo(model, sequences[: 4 * SEQUENCES], study, SMALL_STEPS if small else IBO_STEPS)
 
 
 def influence(
-    model: PreTrainedModel, shape: Shape, sequences: list[TokenSequence], study: Study, table: Path
+    model: PreTrainedModel, sequences: list[TokenSequence], study: Study, table: Path
 ) -> Iterator[tuple[str, Figures]]:
     runtime = Runtime.of(study, device())
     tokens = runtime.batch_tokens
@@ -191,7 +189,7 @@ def influence(
     yield "query", figures | {"sequences": QUERIES}
     score_dataset(model, sequences[:QUERIES], query, runtime)  # the first pass loads and tunes kernels
     _, figures = timed(lambda: score_dataset(model, sequences, query, runtime))
-    share = utilisation(scoring_operations(shape, sequences, study), figures["seconds"])
+    share = utilisation(scoring_operations(model, sequences, study), figures["seconds"])
     rate = len(sequences) / figures["seconds"]
     met = None if share is None else share >= BAR
     yield "scores", figures | {"sequences_a_second": rate, "utilisation": share, "bar": BAR, "met": met}
@@ -234,13 +232,13 @@ def ibo(model: PreTrainedModel, sequences: list[TokenSequence], study: Study, st
     }
 
 
-def scoring_operations(shape: Shape, sequences: list[TokenSequence], study: Study) -> float:
+def scoring_operations(model: PreTrainedModel, sequences: list[TokenSequence], study: Study) -> float:
     """Of one pass that scores `sequences` against one query."""
     tokens = float(np.mean([len(sequence) for sequence in sequences]))
     response = float(np.mean([len(sequence) - sequence.response_start for sequence in sequences]))
-    counts = Counts(shape, Workload(len(sequences), tokens, response, 0.5, 0, 0, 0, 0, 0, 0, ()), study)
-    forward = counts.forward(len(sequences), tokens, response, counts.packed(tokens))
-    return 2 * forward.flops + len(sequences) * contraction(counts, 1, tokens)
+    data = Workload(len(sequences), tokens, response, 0.5, 0, 0, 0, 0, 0)
+    costs = Costs(study, data, Decoder(model.config, "bfloat16"))
+    return costs.passes("scoring", len(sequences), "activations").flops + len(sequences) * costs.contraction(1)
 
 
 def timed(work: Callable[[], T]) -> tuple[T, Figures]:
@@ -272,7 +270,7 @@ def kernels(work: Callable[[], Any]) -> str:
 
 def utilisation(operations: float, seconds: float) -> float | None:
     """Share of the device's peak; None where its peak is not known."""
-    peak = next((HARDWARE[name].flops / UTILISATION for part, name in PEAKS.items() if part in device_name()), None)
+    peak = next((HARDWARE[name].peak for part, name in PEAKS.items() if part in device_name()), None)
     return None if peak is None else operations / seconds / peak
 
 

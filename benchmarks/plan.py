@@ -11,7 +11,6 @@ run whole (`--held-out`).
 import json
 import shutil
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 import torch
 import typer
 import yaml
+from lancet_pipeline.scale.work import Work
 from scipy.optimize import nnls
 
 from lancet_pipeline.config.environment import deployment
@@ -29,8 +29,10 @@ from lancet_pipeline.errors import LancetError
 from lancet_pipeline.lineage.stages import STAGES
 from lancet_pipeline.lineage.staleness import pending_run
 from lancet_pipeline.orchestration.runs import execute
-from lancet_pipeline.scale.shapes import shape_of
-from lancet_pipeline.scale.work import Counts, Work, works
+from lancet_pipeline.scale.costs import Costs, Work
+from lancet_pipeline.scale.decoder import Decoder, decoder_of
+from lancet_pipeline.scale.hardware import HARDWARE
+from lancet_pipeline.scale.planning import expected_seconds
 from lancet_pipeline.scale.workload import workload_of
 from lancet_pipeline.store.artifacts import ArtifactStore
 
@@ -138,16 +140,16 @@ def write_study(point: dict[str, Any], folder: Path) -> Path:
     return path
 
 
-def counts_of(path: Path, vocabulary: int | None = None) -> Counts:
+def work_of(path: Path, vocabulary: int) -> dict[str, Work]:
+    """Of a study whose tokenizer found as many tokens."""
     study = load_study(path)
-    shape = shape_of(study, ())
-    return Counts(replace(shape, vocabulary=vocabulary or shape.vocabulary), workload_of(study, ()), study)
+    config = decoder_of(study, ()).config
+    config.vocab_size = vocabulary
+    return Costs(study, workload_of(study, ()), Decoder(config)).work()
 
 
 ROWS = {
-    **{
-        asset: asset for asset in ("prepared_data", "influence_scores", "pareto_pairs", "output_traces", "audit_bundle")
-    },
+    **{asset: asset for asset in ("prepared_data", "pareto_pairs", "audit_bundle")},
     **dict.fromkeys(("undesirable_outputs", "harmlessness_report", "ood_report", "utility_report"), "answers"),
 }
 KINDS = ("forward", "training", "factors", "scoring", "correction")
@@ -159,13 +161,13 @@ SLACK = 0.3
 
 def fit(measured: list[dict[str, Any]], works_of: dict[str, dict[str, Work]]) -> dict[str, Any]:
     """Constants by non-negative least squares on relative errors: every asset of every study is one equation."""
-    names = [*KINDS, "byte", "visit", *dict.fromkeys(ROWS.values()), *(f"fixed {asset}" for asset in STAGES)]
+    names = [*KINDS, "byte", *dict.fromkeys(ROWS.values()), *(f"fixed {asset}" for asset in STAGES)]
     equations, targets = [], []
     for point in measured:
         for asset, seconds in point["seconds"].items():
             work, row = works_of[point["name"]][asset], dict.fromkeys(names, 0.0)
             row[work.kind] = work.flops
-            row["byte"], row["visit"], row[f"fixed {asset}"] = work.bytes, work.visits, 1.0
+            row["byte"], row[f"fixed {asset}"] = work.bytes, 1.0
             if asset in ROWS:
                 row[ROWS[asset]] = work.rows
             equations.append([value / (seconds + SLACK) for value in row.values()])
@@ -175,23 +177,15 @@ def fit(measured: list[dict[str, Any]], works_of: dict[str, dict[str, Work]]) ->
     solution, _ = nnls(matrix / scale, np.array(targets))
     value = dict(zip(names, (solution / scale).tolist(), strict=True))
     return {
-        "SECONDS_A_FLOP": {kind: value[kind] for kind in KINDS},
-        "SECONDS_A_BYTE": value["byte"],
-        "SECONDS_A_VISIT": value["visit"],
-        "SECONDS_A_ROW": {asset: value[column] for asset, column in ROWS.items()},
-        "FIXED": {asset: value[f"fixed {asset}"] for asset in STAGES},
+        "flop": {kind: value[kind] for kind in KINDS},
+        "byte": value["byte"],
+        "row": {asset: value[column] for asset, column in ROWS.items()},
+        "fixed": {asset: value[f"fixed {asset}"] for asset in STAGES},
     }
 
 
 def predicted(works: dict[str, Work], found: dict[str, Any]) -> dict[str, float]:
-    return {
-        asset: found["FIXED"][asset]
-        + found["SECONDS_A_FLOP"][work.kind] * work.flops
-        + found["SECONDS_A_BYTE"] * work.bytes
-        + found["SECONDS_A_VISIT"] * work.visits
-        + found["SECONDS_A_ROW"].get(asset, 0.0) * work.rows
-        for asset, work in works.items()
-    }
+    return {asset: expected_seconds(asset, work, HARDWARE["cpu"], found) for asset, work in works.items()}
 
 
 def compared(seconds: dict[str, float], expected: dict[str, float]) -> dict[str, Any]:
@@ -223,14 +217,9 @@ def errors_of(errors: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_constants(found: dict[str, Any], median: float, path: Path) -> None:
-    lines = [
-        '"""Constants of the cost model on one CPU thread, written by `python -m benchmarks.plan --constants`; see docs/scaling.md."""',
-        "",
-    ]
-    fixed = {asset: seconds + LOADING.get(asset, 0.0) for asset, seconds in found["FIXED"].items()}
-    lines += [f"{name} = {rounded(value)!r}" for name, value in (found | {"FIXED": fixed}).items()]
-    lines += [f"MEDIAN_ERROR = {median:.2f}", '"""Of held-out assets that took a second or more, relative."""', ""]
-    path.write_text("\n".join(lines))
+    fixed = {asset: seconds + LOADING.get(asset, 0.0) for asset, seconds in found["fixed"].items()}
+    written = rounded(found | {"fixed": fixed}) | {"median_error": round(median, 2)}
+    path.write_text(json.dumps(written, indent=1) + "\n")
 
 
 def rounded(value: Any) -> Any:
@@ -248,7 +237,7 @@ def main(
     held_out_studies: Annotated[
         list[str] | None, typer.Option("--held-out", help="A packaged study, run whole and held out.")
     ] = None,
-    constants: Annotated[Path | None, typer.Option(help="Write the constants as this Python module.")] = None,
+    constants: Annotated[Path | None, typer.Option(help="Write the constants to this file.")] = None,
 ) -> None:
     result: dict[str, Any] = {"threads": torch.get_num_threads(), "measured": []}
     if measured_in is not None:
@@ -267,8 +256,7 @@ def main(
             if json_out is not None:
                 json_out.write_text(json.dumps(result, indent=1))
     works_of = {
-        p["name"]: works(counts_of(home.absolute() / p["name"] / "study.yaml", p["vocabulary"]))
-        for p in result["measured"]
+        p["name"]: work_of(home.absolute() / p["name"] / "study.yaml", p["vocabulary"]) for p in result["measured"]
     }
     fitted = [point for point in result["measured"] if point["fit"]]
     found = fit(fitted, works_of)
@@ -281,8 +269,8 @@ def main(
         folder = emptied(home / name)
         studies.append({"name": name, "seconds": measure(packaged(name, home), folder), "vocabulary": trained(folder)})
     for study in studies:
-        counts = counts_of(packaged(study["name"], home), study["vocabulary"])
-        errors[study["name"]] = compared(study["seconds"], predicted(works(counts), found))
+        work = work_of(packaged(study["name"], home), study["vocabulary"])
+        errors[study["name"]] = compared(study["seconds"], predicted(work, found))
     in_sample = {p["name"]: compared(p["seconds"], predicted(works_of[p["name"]], found)) for p in fitted}
     result |= {"constants": found, "held_out": errors, "fitted": in_sample, "errors": errors_of(errors)}
     for name, one in (in_sample | errors).items():

@@ -52,7 +52,7 @@ def plan(
     where, machine = deployed(), hardware_of(hardware)
     settings = study_settings(study, where)
     expected = expect(settings, machine, where.model_directories, samples=samples, parameters=parameters)
-    show(expected.as_json(), as_json, lambda result: print_plan(result, study))
+    show(expected, as_json, lambda result: print_plan(result, study))
 
 
 def summary(study: StudyName, home: Home = None, as_json: AsJson = False) -> None:

@@ -95,7 +95,7 @@ def print_experiment(summary: dict[str, Any], names: Mapping[str, str]) -> None:
 
 
 def print_plan(expected: dict[str, Any], study: str) -> None:
-    """What `scale.Expected.as_json` says, the command that comes next last."""
+    """What `scale.planning.plan` says, the command that comes next last."""
     console = _console()
     hardware, total, data = expected["hardware"], expected["total"], expected["data"]
     on_device = hardware["device_bytes"] is not None
