@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 import torch
 import typer
 import yaml
-from lancet_pipeline.scale.work import Work
 from scipy.optimize import nnls
 
 from lancet_pipeline.config.environment import deployment

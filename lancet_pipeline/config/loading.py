@@ -4,7 +4,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -16,6 +16,15 @@ from lancet_pipeline.errors import InputError
 
 PACKAGED_STUDIES = (Path(__file__).parents[1] / "studies").resolve()
 S = TypeVar("S", bound=BaseModel)
+
+
+def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of every leaf."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    elif prefix:
+        yield prefix, tree
 
 
 def find_study(name_or_path: str, directories: Sequence[Path]) -> Path:

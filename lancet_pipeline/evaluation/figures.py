@@ -16,7 +16,7 @@ class Figure:
 
     report: the asset that measures it. source: what it is measured on. rate: whether its values are `{"value", "low", "high",
     "n"}`, a share of n prompts with its 95 % interval; plain numbers otherwise. name: as in `lancet summary --json`. label: in
-    the terminal. title: in report and model card. report_key: its name in the report's figures.json, where that is another.
+    the terminal. title: in report and model card. key: its name in the report's figures.json, where that is another.
     main: whether experiments and the registry of models are told of it. relative: whether it says something only as a ratio to
     the base model's, which experiments show then.
     """
@@ -27,13 +27,9 @@ class Figure:
     name: str
     label: str
     title: str
-    report_key: str = ""
+    key: str = ""
     main: bool = False
     relative: bool = False
-
-    @property
-    def key(self) -> str:
-        return self.report_key or self.name
 
     def value(self, figures: Mapping[str, Any]) -> float:
         """Its value among the `figures` of a model, without an interval."""

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lancet_pipeline.config.loading import leaves
 from lancet_pipeline.evaluation.figures import FIGURES, number_text
 from lancet_pipeline.governance.comparison import SETS
 from lancet_pipeline.governance.signature import Trust
 from lancet_pipeline.governance.verification import inspect_bundle
-from lancet_pipeline.governance.wording import leaves
 from lancet_pipeline.lineage.stages import SOURCES, STAGES
 
 LARGEST, SHOWN = 5, 10
@@ -52,13 +52,11 @@ def compare_bundles(before: Path, after: Path, trust: Trust = Trust()) -> dict[s
                 "fingerprint": verified.fingerprint,
             }
         )
-    sources = _changed(*({name: bundle["versions"].get(name) for name in SOURCES} for bundle in (old, new)))
+    sources = {name: [bundle["versions"].get(name) for bundle in (old, new)] for name in SOURCES}
     return {
         "before": heads[0],
         "after": heads[1],
-        "sources": [
-            {"name": name, "before": sources[name][0], "after": sources[name][1]} for name in SOURCES if name in sources
-        ],
+        "sources": [{"name": name, "before": a, "after": b} for name, (a, b) in sources.items() if a != b],
         "stages": list(_stages(old["lineage"], new["lineage"])),
         "samples": {role: _samples(role, old["samples"], new["samples"]) for role in ("driving", "countering")},
         "figures": _figures(old["figures"]["figures"], new["figures"]["figures"]),

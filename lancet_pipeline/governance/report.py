@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from lancet_pipeline.config.loading import leaves
 from lancet_pipeline.evaluation.figures import number_text
 from lancet_pipeline.evaluation.reports import MAIN
 from lancet_pipeline.governance import limitations as limits
@@ -90,7 +91,7 @@ def _view(evidence: Evidence) -> dict[str, Any]:
         "settings": {
             part: [
                 (name, number_text(value) if isinstance(value, bool) else str(value))
-                for name, value in wording.leaves(evidence.study.get(part))
+                for name, value in leaves(evidence.study.get(part))
                 if value is not None
             ]
             for part in settings

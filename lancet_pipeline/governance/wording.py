@@ -2,8 +2,6 @@
 
 import functools
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -38,15 +36,6 @@ def model_text(name: str) -> str:
 def label_text(is_safe: bool | None) -> str:
     """The label of a training sample, which the method never sees."""
     return {True: "safe", False: "unsafe", None: "no label"}[is_safe]
-
-
-def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and value of every leaf."""
-    if isinstance(tree, Mapping):
-        for key, value in tree.items():
-            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    elif prefix:
-        yield prefix, tree
 
 
 def clean(text: str | None) -> str:

@@ -46,7 +46,8 @@ def model_figures(store: ArtifactStore, study: str, lineage: Lineage) -> dict[st
     merged: dict[str, dict[str, Any]] = {}
     for asset, folder in _reports(store, study, lineage):
         for model, values in json.loads((folder / "figures.json").read_text()).items():
-            found = {figure.name: values[figure.key] for figure in figures_of(asset) if figure.key in values}
+            keys = {figure.name: figure.key or figure.name for figure in figures_of(asset)}
+            found = {name: values[key] for name, key in keys.items() if key in values}
             merged.setdefault(model, {}).update(found)
     return merged
 

@@ -8,10 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
 
 from lancet_pipeline.config.experiment import experiment_of, is_variant
+from lancet_pipeline.config.loading import leaves
 from lancet_pipeline.errors import Unreachable, first_line, without_credentials
 from lancet_pipeline.tracking.logged_model import card, components, data_set, model_metrics
 from lancet_pipeline.tracking.registration import Registration
@@ -109,14 +111,17 @@ class Tracking:
         logged = [Metric(f"{asset}/{name}", float(value), stamp, 0) for name, value in metrics.items()]
         for name, points in curves.items():
             logged += [Metric(f"{asset}/{name}", float(value), stamp, step) for step, value in points]
-        params = [Param(f"{asset}/{key}", str(value)[:500]) for key, value in _flat(settings).items()]
+        params = [Param(f"{asset}/{key}", str(value)[:500]) for key, value in leaves(settings)]
         for start in range(0, max(len(logged), 1), 900):  # MLflow takes at most 1000 metrics a batch
             client.log_batch(run, metrics=logged[start : start + 900])
         for start in range(0, len(params), 90):
             client.log_batch(run, params=params[start : start + 90])
         client.log_batch(run, tags=[RunTag(f"lancet.version.{asset}", version)])
-        for name, png in plots.items():
-            self._log_bytes(client, run, f"{asset}/{name}.png", png)
+        if plots:
+            with TemporaryDirectory() as folder:
+                for name, png in plots.items():
+                    (Path(folder) / f"{name}.png").write_bytes(png)
+                client.log_artifacts(run, folder, asset)
         return run
 
     def finish(self, study: str, dagster_run_id: str, status: str) -> None:
@@ -128,9 +133,8 @@ class Tracking:
         Raises:
             Unreachable: the server or database is lost.
         """
+        import mlflow.transformers
         from mlflow.models import infer_signature
-
-        import mlflow
 
         with self.connection() as client:
             run = self.run_id(entry.study, dagster_run_id)
@@ -247,26 +251,6 @@ class Tracking:
 
     def _database(self) -> Path:
         return Path(self.home).expanduser().absolute() / "mlflow" / "mlflow.db"
-
-    @staticmethod
-    def _log_bytes(client: Any, run: str, path: str, content: bytes) -> None:
-        import tempfile
-
-        folder, _, name = path.rpartition("/")
-        with tempfile.TemporaryDirectory() as directory:
-            file = Path(directory) / name
-            file.write_bytes(content)
-            client.log_artifact(run, str(file), folder)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _registered(version: Any, aliases: Sequence[str] = ()) -> RegisteredVersion:
