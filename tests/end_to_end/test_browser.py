@@ -1,19 +1,21 @@
-"""The report, Dagster's and MLflow's pages in a real browser, on a finished tiny study."""
+"""The report, Dagster's and MLflow's pages in a real browser, on a finished tiny study; and the end of what serves them."""
 
 import json
 import os
 import random
 import re
 import shutil
-import socket
-import subprocess
+import signal
 import sys
 import time
-import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 from command import copy_run, environment
+from servers import ServerProcess, free_port, start
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.chrome.service import Service  # noqa: E402
@@ -29,11 +31,7 @@ ARGUMENTS = (
 SCREENSHOTS = os.environ.get("LANCET_SCREENSHOTS")
 """A folder that takes a picture of each page, for a person to look at."""
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.slow,
-    pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="needs chromium and chromedriver on the path"),
-]
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 needs_axe = pytest.mark.skipif(not AXE.is_file(), reason=f"needs {AXE}: run `make axe`")
 
 
@@ -45,6 +43,8 @@ def report(finished) -> str:
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory):
+    if not (CHROMIUM and CHROMEDRIVER):
+        pytest.skip("needs chromium and chromedriver on the path")
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for argument in (*ARGUMENTS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
@@ -59,10 +59,10 @@ def driver(tmp_path_factory):
 @pytest.fixture
 def page(driver, report):
     """The report, just opened, in light colours."""
+    driver.get("about:blank")  # ends what the browser's first page was still asking for
     for kind in ("browser", "performance"):
         driver.get_log(kind)
     in_colours(driver, "light")
-    driver.get("about:blank")
     driver.get(report)
     # ChromeDriver may answer before the page's script, its last element, has run.
     loaded = "return document.readyState === 'complete' && location.href === arguments[0]"
@@ -260,45 +260,34 @@ def test_on_paper_harmful_text_stays_folded_and_the_rest_is_open(page):
     assert page.execute_script(f"return {counts}") == before
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+# What a shell without job control does to the jobs that it starts in the background.
+IGNORING = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+
+
+@dataclass(frozen=True)
+class Pages:
+    """The command that serves both, and their addresses."""
+
+    command: ServerProcess
+    dagster: str
+    mlflow: str
 
 
 @pytest.fixture(scope="module")
-def servers(finished, tmp_path_factory):
-    """Addresses of Dagster and MLflow on a copy of the finished home."""
-    study, home = copy_run(finished.study, finished.home, tmp_path_factory.mktemp("served"))
+def pages(finished, tmp_path_factory) -> Iterator[Pages]:
+    """Dagster and MLflow on a copy of the finished home."""
+    root = tmp_path_factory.mktemp("served")
+    study, home = copy_run(finished.study, finished.home, root)
     dagster, mlflow = free_port(), free_port()
-    command = [sys.executable, "-m", "lancet_pipeline.cli", "ui", "--home", str(home)]
-    command += ["--dagster-port", str(dagster), "--mlflow-port", str(mlflow)]
-    log = tmp_path_factory.mktemp("servers") / "log.txt"
-    # A shell starts what goes to the background like this.
-    command = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *command]
+    ui = [sys.executable, "-m", "lancet_pipeline.cli", "ui", "--home", home]
+    command = [sys.executable, "-c", IGNORING, *ui, "--dagster-port", dagster, "--mlflow-port", mlflow]
     settings = environment(LANCET_STUDIES=str(study.parent), DO_NOT_TRACK="1")
-    with log.open("w") as output:
-        process = subprocess.Popen(command, env=settings, stdout=output, stderr=subprocess.STDOUT, text=True)
-    addresses = f"http://127.0.0.1:{dagster}", f"http://127.0.0.1:{mlflow}"
+    server = start(command, settings, f"http://127.0.0.1:{dagster}", "/server_info", root / "log")
     try:
-        for address, path in zip(addresses, ("/server_info", "/health"), strict=True):
-            wait_for(address + path, process, log)
-        yield addresses
+        yield Pages(server, server.url, f"http://127.0.0.1:{mlflow}")
     finally:
-        process.terminate()
-        process.wait(timeout=60)
-
-
-def wait_for(address: str, process: subprocess.Popen, log: Path, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        assert process.poll() is None, log.read_text()
-        try:
-            with urllib.request.urlopen(address, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError(f"{address} did not answer within {seconds} s:\n{log.read_text()}")
+        for process in session(server.process.pid):
+            process.kill()
 
 
 def open_page(driver, address: str, *texts: str) -> None:
@@ -315,33 +304,56 @@ def open_page(driver, address: str, *texts: str) -> None:
     WebDriverWait(driver, 90).until(shows_all, f"{address} does not show {texts}")
 
 
-def test_dagster_shows_the_graph_of_the_study(driver, servers):
-    open_page(driver, f"{servers[0]}/asset-groups", "Global asset lineage", "influence", "selection", "governance")
+def test_dagster_shows_the_graph_of_the_study(driver, pages):
+    open_page(driver, f"{pages.dagster}/asset-groups", "Global asset lineage", "influence", "selection", "governance")
     picture(driver, "dagster_groups")
-    group = f"{servers[0]}/locations/lancet_pipeline.definitions/asset-groups/influence/lineage"
+    group = f"{pages.dagster}/locations/lancet_pipeline.definitions/asset-groups/influence/lineage"
     open_page(driver, group, "linfac_factors", "influence_scores", "output_traces", "2 / 2 Passed")
     picture(driver, "dagster_graph")
     assert console_errors(driver) == []
 
 
-def test_dagster_shows_the_checks_of_the_corrected_model(driver, servers, finished):
+def test_dagster_shows_the_checks_of_the_corrected_model(driver, pages, finished):
     manifest = next((finished.home / "artifacts" / "tiny" / "corrected_model").glob("*/manifest.json"))
     names = [check["name"] for check in json.loads(manifest.read_text())["checks"]]
     assert names
-    open_page(driver, f"{servers[0]}/assets/corrected_model?view=checks", *names)
+    open_page(driver, f"{pages.dagster}/assets/corrected_model?view=checks", *names)
     picture(driver, "dagster_checks")
     assert console_errors(driver) == []
 
 
-def test_mlflow_shows_the_metrics_of_the_run(driver, servers, finished):
+def test_mlflow_shows_the_metrics_of_the_run(driver, pages, finished):
     import mlflow
 
     client = mlflow.MlflowClient(f"sqlite:///{finished.home / 'mlflow' / 'mlflow.db'}")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     run = client.search_runs(experiments, order_by=["attributes.start_time DESC"])[0]
-    address = f"{servers[1]}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    address = f"{pages.mlflow}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
     open_page(driver, address, "influence_scores/samples", "output_traces/outputs")
     picture(driver, "mlflow_run")
     # MLflow asks a server without accounts who is signed in, and is told that there is no such page.
     known = re.compile(r"/users/current\b.*404")
     assert [message for message in console_errors(driver) if not known.search(message)] == []
+
+
+def test_servers_started_where_sigint_is_ignored_end_whole(pages):
+    command = pages.command
+    assert len(session(command.process.pid)) > 3
+    for asking in (signal.SIGTERM, signal.SIGHUP):  # a shell that ends may ask twice
+        command.process.send_signal(asking)
+        time.sleep(0.2)
+    assert command.process.wait(timeout=50) == 0
+    assert [" ".join(process.cmdline()) for process in session(command.process.pid)] == []
+    assert "Traceback" not in command.log.read_text()
+
+
+def session(leader: int) -> list[psutil.Process]:
+    """Living processes of a session."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    return found

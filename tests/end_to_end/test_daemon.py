@@ -113,9 +113,12 @@ class Deployment:
     def stop(self) -> int:
         if self.daemon.poll() is None:
             self.daemon.send_signal(signal.SIGINT)
-        code = self.daemon.wait(timeout=60)
-        self.server.terminate()
-        self.server.wait(timeout=60)
+        try:
+            code = self.daemon.wait(timeout=60)
+        finally:
+            self.daemon.kill()
+            self.server.terminate()
+            self.server.wait(timeout=60)
         self.log.close()
         self.webhook.server.shutdown()
         self.instance.dispose()
