@@ -28,7 +28,7 @@ from lancet_pipeline.models.loading import load_model
 from lancet_pipeline.progress import Track
 from lancet_pipeline.resources import Compute, JudgeSource, ModelSource, RunSnapshot, Store, TrackingServer
 from lancet_pipeline.resources.studies import STUDY_PARTITIONS
-from lancet_pipeline.store.artifacts import ArtifactStore, environment, now
+from lancet_pipeline.store.artifacts import ArtifactStore, environment, now, processor_seconds
 from lancet_pipeline.tracking.client import Tracking
 
 R = TypeVar("R")
@@ -241,13 +241,16 @@ def _materialize(
     if study.model.reuse is not None:  # a version alone does not say what is in it then
         computed = [name for name in stage.inputs if name in STAGES]
         record["built_on"] = {name: artifacts.digest(study.name, name, known[name]) for name in computed}
-    started = time.monotonic()
+    started, used = time.monotonic(), processor_seconds()
     with artifacts.write(study.name, stage.name, version, record) as out:
         run = begin(out)
         outcome = definition.function(run)
         for source in {"checkpoint", "judge"}.intersection(stage.inputs):  # files that the function opened by itself
             unchanged(source, known[source], source_version(study, source, run.models.paths()))
-        seconds = time.monotonic() - started
+        spent = {
+            "seconds": round(time.monotonic() - started, 3),
+            "processor_seconds": round(processor_seconds() - used, 3),
+        }
         failed = [check.name for check in outcome.checks if not check.passed and check.name not in advisory]
         for check in outcome.checks:
             severity = dg.AssetCheckSeverity.WARN if check.name in advisory else dg.AssetCheckSeverity.ERROR
@@ -258,7 +261,7 @@ def _materialize(
             raise dg.Failure(f"{stage.name}: nothing was written, since checks failed: {', '.join(failed)}")
         _save_plots(outcome.plots, out)
         record |= {
-            "seconds": round(seconds, 3),
+            **spent,
             "created": now(),
             "metrics": dict(outcome.metrics),
             "checks": [{"name": c.name, "passed": c.passed, "metadata": _plain(c.metadata)} for c in outcome.checks],
@@ -270,7 +273,7 @@ def _materialize(
         stage.name,
         version=version,
         settings=settings,
-        metrics={**outcome.metrics, "seconds": seconds},
+        metrics={**outcome.metrics, **spent},
         curves=outcome.curves,
         plots=outcome.plots,
     )
@@ -280,7 +283,7 @@ def _materialize(
             **{name: float(value) for name, value in outcome.metrics.items()},
             **{name: dg.MetadataValue.md(markdown_table(rows)) for name, rows in outcome.tables.items()},
             **{name: dg.MetadataValue.md(inline_image(png, name)) for name, png in outcome.plots.items()},
-            "seconds": seconds,
+            **spent,
             "path": dg.MetadataValue.path(str(artifacts.folder(study.name, stage.name, version))),
             "mlflow_run": mlflow_run,
             "reused": False,
@@ -309,7 +312,7 @@ def _reuse(
             stage.name,
             version=version,
             settings=manifest["settings"],
-            metrics={**manifest["metrics"], "seconds": manifest["seconds"]},
+            metrics=manifest["metrics"] | {name: manifest[name] for name in ("seconds", "processor_seconds")},
             curves={},
             plots={path.stem: path.read_bytes() for path in sorted((folder / "plots").glob("*.png"))},
         )

@@ -30,8 +30,8 @@ class Evidence:
         study: the whole study, JSON-ready.
         versions: version (64 hex digits) of every source and asset.
         lineage: artifact manifest of every asset that was computed: version, code_version, settings, inputs
-            {name: version}, seconds, created, metrics, checks [{name, passed, metadata}], environment,
-            files [{path, bytes, sha256}].
+            {name: version}, seconds, processor_seconds (not of artifacts of older code), created, metrics,
+            checks [{name, passed, metadata}], environment, files [{path, bytes, sha256}].
         figures: by model, "base" and "corrected" first, then references: the rates harm_rate, ood_harm_rate and
             over_refusal_rate, the numbers perplexity and distinct_2, and any other of `wording.RATES` and `NUMBERS`.
         tests: by report (harmlessness, ood, utility), every two models compared on the same prompts:

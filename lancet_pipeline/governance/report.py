@@ -109,8 +109,9 @@ def cost(lineage: Mapping[str, Mapping[str, Any]], study: Mapping[str, Any]) -> 
     """What the assets in `lineage` (their manifests) cost in seconds of wall-clock time.
 
     Returns:
-        assets: (name, what it counts as, seconds, share of the longest), in graph order; total; correction; reference:
-        training the references, None where there are none; ratio: of the correction over that.
+        assets: (name, what it counts as, seconds, seconds of the processor or None where they were not recorded, share of
+        the longest), in graph order; total; correction; reference: training the references, None where there are none;
+        ratio: of the correction over that.
     """
     seconds = {name: float(lineage[name].get("seconds", 0.0)) for name in STAGES if name in lineage}
     longest = max(seconds.values(), default=0.0) or 1.0
@@ -118,7 +119,13 @@ def cost(lineage: Mapping[str, Mapping[str, Any]], study: Mapping[str, Any]) -> 
     reference = seconds.get("reference_models") if study.get("evaluation", {}).get("references") else None
     return {
         "assets": [
-            (name, "correction" if name in _CORRECTION else STAGES[name].group, spent, spent / longest)
+            (
+                name,
+                "correction" if name in _CORRECTION else STAGES[name].group,
+                spent,
+                lineage[name].get("processor_seconds"),
+                spent / longest,
+            )
             for name, spent in seconds.items()
         ],
         "total": sum(seconds.values()),

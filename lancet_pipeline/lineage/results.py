@@ -123,6 +123,7 @@ def summarise(store: ArtifactStore, study: str) -> dict[str, Any]:
         "influence": influence_figures(lineage) if "influence_scores" in lineage else None,
         "selection": selection and {side: values["size"] for side, values in selection.items()},
         "seconds": {asset: lineage[asset]["seconds"] for asset in order},
+        "processor_seconds": {asset: lineage[asset].get("processor_seconds") for asset in order},
         "versions": {asset: lineage[asset]["version"] for asset in order},
         "paths": {asset: str(store.folder(study, asset, lineage[asset]["version"])) for asset in order},
     }

@@ -163,7 +163,7 @@ _STAGES = (
             *(*REPORTS, "output_traces", "judge_labels"),
         ),
         ("governance", "description", "evaluation", "linfac", "pareto", "correction", "queries", "model", "seed"),
-        "2",
+        "3",
     ),
     Stage(
         "registered_model",

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import platform
+import resource
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -285,6 +286,12 @@ def environment() -> dict[str, str]:
 
     packages = ("lancet-pipeline", "torch", "transformers", "numpy", "pyarrow", "peft", "dagster", "mlflow")
     return {"python": platform.python_version(), "platform": platform.platform()} | {p: version(p) for p in packages}
+
+
+def processor_seconds() -> float:
+    """Processor time of this process, and of its children that have ended."""
+    used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def now() -> str:

@@ -19,15 +19,20 @@ def ran_again(home: Path, before: dict) -> set[str]:
     return {asset for asset in STAGES if after[asset]["run_id"] != before[asset]["run_id"]}
 
 
-def lineage_tags(home: Path) -> dict[str, str]:
-    """What Dagster recorded of the newest prepared data: its version and those of its inputs."""
+def prepared(home: Path):
+    """What Dagster recorded of the newest prepared data."""
     import dagster as dg
 
     with dg.DagsterInstance.from_config(str(home / "dagster")) as instance:
         event = instance.get_latest_materialization_event(dg.AssetKey("prepared_data"))
     assert event is not None
     assert event.asset_materialization is not None
-    return dict(event.asset_materialization.tags or {})
+    return event.asset_materialization
+
+
+def lineage_tags(home: Path) -> dict[str, str]:
+    """Of the newest prepared data: its version and those of its inputs."""
+    return dict(prepared(home).tags or {})
 
 
 def test_summary_has_every_stable_figure(finished):
@@ -42,6 +47,8 @@ def test_summary_has_every_stable_figure(finished):
     assert figures["influence"]["samples"] == 120
     assert figures["selection"].keys() == {"positive", "negative", "neutral"}
     assert figures["seconds"].keys() == figures["versions"].keys() == set(STAGES)
+    assert figures["processor_seconds"].keys() == set(STAGES)
+    assert min(figures["processor_seconds"].values()) > 0
     assert figures["base"]["harm_rate"]["value"] > 0.5, "the tiny model did not learn the behaviour"
 
 
@@ -135,6 +142,9 @@ def test_model_is_registered_with_its_versions(finished, monkeypatch):
     run = client.get_run(version.run_id)
     assert run.data.metrics["influence_scores/samples"] == 120
     assert run.data.params["corrected_model/correction.beta"] == "0.1"
+    for name in ("seconds", "processor_seconds"):
+        assert run.data.metrics[f"prepared_data/{name}"] == manifest["prepared_data"][name]
+        assert prepared(home).metadata[name].value == manifest["prepared_data"][name]
 
 
 @pytest.mark.parametrize(

@@ -283,6 +283,7 @@ def _lineage(study: Study, known: dict[str, str]) -> dict[str, dict[str, Any]]:
             "settings": study.settings_at(stage.settings),
             "inputs": {source: known[source] for source in stage.inputs},
             "seconds": 3.5 + 41.0 * (name == "base_model"),
+            **({"processor_seconds": 61.5} if name == "base_model" else {}),
             "created": f"2026-03-02T10:{number:02d}:00+00:00",
             "metrics": {"samples": 2400.0},
             "checks": [

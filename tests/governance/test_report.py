@@ -282,11 +282,20 @@ def test_decisions_say_who_what_and_why(evidence: Evidence) -> None:
 
 def test_cost_adds_up_and_compares_with_training_again(evidence: Evidence) -> None:
     lineage = {"base_model": 40.0, "reference_models": 20.0, "influence_scores": 6.0, "corrected_model": 4.0}
-    manifests = {name: {"seconds": seconds} for name, seconds in lineage.items()}
+    manifests: dict[str, dict] = {name: {"seconds": seconds} for name, seconds in lineage.items()}
+    manifests["base_model"]["processor_seconds"] = 60.0
     found = cost(manifests, {"evaluation": {"references": ["retrain_clean"]}})
     assert [found[key] for key in ("total", "correction", "reference", "ratio")] == [70.0, 10.0, 20.0, 0.5]
-    assert next((name, share) for name, _, _, share in found["assets"]) == ("base_model", 1.0)
+    assert found["assets"][0] == ("base_model", "model", 40.0, 60.0, 1.0)
+    assert [processor for *_, processor, _ in found["assets"][1:]] == [None] * 3
     assert cost(manifests, {"evaluation": {"references": []}})["ratio"] is None
+
+
+def test_cost_table_says_processor_time_and_where_none_was_recorded(html: str, evidence: Evidence) -> None:
+    rows = re.findall(
+        r'<tr><th scope="row">(\w+)</th>(?:<td.*?</td>){2}<td class="number" data-value=".*?">(.*?)</td>', html
+    )
+    assert dict(rows) == dict.fromkeys(evidence.lineage, "not recorded") | {"base_model": "61.5 s"}
 
 
 def test_graph_has_every_box_apart_and_inputs_above(evidence: Evidence) -> None:

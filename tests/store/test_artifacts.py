@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+import time
 
 import pytest
 
 from lancet_pipeline.errors import InputError, IntegrityError
-from lancet_pipeline.store.artifacts import ArtifactStore
+from lancet_pipeline.store.artifacts import ArtifactStore, processor_seconds
 from lancet_pipeline.store.locks import study_lock
 
 VERSION = "a" * 64
@@ -106,3 +107,12 @@ def test_a_broken_artifact_is_not_taken_over(tmp_path):
     (store.folder("s", "asset", VERSION) / "file.txt").write_text("kontent")
     assert not store.adopt("other", "asset", VERSION)
     assert not store.has("other", "asset", VERSION)
+
+
+def test_processor_time_is_that_of_work_in_ended_children_too_and_not_of_waiting():
+    before = processor_seconds()
+    subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 0.4: pass"], check=True)
+    worked = processor_seconds()
+    time.sleep(0.4)
+    assert worked - before >= 0.4
+    assert processor_seconds() - worked < 0.2
