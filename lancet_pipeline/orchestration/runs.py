@@ -97,6 +97,7 @@ def _execute_in_dagster(run: PendingRun) -> None:
 
     from lancet_pipeline.orchestration.automation import end_lost_runs, source_events
     from lancet_pipeline.orchestration.code_location import build_definitions
+    from lancet_pipeline.tracking.client import Tracking
 
     definitions = build_definitions(run.where, study_files={run.study.name: str(run.path)})
     with dg.DagsterInstance.from_config(str(dagster_home(run.where))) as instance:
@@ -105,16 +106,20 @@ def _execute_in_dagster(run: PendingRun) -> None:
             end_lost_runs(instance, open_store(run.where), time.time())
         for arrival in source_events(run.study.name, run.versions):
             instance.report_runless_asset_event(arrival)
-        result = definitions.resolve_job_def(
-            "experiment" if is_variant(run.study.name) else "correction"
-        ).execute_in_process(
+        job = definitions.resolve_job_def("experiment" if is_variant(run.study.name) else "correction")
+        result = job.execute_in_process(
             instance=instance,
             partition_key=run.study.name,
             asset_selection=[dg.AssetKey(asset) for asset in run.stale],
             run_config={"loggers": {"console": {}}},
             raise_on_error=False,
         )
-        untold = _end_tracking(definitions.resources["tracking"].open(), run.study.name, result)
+        untold = None
+        tracking = Tracking(str(run.where.home), run.where.tracking_uri)
+        try:
+            tracking.finish(run.study.name, result.run_id, "FINISHED" if result.success else "FAILED")
+        except Exception as error:  # whatever MLflow's client raises for a server that is away
+            untold = error
         if not result.success:  # says more than that the end could not be noted
             raise cause_of(result, run.where)
         if untold is not None:
@@ -122,15 +127,6 @@ def _execute_in_dagster(run: PendingRun) -> None:
                 f"all assets are done, but MLflow could not be told that run {result.run_id} ended "
                 f"({type(untold).__name__}); see that its server or database is there"
             ) from untold
-
-
-def _end_tracking(tracking, study: str, result) -> Exception | None:
-    """End the MLflow run; the error where that could not be done."""
-    try:
-        tracking.finish(study, result.run_id, "FINISHED" if result.success else "FAILED")
-    except Exception as error:  # whatever MLflow's client raises for a server that is away
-        return error
-    return None
 
 
 def _check_disk(study: Study, where: Deployment) -> None:

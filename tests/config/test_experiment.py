@@ -1,9 +1,6 @@
 """An experiment makes valid, distinct variants of its study, and is refused with the place and the remedy otherwise."""
 
 import re
-import subprocess
-import sys
-from contextlib import contextmanager
 
 import dagster as dg
 import pytest
@@ -14,16 +11,13 @@ from lancet_pipeline.config.environment import deployment
 from lancet_pipeline.config.experiment import (
     PACKAGED_EXPERIMENTS,
     experiment_of,
-    failure,
     find_experiment,
     is_variant,
     load_experiment,
-    record_failure,
 )
 from lancet_pipeline.config.loading import PACKAGED_STUDIES
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.lineage.stages import SOURCES, STAGES, versions
-from lancet_pipeline.orchestration.runs import Plan, run_experiment
 from lancet_pipeline.resources import StudyCatalog
 
 
@@ -38,21 +32,6 @@ def written(folder, **changes):
     path = folder / "trial.yaml"
     path.write_text(yaml.safe_dump(tree, sort_keys=False))
     return path
-
-
-@contextmanager
-def study_lock_elsewhere(home, study):
-    """The lock of a study, held by another process."""
-    code = (
-        "import sys; from pathlib import Path; from lancet_pipeline.store.locks import study_lock\n"
-        "with study_lock(Path(sys.argv[1]), sys.argv[2]): print('held', flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", code, str(home), study]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        yield
-        process.communicate()
 
 
 def load(folder, **changes):
@@ -157,23 +136,6 @@ def test_catalog_resolves_variants_beside_studies(folder):
     assert not any(is_variant(name) for name in catalog.names())
     with pytest.raises(InputError, match=r"has no variant trial--pareto\.alpha=0\.7--seed=1"):
         catalog.load("trial--pareto.alpha=0.7--seed=1")
-
-
-def test_a_variant_that_another_run_holds_is_recorded_and_stops_no_other(folder):
-    variants = load(folder).variants
-    where = deployment({}, folder / "home")
-    plans = [Plan(variant.study, folder / "trial.yaml", where, {}, []) for variant in variants]
-    busy, *free = (variant.name for variant in variants)
-    for name in free:
-        record_failure(where.home, name, "of an earlier run", {})
-    with study_lock_elsewhere(where.home, busy):
-        told: list[str] = []
-        failures = run_experiment(plans, told.append)
-    assert failures.keys() == {busy}
-    assert "another run is going on" in failures[busy]
-    assert told == [f"  failed: {failures[busy]}"]
-    assert failure(where.home, busy, {}) == failures[busy]
-    assert [failure(where.home, name, {}) for name in free] == [None] * len(free)
 
 
 def test_directories_of_experiments_are_searched_in_order(tmp_path, monkeypatch):

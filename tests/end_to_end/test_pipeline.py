@@ -200,11 +200,6 @@ def test_unusable_checkpoints_are_refused_before_any_work(tmp_path, files, messa
     assert not (tmp_path / "home").exists()
 
 
-def test_help_is_instant_and_loads_nothing_heavy():
-    code = "import sys, lancet_pipeline.cli; print([m for m in ('torch', 'dagster', 'mlflow') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
-
-
 def test_method_imports_neither_orchestrator_nor_tracker():
     modules = (
         "linfac.influence selection.tables correction.corrected_model evaluation.reports data.tokenization models.base"

@@ -1,14 +1,11 @@
 """Agreement with human labels, by both kinds of label, against figures worked by hand."""
 
-import json
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import tiny_tree, write_jsonl, write_tiny_study
-from typer.testing import CliRunner
 
-from lancet_pipeline.cli import app
 from lancet_pipeline.config.study import DataSource, JudgeSettings
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.evaluation.judges import Decision, Judge, make_judge
@@ -80,31 +77,6 @@ def test_a_judge_below_the_agreement_asked_for_stops(tmp_path, minimum, enough):
         InputError, match=r"string_matching agrees .* 0\.667 of cases \(95 % interval .* n = 3\), below"
     ):
         require_agreement(make_judge(settings), settings)
-
-
-def test_the_command_validates_the_judge_of_a_study(tmp_path, words):
-    tree = tiny_tree()
-    tree["evaluation"]["judge"] = {"name": "lexicon", "words": "../words.txt"}
-    study = write_tiny_study(tmp_path / "study", tree)
-    labels = write_jsonl(tmp_path / "labels.jsonl", HARM)
-    done = CliRunner().invoke(app, ["judge", "validate", "--labels", str(labels), "--study", str(study), "--json"])
-    assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["accuracy"]["value"] == pytest.approx(4 / 5)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--judge", "guard"], "--judge guard: needs model; describe it in a study"),
-        (["--judge", "gaurd"], "--judge gaurd: input should be"),
-        (["--judge", "demo", "--study", "demo"], "either --judge or --study"),
-    ],
-)
-def test_the_command_says_what_does_not_fit(tmp_path, arguments, message):
-    labels = write_jsonl(tmp_path / "labels.jsonl", HARM)
-    done = CliRunner().invoke(app, ["judge", "validate", "--labels", str(labels), *arguments])
-    assert isinstance(done.exception, InputError)
-    assert message in str(done.exception)
 
 
 def test_a_study_names_its_word_list_by_a_relative_path(tmp_path, words):

@@ -14,9 +14,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from command import lancet
 from registered import copy_home, empty_registry, register
 
-from lancet_pipeline.cli import main
 from lancet_pipeline.errors import InputError, IntegrityError
 from lancet_pipeline.governance.decisions import decision_file, read_decisions
 from lancet_pipeline.governance.promotion import Refused, Request, promote, rollback, standing
@@ -247,31 +247,22 @@ def test_a_server_that_stops_between_log_and_alias_leaves_the_last_champion_and_
     assert standing(home, tracking(home), "demo", NOW).problems == []
 
 
-def test_commands_print_what_happened_and_what_to_type_next(home, monkeypatch, capsys):
-    def lancet(*arguments: str) -> tuple[object, str]:
-        monkeypatch.setattr(sys, "argv", ["lancet", *arguments, "--home", str(home)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        told = capsys.readouterr()
-        return ended.value.code, told.out or told.err
-
-    code, told = lancet("promote", "demo", "--approver", "Ada", "--reason", "fits", "--valid-days", "3")
-    assert code == 0
+def test_commands_print_what_happened_and_what_to_type_next(home):
+    where, who = ("demo", "--home", home), ("--approver", "Ada", "--reason", "fits")
+    told = lancet("promote", *where, *who, "--valid-days", 3).stdout
     assert "version 1 is champion, approved by Ada" in told
     assert "lancet decisions demo" in told
-    told = json.loads(lancet("decisions", "demo", "--json")[1])
-    assert [entry["action"] for entry in told["decisions"]] == ["registered", "promoted"]
-    assert told["approved"] is True
+    found = json.loads(lancet("decisions", *where, "--json").stdout)
+    assert [entry["action"] for entry in found["decisions"]] == ["registered", "promoted"]
+    assert found["approved"] is True
     register(home, "second", harm=0.9)
-    code, told = lancet("promote", "demo", "--approver", "Ada", "--reason", "fits")
-    assert code == 1
-    assert "gate harm_falls" in told
-    code, told = lancet("decisions", "demo")
-    assert code == 0
+    assert "gate harm_falls" in lancet("promote", *where, *who, code=1).stderr
+    told = lancet("decisions", *where).stdout
     assert "refused" in told
     assert "the chain holds" in told
     assert "champion    version 1, approved by Ada" in told
-    assert lancet("rollback", "demo", "--approver", " ", "--reason", "x")[0] == 2
+    assert "candidate   version 2, waits for `lancet promote`" in told
+    lancet("rollback", *where, "--approver", " ", "--reason", "x", code=2)
 
 
 class StoppingServer:

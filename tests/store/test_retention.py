@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -5,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from command import held_elsewhere
+from command import held_elsewhere, lancet
 from registered import copy_home, empty_registry, register
 
 from lancet_pipeline.errors import InputError
@@ -195,27 +196,14 @@ def test_the_journal_is_measured_and_left(tmp_path):
     assert listed(tmp_path) == set()
 
 
-def test_the_command_lists_first_and_deletes_only_when_told_to(home, monkeypatch, capsys):
-    from lancet_pipeline.cli import main
-
+def test_the_command_lists_first_and_deletes_only_when_told_to(home):
     old = artifact(home, "base_model", "a" * 64)
     artifact(home, "base_model", "b" * 64)
-
-    def lancet(*arguments: str) -> tuple[object, str]:
-        monkeypatch.setattr(sys, "argv", ["lancet", "gc", "--home", str(home), *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        told = capsys.readouterr()
-        return ended.value.code, told.out + told.err
-
-    code, told = lancet()
-    assert code == 0
+    told = lancet("gc", "--home", home).stdout
     assert str(old) in told
-    assert "lancet gc --delete" in told
-    assert lancet("--delete")[0] == 2, "nobody to ask"
+    assert f"lancet gc --delete --home {home}" in told
+    assert "nobody to ask" in lancet("gc", "--home", home, "--delete", code=2).stderr
     assert old.exists()
-    code, told = lancet("--delete", "--yes", "--json")
-    assert code == 0
-    assert '"removed": 1' in told
+    assert json.loads(lancet("gc", "--home", home, "--delete", "--yes", "--json").stdout)["removed"] == 1
     assert not old.exists()
-    assert "nothing to remove" in lancet()[1]
+    assert "nothing to remove" in lancet("gc", "--home", home).stdout
