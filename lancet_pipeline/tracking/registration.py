@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lancet_pipeline.config.study import DataSource, Study
+from lancet_pipeline.config.study import Origin, Study
 from lancet_pipeline.evaluation.figures import main_figures, number_text, rate_text
 from lancet_pipeline.evaluation.gates import Gate
 from lancet_pipeline.lineage.stages import REPORTS, STAGES, TABLES
@@ -16,7 +16,7 @@ class DataSet:
     """A source of a study, by reference: nothing of it is copied. version: 64 hex digits, of its content."""
 
     name: str
-    source: DataSource
+    source: Origin
     version: str
     context: str
 
