@@ -7,8 +7,8 @@ import time
 
 import psutil
 import pytest
+from command import environment
 from conftest import write_tiny_study
-from end_to_end.test_pipeline import ENVIRONMENT
 from servers import free_port, start
 
 pytestmark = pytest.mark.slow
@@ -34,9 +34,9 @@ def test_servers_started_where_sigint_is_ignored_end_whole(tmp_path):
     port = free_port()
     ui = [sys.executable, "-m", "lancet_pipeline.cli", "ui", "--home", tmp_path / "home"]
     ports = ["--dagster-port", port, "--mlflow-port", free_port()]
-    environment = {**ENVIRONMENT, "LANCET_STUDIES": str(tmp_path / "studies")}
+    settings = environment(LANCET_STUDIES=str(tmp_path / "studies"))
     command = [sys.executable, "-c", IGNORING, *ui, *ports]
-    server = start(command, environment, f"http://127.0.0.1:{port}", "/server_info", tmp_path / "log")
+    server = start(command, settings, f"http://127.0.0.1:{port}", "/server_info", tmp_path / "log")
     leader = server.process.pid
     try:
         assert len(session(leader)) > 3
