@@ -6,15 +6,8 @@ import dagster as dg
 
 from lancet_pipeline.assets import correction, data, evaluation, governance, influence, model, selection
 from lancet_pipeline.config.environment import Deployment
+from lancet_pipeline.orchestration import automation
 from lancet_pipeline.orchestration.alerts import run_endings
-from lancet_pipeline.orchestration.automation import (
-    correction_job,
-    data_changes,
-    experiment_job,
-    experiment_variants,
-    study_schedules,
-    study_sensor,
-)
 from lancet_pipeline.orchestration.console import console_logger
 from lancet_pipeline.resources import (
     Alerts,
@@ -35,15 +28,13 @@ def build_definitions(where: Deployment, study_files: Mapping[str, str] | None =
         experiment_directories=list(map(str, where.experiment_directories)),
         files=dict(study_files or {}),
     )
-    store, models = (
-        Store(home=home, artifacts=where.artifacts),
-        ModelSource(directories=list(map(str, where.model_directories))),
-    )
+    store = Store(home=home, artifacts=where.artifacts)
+    models = ModelSource(directories=list(map(str, where.model_directories)))
     return dg.Definitions(
         assets=dg.load_assets_from_modules([data, model, influence, selection, correction, evaluation, governance]),
-        jobs=[correction_job, experiment_job],
-        schedules=study_schedules(catalog),
-        sensors=[data_changes, study_sensor, experiment_variants, *run_endings],
+        jobs=[automation.correction_job, automation.experiment_job],
+        schedules=automation.study_schedules(catalog),
+        sensors=[automation.data_changes, automation.study_sensor, automation.experiment_variants, *run_endings],
         resources={
             "catalog": catalog,
             "store": store,

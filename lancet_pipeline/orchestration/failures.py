@@ -4,6 +4,7 @@ from lancet_pipeline.config.environment import Deployment
 from lancet_pipeline.errors import InputError, LancetError
 from lancet_pipeline.orchestration.servers import lost_server
 
+KINDS = {"InputError": InputError, "Busy": InputError, "LancetError": LancetError, "IntegrityError": LancetError}
 STOPPED = "DagsterExecutionInterruptedError"
 
 
@@ -31,14 +32,8 @@ def readable_error(event, where: Deployment | None = None) -> LancetError:
         return LancetError(f"{event.step_key}: the run was stopped")
     name, _, text = message.partition(": ")
     short = name.rpartition(".")[2]
-    kind = {
-        "InputError": InputError,
-        "Busy": InputError,
-        "LancetError": LancetError,
-        "IntegrityError": LancetError,
-    }.get(short)
-    if kind is not None:
-        return kind(f"{event.step_key}: {text}")
+    if short in KINDS:
+        return KINDS[short](f"{event.step_key}: {text}")
     if where is not None and (lost := lost_server(where, message)) is not None:
         return lost
     return LancetError(f"{event.step_key} failed: {message}\n{''.join(error.stack[-3:])}")
