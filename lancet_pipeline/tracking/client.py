@@ -133,8 +133,10 @@ class Tracking:
         Raises:
             Unreachable: the server or database is lost.
         """
-        import mlflow.transformers
         from mlflow.models import infer_signature
+        from mlflow.transformers import log_model
+
+        import mlflow
 
         with self.connection() as client:
             run = self.run_id(entry.study, dagster_run_id)
@@ -146,7 +148,7 @@ class Tracking:
                     [data.context for data in entry.data],
                     [{"lancet.version": data.version} for data in entry.data],
                 )
-                model = mlflow.transformers.log_model(
+                model = log_model(
                     components(entry.folder),
                     name="corrected_model",
                     task="text-generation",
