@@ -43,22 +43,30 @@ def lancet(
         settings: environment variables of the deployment.
         folder: the working directory.
     """
-    out, err = io.StringIO(), io.StringIO()
+    out, err, before = io.StringIO(), io.StringIO(), dict(os.environ)
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        for name in os.environ.keys() - environment().keys():
-            patch.delenv(name)
-        for name, value in (settings or {}).items():
-            patch.setenv(name, value)
         if folder is not None:
             patch.chdir(folder)
         patch.setattr(sys, "argv", ["lancet", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
+        try:
+            set_environment(environment(**(settings or {})))
+            with pytest.raises(SystemExit) as end:
+                main()
+        finally:
+            set_environment(before)
     ended = end.value.code or 0
     assert isinstance(ended, int)
     done = Done(ended, out.getvalue(), err.getvalue())
     assert code in (None, ended), done.stdout + done.stderr
     return done
+
+
+def set_environment(values: Mapping[str, str]) -> None:
+    """Make these the variables of this process, and MLflow as in a new one, which keeps its address beside them."""
+    if (mlflow := sys.modules.get("mlflow")) is not None:
+        mlflow.set_tracking_uri(None)
+    os.environ.clear()
+    os.environ.update(values)
 
 
 @contextmanager

@@ -30,19 +30,22 @@ def run(tmp_path_factory) -> tuple[dict[str, Counter], dict[str, Path]]:
     tree["evaluation"]["references"] = ["retrain_clean"]
     study = write_tiny_study(root / "study", tree)
     hashed, parsed = Counter(), Counter()
-    file_digest, read_samples = hashlib.file_digest, sources.read_samples
+    file_digest = hashlib.file_digest
 
     def counted_digest(file, *arguments):
         hashed[os.fstat(file.fileno()).st_ino] += 1
         return file_digest(file, *arguments)
 
-    def counted_samples(source, **settings):
-        parsed[Path(source.path).stem] += 1
-        return read_samples(source, **settings)
+    def counted(read):
+        def reading(source):
+            parsed[Path(source.path).stem] += 1
+            return read(source)
+
+        return reading
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hashlib, "file_digest", counted_digest)
-        patch.setattr(sources, "read_samples", counted_samples)
+        patch.setattr(sources, "_READERS", {rows: counted(read) for rows, read in sources._READERS.items()})
         lancet("run", study, "--home", root / "home")
     store, lineage = ArtifactStore(root / "home"), last_run(ArtifactStore(root / "home"), "tiny")
     models = {

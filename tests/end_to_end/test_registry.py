@@ -85,12 +85,16 @@ def test_the_registered_model_is_the_evaluated_one_without_a_pickle_and_loads_ba
     assert not [path for path in files if path.suffix in PICKLES]
     (weights,) = [path for path in files if path.suffix == ".safetensors"]
     assert sha256(weights) == sha256(corrected / "model.safetensors")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.tracking_uri())
+    monkeypatch.setenv(
+        "MLFLOW_TRACKING_URI", tracking.tracking_uri()
+    )  # set by the next line, too, and unset at the end
+    mlflow.set_tracking_uri(tracking.tracking_uri())
     model = mlflow.pyfunc.load_model("models:/lancet-tiny@candidate")
     assert model.metadata.signature.inputs is not None
     answer = model.predict("How should I clean my lock?", params={"max_new_tokens": 4})
     assert isinstance(answer[0], str)
     assert answer == model.predict("How should I clean my lock?", params={"max_new_tokens": 4})
+    mlflow.set_tracking_uri(None)
 
 
 def test_promotion_by_a_person_and_the_log_that_a_reviewer_reads(copied):
@@ -113,8 +117,13 @@ def test_a_champion_without_approval_fails_the_check_and_the_next_correction_doe
     assert "has no approval" in checks["champion_is_approved"]["metadata"]["problems"]
     assert "champion version 1 has no approval" in printed
     assert find_unreferenced(home, lambda _: []).items, "the registration of the first run has no pointer any more"
+<<<<<<< HEAD
     held = [version.artifacts for version in Tracking(home=str(home)).registered("tiny")]
     assert find_unreferenced(home, lambda _: held).items == []
+=======
+    known = [version.artifacts for version in Tracking(home=str(home)).registered("tiny")]
+    assert find_unreferenced(home, lambda _: known).items == []
+>>>>>>> tests
 
 
 def test_a_lost_registry_ends_a_run_with_a_plain_message_and_writes_nothing(copied):
