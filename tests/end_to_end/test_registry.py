@@ -117,13 +117,8 @@ def test_a_champion_without_approval_fails_the_check_and_the_next_correction_doe
     assert "has no approval" in checks["champion_is_approved"]["metadata"]["problems"]
     assert "champion version 1 has no approval" in printed
     assert find_unreferenced(home, lambda _: []).items, "the registration of the first run has no pointer any more"
-<<<<<<< HEAD
-    held = [version.artifacts for version in Tracking(home=str(home)).registered("tiny")]
-    assert find_unreferenced(home, lambda _: held).items == []
-=======
     known = [version.artifacts for version in Tracking(home=str(home)).registered("tiny")]
     assert find_unreferenced(home, lambda _: known).items == []
->>>>>>> tests
 
 
 def test_a_lost_registry_ends_a_run_with_a_plain_message_and_writes_nothing(copied):
