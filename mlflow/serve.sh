@@ -27,15 +27,14 @@ esac
 "$PYTHON" "$here/stores.py" check
 "$PYTHON" "$here/stores.py" check-users
 
-# A percent sign stands for a reference in this file format. Without the cache each request takes the tenths of a second that
-# checking a password is meant to take; a password that was changed in another worker is good for so long.
+# A percent sign stands for a reference in this file format.
 cat >"$folder/auth.ini" <<INI
 [mlflow]
 default_permission = ${LANCET_MLFLOW_DEFAULT_PERMISSION:-READ}
 database_uri = $(printf %s "$USERS_URI" | sed 's/%/%%/g')
 admin_username = ${MLFLOW_AUTH_ADMIN_USERNAME:-admin}
 authorization_function = mlflow.server.auth:authenticate_request_basic_auth
-auth_cache_ttl_seconds = 30
+auth_cache_ttl_seconds = ${LANCET_MLFLOW_AUTH_CACHE_SECONDS:-0}
 INI
 export MLFLOW_AUTH_CONFIG_PATH="$folder/auth.ini"
 exec "$PYTHON" -m mlflow server --app-name basic-auth --serve-artifacts

@@ -38,6 +38,7 @@ def server_environment(folder: Path, **values: str) -> dict[str, str]:
         PYTHON=sys.executable,
         LANCET_MLFLOW_FOLDER=str(folder),
         LANCET_MLFLOW_AUTH="basic" if HAS_AUTH else "none",
+        LANCET_MLFLOW_AUTH_CACHE_SECONDS="30",  # checking a password takes tenths of a second of the processor
         MLFLOW_FLASK_SERVER_SECRET_KEY="0123456789abcdef" * 2,
         MLFLOW_AUTH_ADMIN_PASSWORD=ADMIN[1],
         **values,
