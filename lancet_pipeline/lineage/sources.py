@@ -20,7 +20,11 @@ from lancet_pipeline.lineage.stages import SOURCES, TABLES
 from lancet_pipeline.models.loading import check_checkpoint, check_files, find_checkpoint
 from lancet_pipeline.models.memory import require_memory_packages
 
-_READERS = {"prompts": read_samples, "samples": partial(read_samples, responses=True)}
+_READERS = {
+    "prompts": read_samples,
+    "samples": partial(read_samples, responses=True),
+    "paraphrases": read_paraphrases,
+}
 """By what the rows of a source are."""
 
 
@@ -31,11 +35,10 @@ def read_source(study: Study, name: str) -> pa.Table:
 
 def versioned_source(study: Study, name: str) -> tuple[pa.Table, str]:
     """As `read_source`, with the version of that very content."""
-    if name == "paraphrases":
-        table = read_paraphrases(study.evaluation.paraphrases)
-        return table, content_hash(table)
     source = TABLES[name].origin(study)
-    assert isinstance(source, DataSource), f"study '{study.name}' names no {name}"
+    if source is None:  # only paraphrases may be left out
+        table = read_paraphrases(None)
+        return table, content_hash(table)
     read = _read.__wrapped__ if source.hub else _read  # only reading it says what the hub holds
     return read(source.model_dump_json(), TABLES[name].rows, _look(Path(source.path)) if source.path else ())
 

@@ -42,13 +42,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Source:
-    """What a study reads from outside. setting: of a table, its dotted path in the study. rows: what it holds, prompts or whole
-    samples, which need their responses."""
+    """What a study reads from outside. setting: of a table, its dotted path in the study. rows: what the table holds; samples
+    need their responses."""
 
     name: str
     description: str
     setting: str = ""
-    rows: Literal["prompts", "samples", ""] = ""
+    rows: Literal["prompts", "samples", "paraphrases", ""] = ""
 
     @property
     def part(self) -> str:
@@ -70,7 +70,10 @@ _SOURCES = (
     Source("harmful_prompts", "Held-out prompts of the same kind as the probes.", "data.harmful", "prompts"),
     Source("ood_prompts", "Prompts whose source and wording the training data never had.", "data.ood", "prompts"),
     Source(
-        "paraphrases", "Other wordings of harmful prompts; empty where the study names none.", "evaluation.paraphrases"
+        "paraphrases",
+        "Other wordings of harmful prompts; empty where the study names none.",
+        "evaluation.paraphrases",
+        "paraphrases",
     ),
     Source("benign_prompts", "Harmless prompts near the sensitive ones.", "data.benign", "prompts"),
     Source("utility_responses", "Held-out safe responses.", "data.utility", "samples"),

@@ -1,50 +1,21 @@
 """How often one run reads what it works with."""
 
+import hashlib
 import json
-import subprocess
-import sys
+import os
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from command import environment
-from conftest import tiny_tree, training_rows, write_tiny_study
+from command import lancet
+from conftest import tiny_tree, training_rows, write_jsonl, write_tiny_study
 
 from lancet_pipeline.config.study import Architecture
 from lancet_pipeline.data.tokenization import train_tokenizer
+from lancet_pipeline.lineage import sources
 from lancet_pipeline.lineage.results import last_run
 from lancet_pipeline.models.loading import new_model, save_model
 from lancet_pipeline.store.artifacts import ArtifactStore
-
-# A process of its own, so that nothing is remembered of the sources of other tests.
-COUNTING = """
-import hashlib, json, os, sys
-from collections import Counter
-from pathlib import Path
-from lancet_pipeline.cli import main
-from lancet_pipeline.lineage import sources
-
-hashed, parsed, file_digest = Counter(), Counter(), hashlib.file_digest
-
-def counted_digest(file, *arguments):
-    hashed[os.fstat(file.fileno()).st_ino] += 1
-    return file_digest(file, *arguments)
-
-def counted(read):
-    def reading(source):
-        parsed[Path(source.path).stem] += 1
-        return read(source)
-    return reading
-
-hashlib.file_digest = counted_digest
-sources._READERS = {rows: counted(read) for rows, read in sources._READERS.items()}
-target = Path(sys.argv.pop(1))
-try:
-    main()
-except SystemExit as end:
-    assert not end.code, end.code
-target.write_text(json.dumps({"hashed": hashed, "parsed": parsed}))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +29,30 @@ def run(tmp_path_factory) -> tuple[dict[str, Counter], dict[str, Path]]:
     save_model(blank, tokenizer, root / "checkpoint")
     tree["model"] = {**model, "source": "finetune", "checkpoint": str(root / "checkpoint")}
     tree["evaluation"]["references"] = ["retrain_clean"]
+    tree["evaluation"]["paraphrases"] = {"path": "paraphrases.jsonl"}
     study = write_tiny_study(root / "study", tree)
-    command = ["run", study, "--home", root / "home"]
-    shown = [sys.executable, "-c", COUNTING, root / "counts.json", *command]
-    subprocess.run(list(map(str, shown)), env=environment(), check=True, capture_output=True)
-    found = json.loads((root / "counts.json").read_text())
-    hashed = Counter({int(inode): count for inode, count in found["hashed"].items()})
-    parsed = Counter(found["parsed"])
+    asked = json.loads((study.parent / "harmful.jsonl").read_text().splitlines()[0])["prompt"]
+    write_jsonl(study.parent / "paraphrases.jsonl", [{"prompt": asked, "paraphrase": "In other words: what now?"}])
+    for file in study.parent.iterdir():  # what was written within the clock's tick is read again at each look
+        os.utime(file, (file.stat().st_atime - 60, file.stat().st_mtime - 60))
+    hashed, parsed = Counter(), Counter()
+    file_digest = hashlib.file_digest
+
+    def counted_digest(file, *arguments):
+        hashed[os.fstat(file.fileno()).st_ino] += 1
+        return file_digest(file, *arguments)
+
+    def counted(read):
+        def reading(source):
+            parsed[Path(source.path).stem] += 1
+            return read(source)
+
+        return reading
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hashlib, "file_digest", counted_digest)
+        patch.setattr(sources, "_READERS", {rows: counted(read) for rows, read in sources._READERS.items()})
+        lancet("run", study, "--home", root / "home")
     store, lineage = ArtifactStore(root / "home"), last_run(ArtifactStore(root / "home"), "tiny")
     models = {
         name: store.folder("tiny", name, lineage[name]["version"])
@@ -75,7 +63,9 @@ def run(tmp_path_factory) -> tuple[dict[str, Counter], dict[str, Path]]:
 
 def test_one_run_parses_each_source_once(run):
     counts, _ = run
-    assert counts["parsed"] == dict.fromkeys(("train", "probes", "harmful", "ood", "benign", "utility"), 1)
+    assert counts["parsed"] == dict.fromkeys(
+        ("train", "probes", "harmful", "ood", "benign", "utility", "paraphrases"), 1
+    )
 
 
 def test_one_run_hashes_each_model_once(run):
