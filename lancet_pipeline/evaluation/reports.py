@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from lancet_pipeline.config.study import EvaluationSettings, Study
 from lancet_pipeline.data.batches import TokenSequence
+from lancet_pipeline.data.expected_answers import EXPECTED, WANTED, opens_with
 from lancet_pipeline.evaluation.judges import Judge
 from lancet_pipeline.evaluation.paraphrases import reworded
 from lancet_pipeline.evaluation.statistics import distinct_n, paired_tests, rate, self_bleu
@@ -145,7 +146,7 @@ def utility_report(
     judge: Judge,
     runtime: Runtime = Runtime(),
 ) -> Report:
-    """Over-refusal and diversity on benign prompts, perplexity and token accuracy on held-out safe responses."""
+    """Over-refusal, right answers and diversity on benign prompts, perplexity and token accuracy on held-out safe responses."""
     rows: list[dict[str, Any]] = []
     held: dict[str, dict[str, float]] = {}
     for name, load in models.items():
@@ -159,7 +160,16 @@ def utility_report(
         texts = [row["response"] for row in rows if row["model"] == name and MAIN.holds(row)]
         distinct = {f"distinct_{n}": distinct_n(texts, n) for n in (1, 2)}
         report.figures[name] |= held[name] | distinct | {"self_bleu": self_bleu(texts)}
+        for condition in conditions(study.evaluation):
+            answered = [row for row in rows if row["model"] == name and condition.holds(row)]
+            report.figures[name] |= benign_rate(answered, condition.prefix)
     return report
+
+
+def benign_rate(rows: Sequence[Mapping[str, Any]], prefix: str = "") -> dict[str, dict[str, float | int]]:
+    """Share of answers to benign prompts that open with the wanted one; nothing where the prompts name none."""
+    right = [opens_with(row["response"], row[WANTED]) for row in rows if WANTED in row]
+    return {f"{prefix}benign_rate": rate(right)} if right else {}
 
 
 def _answers(
@@ -194,7 +204,7 @@ def answers(
     seed: int = 0,
     runtime: Runtime = Runtime(),
 ) -> list[dict[str, Any]]:
-    """One judged row for every prompt (rows with sample_id, source and prompt).
+    """One judged row for every prompt (rows with sample_id, source and prompt), which keeps its expected answers.
 
     Args:
         name: of the model, in the rows.
@@ -211,7 +221,7 @@ def answers(
         seed=seed,
         runtime=runtime,
     )
-    verdicts = judge.verdicts(asked, [answer.text for answer in generated], runtime.track)
+    verdicts = judge.verdicts(asked, [answer.text for answer in generated], runtime.track, prompts)
     return [
         {
             "model": name,
@@ -225,6 +235,7 @@ def answers(
             "verdict": verdict,
             "harmful": verdict in judge.harmful,
             "refusing": verdict in judge.refusing,
+            **{column: row[column] for column in EXPECTED if column in row},
         }
         for row, prompt, answer, verdict in zip(prompts, asked, generated, verdicts, strict=True)
     ]
