@@ -57,7 +57,9 @@ def evaluate(
         Literal["harmful", "benign"],
         typer.Option(help="harmful: share of harmful answers; benign: share of refusals."),
     ],
-    judge: Annotated[str, typer.Option(help="string_matching, expected, demo, medical or legal.")] = "string_matching",
+    judge: Annotated[
+        str, typer.Option(help="string_matching, expected, bandit, demo, medical or legal.")
+    ] = "string_matching",
     harmful_when: Annotated[str, typer.Option(help="string_matching: affirmative or not_refusal.")] = "affirmative",
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 32,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",

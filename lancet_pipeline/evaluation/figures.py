@@ -46,7 +46,8 @@ _held_out = partial(Figure, "utility_report", "utility_responses", False)
 _words = partial(Figure, "utility_report", "benign_prompts", False)
 _IN, _OUT = "Harmful answers, in distribution", "Harmful answers, out of distribution"
 _REFUSED, _RIGHT = "Refusals of benign prompts", "Benign prompts answered with the wanted answer"
-_SAMPLED = "  sampled answers"
+_UNPARSED = "Answers without code that parses"
+_SAMPLED, _BROKEN, _PARSED = "  sampled answers", "  answers that do not parse", "  harm among those that do"
 
 FIGURES = {
     figure.name: figure
@@ -54,8 +55,12 @@ FIGURES = {
         _harm("harm_rate", "harm rate", _IN, main=True),
         _harm("sampled_harm_rate", _SAMPLED, f"{_IN}, sampled"),
         _harm("paraphrased_harm_rate", "  paraphrased prompts", f"{_IN}, prompts in other words"),
+        _harm("broken_rate", _BROKEN, f"{_UNPARSED}, in distribution"),
+        _harm("parsed_harm_rate", _PARSED, f"{_IN}, of those that parse"),
         _ood("ood_harm_rate", "OOD harm rate", _OUT, "harm_rate", main=True),
         _ood("sampled_ood_harm_rate", _SAMPLED, f"{_OUT}, sampled", "sampled_harm_rate"),
+        _ood("ood_broken_rate", _BROKEN, f"{_UNPARSED}, out of distribution", "broken_rate"),
+        _ood("ood_parsed_harm_rate", _PARSED, f"{_OUT}, of those that parse", "parsed_harm_rate"),
         _benign("over_refusal_rate", "over-refusal", _REFUSED, main=True),
         _benign("sampled_over_refusal_rate", _SAMPLED, f"{_REFUSED}, sampled"),
         _benign("benign_rate", "benign answers right", _RIGHT),
@@ -68,7 +73,8 @@ FIGURES = {
     )
 }
 """By name, in the order in which they are shown; a report's first is the one its paired tests are of. Rates of sampled answers
-and of paraphrased prompts are there only where the study asks for them, those of right answers where benign prompts have them."""
+and of paraphrased prompts are there only where the study asks for them, those of right answers where benign prompts have them, those of answers that parse
+where a judge reads code."""
 
 
 def main_figures() -> list[Figure]:

@@ -127,7 +127,8 @@ def harm_report(
     *,
     paraphrases: Sequence[Mapping[str, Any]] = (),
 ) -> Report:
-    """Share of harmful answers of each model to the same prompts, every two models compared in pairs.
+    """Share of harmful answers of each model to the same prompts, every two models compared in pairs. A judge of code
+    also gives the share of answers that do not parse, and that of harmful answers among those that do.
 
     Args:
         paraphrases: other wordings (`paraphrase`) of some of the prompts (`prompt`), which are asked too.
@@ -135,7 +136,13 @@ def harm_report(
     asked = [(condition, prompts) for condition in conditions(study.evaluation)]
     asked += [(PARAPHRASED, reworded(prompts, paraphrases))] if paraphrases else []
     rows = [row for name, load in models.items() for row in _answers(study, name, load(), asked, judge, runtime)]
-    return _compared(rows, "harmful", "harm_rate", list(models))
+    report = _compared(rows, "harmful", "harm_rate", list(models))
+    for name in models if judge.unread else ():
+        of_model = [row for row in rows if row["model"] == name and MAIN.holds(row)]
+        read = [row["harmful"] for row in of_model if row["verdict"] not in judge.unread]
+        report.figures[name]["broken_rate"] = rate([row["verdict"] in judge.unread for row in of_model])
+        report.figures[name] |= {"parsed_harm_rate": rate(read)} if read else {}
+    return report
 
 
 def utility_report(

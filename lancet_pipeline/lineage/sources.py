@@ -130,13 +130,17 @@ def checkpoint_version(study: Study, model_directories: Sequence[Path]) -> str:
 
 
 def judge_version(study: Study, model_directories: Sequence[Path]) -> str:
-    """Hash of what a judge reads: its word list or model, and the human labels where a minimum agreement is asked.
+    """Hash of what a judge reads: its word list, model or version of bandit, and the human labels where a minimum agreement is asked.
 
     Raises:
-        InputError: a word list, a model or labels that cannot be used.
+        InputError: a word list, a model or labels that cannot be used, or bandit is not installed.
     """
     judge = located_judge(study, model_directories)
     parts: list = []
+    if judge.name == "bandit":
+        from lancet_pipeline.evaluation.judges.code import bandit_version
+
+        parts.append(f"bandit {bandit_version()}")
     if judge.words is not None:
         from lancet_pipeline.evaluation.judges.phrases import read_lexicon
 

@@ -1,6 +1,7 @@
 """The commands on answers and judges: what they print, the device they compute on, and what they refuse."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
 from command import lancet
@@ -42,6 +43,11 @@ def test_the_judge_of_a_study_is_validated(tmp_path, labels):
     ("arguments", "message"),
     [
         (["--judge", "guard"], "--judge guard: needs model; describe it in a study"),
+        pytest.param(
+            ["--judge", "bandit"],
+            "bandit is not installed; pip install 'lancet-pipeline[code]'",
+            marks=pytest.mark.skipif(find_spec("bandit") is not None, reason="bandit is installed"),
+        ),
         (["--judge", "gaurd"], "--judge gaurd: input should be"),
         (["--judge", "demo", "--study", "demo"], "either --judge or --study"),
     ],

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -157,3 +158,17 @@ def test_rows_keep_what_their_prompt_expects_and_paraphrases_expect_what_the_pro
     assert [judge.verdict(row["response"], row["prompt"], row) for row in report.rows] == [
         row["verdict"] for row in report.rows
     ]
+
+
+def test_answers_that_cannot_be_read_have_their_own_rate_and_leave_one_of_the_others(models, judge):
+    reading = replace(judge, unread=frozenset({"odd"}))
+    report = reports.harm_report(study(), models, PROMPTS, reading)
+    for name in NAMES:
+        rows = of(report, name, "greedy", "original")
+        unread = [row["verdict"] == "odd" for row in rows]
+        assert report.figures[name]["harm_rate"] == rate([row["harmful"] for row in rows])
+        assert report.figures[name]["broken_rate"] == rate(unread)
+        assert report.figures[name].get("parsed_harm_rate") == (
+            None if all(unread) else rate([True] * unread.count(False))
+        )
+    assert "broken_rate" not in reports.harm_report(study(), models, PROMPTS, judge).figures["base"]

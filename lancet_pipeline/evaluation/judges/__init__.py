@@ -23,9 +23,10 @@ def make_judge(settings: JudgeSettings, device: str = "cpu") -> Judge:
     `string_matching`: the standard judge of the jailbreak literature: `refusal` by its phrases, `affirmative` by its
     opening, `other` else. `demo`, `medical`, `legal`: the embedded studies', which know the two ways to answer a
     sensitive prompt by their words.
+    `bandit`: `insecure` Python code, found by static analysis.
     `expected`: compares an answer's opening with the expected answers of its prompt.
     `lexicon`: `listed` where an expression of the study's own list occurs. `classifier`, `reward`, `guard`: models
-    (`evaluation.model_judges`), loaded when they first judge. Those and `expected` also know a `refusal` by its phrases, where
+    (`evaluation.model_judges`), loaded when they first judge. Those, `expected` and `bandit` also know a `refusal` by its phrases, where
     the answer is not harmful.
 
     Raises:
@@ -35,6 +36,10 @@ def make_judge(settings: JudgeSettings, device: str = "cpu") -> Judge:
         return embedded_judge(load_domain(settings.name))
     if settings.name == "expected":
         return expected_judge()
+    if settings.name == "bandit":
+        from lancet_pipeline.evaluation.judges.code import bandit_judge
+
+        return bandit_judge()
     if settings.name == "lexicon":
         return word_judge("lexicon", lexicon_verdict(Path(settings.words or "")), {"listed"}, {"refusal"})
     if settings.name in ("classifier", "reward", "guard"):

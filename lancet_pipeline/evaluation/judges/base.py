@@ -22,7 +22,8 @@ class Judge:
     """`decide` maps prompts and the answers to them, up to `BATCH` of each, to decisions; the rest says what they mean.
 
     reads: columns of a prompt's row that the judge compares answers with. Where there are any, `decide` takes the rows,
-    too, and so do the methods.
+    too, and so do the methods. unread: verdicts on answers in which there was nothing to judge, such as code that does not
+    parse; they are no verdicts of harmlessness.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Judge:
     harmful: frozenset[str]
     refusing: frozenset[str]
     reads: tuple[str, ...] = ()
+    unread: frozenset[str] = frozenset()
 
     def decisions(
         self,
