@@ -47,12 +47,19 @@ def trace(
 
 def evaluate(
     model: Annotated[Path, typer.Option(help="Directory of any causal language model (safetensors).")],
-    prompts: Annotated[Path, typer.Option(help="Parquet or JSON Lines file with a column `prompt`.")],
+    prompts: Annotated[
+        Path,
+        typer.Option(
+            help="Parquet or JSON Lines file with a column `prompt`; for the judge expected also `harmful_answer`, `wanted_answer`."
+        ),
+    ],
     kind: Annotated[
         Literal["harmful", "benign"],
         typer.Option(help="harmful: share of harmful answers; benign: share of refusals."),
     ],
-    judge: Annotated[str, typer.Option(help="string_matching, demo, medical or legal.")] = "string_matching",
+    judge: Annotated[
+        str, typer.Option(help="string_matching, expected, bandit, demo, medical or legal.")
+    ] = "string_matching",
     harmful_when: Annotated[str, typer.Option(help="string_matching: affirmative or not_refusal.")] = "affirmative",
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 32,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",

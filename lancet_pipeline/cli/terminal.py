@@ -54,7 +54,7 @@ def print_summary(figures: dict[str, Any], where: Deployment) -> None:
         for figure in measured(models):
             table.add_row(figure.label, *(_cell(model[figure.name]) for model in models.values()))
         console.print(table)
-        console.print(_judge_line(figures["judge"]))
+        console.print(_judge_line(figures["judge"], figures.get("judge_name")))
     influence, selection = figures["influence"], figures["selection"]
     if influence:
         console.print(_influence_line(influence))
@@ -160,6 +160,10 @@ def print_evaluation(result: dict[str, Any]) -> None:
     console = Console(highlight=False)
     name = "harmful answers" if result["kind"] == "harmful" else "refusals of benign prompts"
     console.print(f"{name}: {_cell(result['rate'])}, n = {result['rate']['n']}")
+    if "benign_rate" in result:
+        console.print(
+            f"right answers to benign prompts: {_cell(result['benign_rate'])}, n = {result['benign_rate']['n']}"
+        )
     console.print("verdicts: " + ", ".join(f"{key} {count}" for key, count in result["verdicts"].items()))
 
 
@@ -268,7 +272,9 @@ def _spread(spread: dict[str, float] | None) -> str:
     return text if spread["n"] == 1 else f"{text} ({spread['min']:.3f}–{spread['max']:.3f})"
 
 
-def _judge_line(judge: dict[str, Any] | None) -> str:
+def _judge_line(judge: dict[str, Any] | None, name: str | None) -> str:
+    if judge is None and name == "expected":
+        return "judge       compares answers with the expected ones: exact"
     if judge is None:
         return "judge       not validated on human labels in this study"
     accuracy = judge["accuracy"]

@@ -255,7 +255,13 @@ class CorrectionSettings(Settings):
 class JudgeSettings(Settings):
     """Which outputs count as harmful, and which answers to a benign prompt count as refusing it."""
 
-    name: Literal["string_matching", "lexicon", "classifier", "reward", "guard"] | EmbeddedCorpus = "string_matching"
+    name: (
+        Literal["string_matching", "expected", "bandit", "lexicon", "classifier", "reward", "guard"] | EmbeddedCorpus
+    ) = Field(
+        default="string_matching",
+        description="expected: prompts have columns `harmful_answer` and, if known, `wanted_answer`, which answers open with. "
+        "bandit: insecure Python code; needs lancet-pipeline[code].",
+    )
     harmful_when: Literal["affirmative", "not_refusal"] = Field(
         default="affirmative", description="string_matching: an affirmative opening, or anything that does not refuse."
     )

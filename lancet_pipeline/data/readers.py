@@ -3,7 +3,7 @@
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lancet_pipeline.config.study import DataSource, Origin
+from lancet_pipeline.data.expected_answers import EXPECTED
 from lancet_pipeline.data.presets import apply_preset
 from lancet_pipeline.data.schema import to_samples
 from lancet_pipeline.errors import InputError
@@ -19,15 +20,16 @@ _JSON_LINES = {".jsonl", ".ndjson"}
 FORMATS = {".parquet", *_JSON_LINES}
 
 
-def read_samples(source: DataSource, *, responses: bool = False) -> pa.Table:
+def read_samples(source: DataSource, *, responses: bool = False, required: Sequence[str] = ()) -> pa.Table:
     """Read, map and validate one source.
 
     Args:
         source: where the samples are and how their columns map.
         responses: whether every sample must carry a response.
+        required: columns of expected answers that every prompt must have.
 
     Returns:
-        Table in `data.schema.SAMPLES`, sorted by `sample_id`, cut to `source.rows`. Where no responses are asked for, each
+        Table as of `data.schema.to_samples`, sorted by `sample_id`, cut to `source.rows`. Where no responses are asked for, each
         prompt stands there once, with the first of its samples: data sets of answers repeat their prompts, and a prompt
         that is asked twice would count twice in every rate.
 
@@ -40,9 +42,9 @@ def read_samples(source: DataSource, *, responses: bool = False) -> pa.Table:
     tables = {}
     for part in parts:  # each file by itself, so that messages name it
         one = source if part is None else source.model_copy(update={"path": str(part)})
-        tables[describe(one)] = _samples(one, place, responses)
+        tables[describe(one)] = _samples(one, place, responses, required)
     table = _joined(tables, repeats_dropped=source.preset != "plain")
-    table = table if responses else _distinct_prompts(table)
+    table = table if responses else _distinct_prompts(table, place)
     if source.rows is None:
         return table
     start, stop = source.rows
@@ -51,7 +53,7 @@ def read_samples(source: DataSource, *, responses: bool = False) -> pa.Table:
     return table.slice(start, stop - start)
 
 
-def _samples(source: DataSource, whole: str, responses: bool) -> pa.Table:
+def _samples(source: DataSource, whole: str, responses: bool, required: Sequence[str]) -> pa.Table:
     """The samples of one file, or of a source that is no folder; those without a source of their own get that of `whole`."""
     place = describe(source)
     rows = read_named_rows(source)
@@ -60,7 +62,7 @@ def _samples(source: DataSource, whole: str, responses: bool) -> pa.Table:
     if place != whole:  # a sample that moves from one file of a folder to another is the same sample
         name = Path(whole).name
         rows = ({**row, "source": (source.preset == "plain" and row.get("source")) or name} for row in rows)
-    return to_samples(rows, place, responses=responses, drop_blank=source.blank == "drop")
+    return to_samples(rows, place, responses=responses, drop_blank=source.blank == "drop", required=required)
 
 
 def _joined(tables: Mapping[str, pa.Table], *, repeats_dropped: bool) -> pa.Table:
@@ -69,7 +71,13 @@ def _joined(tables: Mapping[str, pa.Table], *, repeats_dropped: bool) -> pa.Tabl
         return next(iter(tables.values()))
     first: dict[str, str] = {}
     kept = []
+    columns = next(iter(tables.values())).column_names
     for place, table in tables.items():
+        differing = [column for column in EXPECTED if (column in columns) != (column in table.column_names)]
+        if differing:
+            raise InputError(
+                f"{place}: has {differing[0]} unlike {next(iter(tables))}; fill it in all files or in none"
+            )
         fresh = [identity not in first for identity in table["sample_id"].to_pylist()]
         if not all(fresh) and not repeats_dropped:
             identity = table["sample_id"][fresh.index(False)].as_py()
@@ -83,10 +91,15 @@ def _joined(tables: Mapping[str, pa.Table], *, repeats_dropped: bool) -> pa.Tabl
     return pa.concat_tables(kept).sort_by("sample_id").combine_chunks()
 
 
-def _distinct_prompts(table: pa.Table) -> pa.Table:
-    first: dict[str, int] = {}
-    for row, prompt in enumerate(table["prompt"].to_pylist()):
-        first.setdefault(prompt, row)
+def _distinct_prompts(table: pa.Table, place: str) -> pa.Table:
+    rows, first = table.to_pylist(), {}
+    for number, row in enumerate(rows):
+        kept = rows[first.setdefault(row["prompt"], number)]
+        if any(row.get(column) != kept.get(column) for column in EXPECTED):
+            raise InputError(
+                f"{place}: prompt {row['prompt'][:60]!r} stands there with different expected answers; give it one row, "
+                "and several answers as a list"
+            )
     return table.take(list(first.values()))
 
 

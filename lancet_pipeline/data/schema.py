@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
 import pyarrow as pa
 
+from lancet_pipeline.data.expected_answers import EXPECTED, expected_answers
 from lancet_pipeline.errors import InputError
 
 SAMPLES = pa.schema(
@@ -31,7 +32,14 @@ def sample_id(prompt: str, response: str | None) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def to_samples(rows: Iterable[Mapping[str, Any]], place: str, *, responses: bool, drop_blank: bool = False) -> pa.Table:
+def to_samples(
+    rows: Iterable[Mapping[str, Any]],
+    place: str,
+    *,
+    responses: bool,
+    drop_blank: bool = False,
+    required: Sequence[str] = (),
+) -> pa.Table:
     """Validate `rows` and bring them into the schema, in the order of `sample_id`.
 
     Args:
@@ -39,9 +47,14 @@ def to_samples(rows: Iterable[Mapping[str, Any]], place: str, *, responses: bool
         place: the file or data set, for messages.
         responses: whether every row must carry a response.
         drop_blank: leave rows with a null or blank text out instead of refusing the set.
+        required: columns of `EXPECTED` answers that every prompt must have. Sets of responses have none.
+
+    Returns:
+        Table in `SAMPLES`; after it a column of lists of texts for each kind of expected answer that the prompts have.
 
     Raises:
-        InputError: an empty set, a missing column, a null or blank text, a wrong type, a duplicate id.
+        InputError: an empty set, a missing column, a null or blank text, a wrong type, a duplicate id, expected
+            answers that do not fit (`expected_answers`) or that some prompts have and others have not.
     """
     table: list[dict[str, Any]] = []
     first_row: dict[str, int] = {}
@@ -73,12 +86,22 @@ def to_samples(rows: Iterable[Mapping[str, Any]], place: str, *, responses: bool
                 "response": response,
                 "is_safe": is_safe,
                 "category": None if category is None else str(category),
+                **({} if responses else expected_answers(row, place, number, required)),
             }
         )
     if not table:
         raise InputError(f"{place}: holds no samples; give at least one")
+    schema = SAMPLES
+    for column in EXPECTED:
+        lacking = [row["sample_id"] for row in table if column not in row]
+        if not lacking:
+            schema = schema.append(pa.field(column, pa.list_(pa.string()), nullable=False))
+        elif len(lacking) < len(table):
+            raise InputError(
+                f"{place}: row {first_row[lacking[0]]}: has no {column}, which other rows have; fill it, or leave the column out"
+            )
     table.sort(key=lambda row: row["sample_id"])
-    return pa.Table.from_pylist(table, schema=SAMPLES)
+    return pa.Table.from_pylist(table, schema=schema)
 
 
 def content_hash(table: pa.Table) -> str:

@@ -41,12 +41,13 @@ class Figure:
 
 _harm = partial(Figure, "harmlessness_report", "harmful_prompts", True)
 _ood = partial(Figure, "ood_report", "ood_prompts", True)
-_refusals = partial(Figure, "utility_report", "benign_prompts", True)
+_benign = partial(Figure, "utility_report", "benign_prompts", True)
 _held_out = partial(Figure, "utility_report", "utility_responses", False)
 _words = partial(Figure, "utility_report", "benign_prompts", False)
 _IN, _OUT = "Harmful answers, in distribution", "Harmful answers, out of distribution"
-_REFUSED = "Refusals of benign prompts"
-_SAMPLED = "  sampled answers"
+_REFUSED, _RIGHT = "Refusals of benign prompts", "Benign prompts answered with the wanted answer"
+_UNPARSED = "Answers without code that parses"
+_SAMPLED, _BROKEN, _PARSED = "  sampled answers", "  answers that do not parse", "  harm among those that do"
 
 FIGURES = {
     figure.name: figure
@@ -54,10 +55,16 @@ FIGURES = {
         _harm("harm_rate", "harm rate", _IN, main=True),
         _harm("sampled_harm_rate", _SAMPLED, f"{_IN}, sampled"),
         _harm("paraphrased_harm_rate", "  paraphrased prompts", f"{_IN}, prompts in other words"),
+        _harm("broken_rate", _BROKEN, f"{_UNPARSED}, in distribution"),
+        _harm("parsed_harm_rate", _PARSED, f"{_IN}, of those that parse"),
         _ood("ood_harm_rate", "OOD harm rate", _OUT, "harm_rate", main=True),
         _ood("sampled_ood_harm_rate", _SAMPLED, f"{_OUT}, sampled", "sampled_harm_rate"),
-        _refusals("over_refusal_rate", "over-refusal", _REFUSED, main=True),
-        _refusals("sampled_over_refusal_rate", _SAMPLED, f"{_REFUSED}, sampled"),
+        _ood("ood_broken_rate", _BROKEN, f"{_UNPARSED}, out of distribution", "broken_rate"),
+        _ood("ood_parsed_harm_rate", _PARSED, f"{_OUT}, of those that parse", "parsed_harm_rate"),
+        _benign("over_refusal_rate", "over-refusal", _REFUSED, main=True),
+        _benign("sampled_over_refusal_rate", _SAMPLED, f"{_REFUSED}, sampled"),
+        _benign("benign_rate", "benign answers right", _RIGHT),
+        _benign("sampled_benign_rate", _SAMPLED, f"{_RIGHT}, sampled"),
         _held_out("perplexity", "perplexity", "Perplexity on held-out safe responses", main=True, relative=True),
         _held_out("token_accuracy", "token accuracy", "Tokens of held-out safe responses that are the first choice"),
         _words("distinct_1", "distinct-1", "Different words (distinct-1)"),
@@ -66,7 +73,8 @@ FIGURES = {
     )
 }
 """By name, in the order in which they are shown; a report's first is the one its paired tests are of. Rates of sampled answers
-and of paraphrased prompts are there only where the study asks for them."""
+and of paraphrased prompts are there only where the study asks for them, those of right answers where benign prompts have them, those of answers that parse
+where a judge reads code."""
 
 
 def main_figures() -> list[Figure]:

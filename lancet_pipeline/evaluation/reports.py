@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from lancet_pipeline.config.study import EvaluationSettings, Study
 from lancet_pipeline.data.batches import TokenSequence
+from lancet_pipeline.data.expected_answers import EXPECTED, WANTED, opens_with
 from lancet_pipeline.evaluation.judges import Judge
 from lancet_pipeline.evaluation.paraphrases import reworded
 from lancet_pipeline.evaluation.statistics import distinct_n, paired_tests, rate, self_bleu
@@ -126,7 +127,8 @@ def harm_report(
     *,
     paraphrases: Sequence[Mapping[str, Any]] = (),
 ) -> Report:
-    """Share of harmful answers of each model to the same prompts, every two models compared in pairs.
+    """Share of harmful answers of each model to the same prompts, every two models compared in pairs. A judge of code
+    also gives the share of answers that do not parse, and that of harmful answers among those that do.
 
     Args:
         paraphrases: other wordings (`paraphrase`) of some of the prompts (`prompt`), which are asked too.
@@ -134,7 +136,13 @@ def harm_report(
     asked = [(condition, prompts) for condition in conditions(study.evaluation)]
     asked += [(PARAPHRASED, reworded(prompts, paraphrases))] if paraphrases else []
     rows = [row for name, load in models.items() for row in _answers(study, name, load(), asked, judge, runtime)]
-    return _compared(rows, "harmful", "harm_rate", list(models))
+    report = _compared(rows, "harmful", "harm_rate", list(models))
+    for name in models if judge.unread else ():
+        of_model = [row for row in rows if row["model"] == name and MAIN.holds(row)]
+        read = [row["harmful"] for row in of_model if row["verdict"] not in judge.unread]
+        report.figures[name]["broken_rate"] = rate([row["verdict"] in judge.unread for row in of_model])
+        report.figures[name] |= {"parsed_harm_rate": rate(read)} if read else {}
+    return report
 
 
 def utility_report(
@@ -145,7 +153,7 @@ def utility_report(
     judge: Judge,
     runtime: Runtime = Runtime(),
 ) -> Report:
-    """Over-refusal and diversity on benign prompts, perplexity and token accuracy on held-out safe responses."""
+    """Over-refusal, right answers and diversity on benign prompts, perplexity and token accuracy on held-out safe responses."""
     rows: list[dict[str, Any]] = []
     held: dict[str, dict[str, float]] = {}
     for name, load in models.items():
@@ -159,7 +167,16 @@ def utility_report(
         texts = [row["response"] for row in rows if row["model"] == name and MAIN.holds(row)]
         distinct = {f"distinct_{n}": distinct_n(texts, n) for n in (1, 2)}
         report.figures[name] |= held[name] | distinct | {"self_bleu": self_bleu(texts)}
+        for condition in conditions(study.evaluation):
+            answered = [row for row in rows if row["model"] == name and condition.holds(row)]
+            report.figures[name] |= benign_rate(answered, condition.prefix)
     return report
+
+
+def benign_rate(rows: Sequence[Mapping[str, Any]], prefix: str = "") -> dict[str, dict[str, float | int]]:
+    """Share of answers to benign prompts that open with the wanted one; nothing where the prompts name none."""
+    right = [opens_with(row["response"], row[WANTED]) for row in rows if WANTED in row]
+    return {f"{prefix}benign_rate": rate(right)} if right else {}
 
 
 def _answers(
@@ -194,7 +211,7 @@ def answers(
     seed: int = 0,
     runtime: Runtime = Runtime(),
 ) -> list[dict[str, Any]]:
-    """One judged row for every prompt (rows with sample_id, source and prompt).
+    """One judged row for every prompt (rows with sample_id, source and prompt), which keeps its expected answers.
 
     Args:
         name: of the model, in the rows.
@@ -211,7 +228,7 @@ def answers(
         seed=seed,
         runtime=runtime,
     )
-    verdicts = judge.verdicts(asked, [answer.text for answer in generated], runtime.track)
+    verdicts = judge.verdicts(asked, [answer.text for answer in generated], runtime.track, prompts)
     return [
         {
             "model": name,
@@ -225,6 +242,7 @@ def answers(
             "verdict": verdict,
             "harmful": verdict in judge.harmful,
             "refusing": verdict in judge.refusing,
+            **{column: row[column] for column in EXPECTED if column in row},
         }
         for row, prompt, answer, verdict in zip(prompts, asked, generated, verdicts, strict=True)
     ]

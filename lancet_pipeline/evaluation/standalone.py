@@ -8,7 +8,7 @@ from lancet_pipeline.config.study import DataSource
 from lancet_pipeline.data.readers import read_samples
 from lancet_pipeline.data.tokenization import load_tokenizer
 from lancet_pipeline.evaluation.judges import named_judge
-from lancet_pipeline.evaluation.reports import answers
+from lancet_pipeline.evaluation.reports import answers, benign_rate
 from lancet_pipeline.evaluation.statistics import rate
 from lancet_pipeline.models.loading import load_model
 from lancet_pipeline.models.runtime import Runtime
@@ -26,13 +26,15 @@ def evaluate_model(
     """Greedy answers, judged.
 
     Returns:
-        {"model", "prompts", "kind", "judge", "rate": {value, low, high, n}, "verdicts", "generations": [row]}.
+        {"model", "prompts", "kind", "judge", "rate": {value, low, high, n}, "verdicts", "generations": [row]}, and
+        "benign_rate", where benign prompts have wanted answers.
 
     Raises:
         InputError: a model, prompts or a judge that cannot be used.
     """
     judge = named_judge(judge_name, harmful_when)
-    samples = read_samples(DataSource(path=str(prompts))).to_pylist()
+    required = judge.reads if kind == "harmful" else ()
+    samples = read_samples(DataSource(path=str(prompts)), required=required).to_pylist()
     folder = model.expanduser().absolute()
     loaded, tokenizer = load_model(folder, device=runtime.device), load_tokenizer(folder)
     rows = answers(folder.name, loaded, tokenizer, samples, judge, max_new_tokens=max_new_tokens, runtime=runtime)
@@ -43,6 +45,7 @@ def evaluate_model(
         "kind": kind,
         "judge": judge.name,
         "rate": rate([row[outcome] for row in rows]),
+        **(benign_rate(rows) if kind == "benign" else {}),
         "verdicts": dict(sorted(Counter(row["verdict"] for row in rows).items())),
         "generations": rows,
     }

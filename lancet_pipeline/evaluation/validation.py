@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lancet_pipeline.config.study import JudgeSettings
+from lancet_pipeline.data.expected_answers import expected_answers
 from lancet_pipeline.data.readers import describe, read_rows
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.evaluation.judges import Judge
@@ -18,7 +19,7 @@ def validate_judge(judge: Judge, rows: Iterable[Mapping[str, Any]], track: Track
     partial refusals left out), or of harmful verdicts with the boolean column `is_safe` where there is no `label`.
 
     Args:
-        rows: a `response` each, its `prompt` where the judge looks at it, and one of the labels.
+        rows: a `response` each, its `prompt` and what else the judge looks at, and one of the labels.
 
     Returns:
         {"outcome": "refusal" or "harm", "accuracy": rate, "kappa", "confusion": {human label: {verdict: count}},
@@ -34,6 +35,8 @@ def validate_judge(judge: Judge, rows: Iterable[Mapping[str, Any]], track: Track
                 f"judge validation: row {number}: needs the columns response and label, or response and is_safe, "
                 f"has {', '.join(row)}"
             )
+        if judge.reads:
+            rows[number - 1] = {**row, **expected_answers(row, "judge validation", number, judge.reads)}
     by_refusal = any("label" in row for row in rows)
     column, positive, negative = ("label", REFUSED, COMPLIED) if by_refusal else ("is_safe", False, True)
     names = {REFUSED: REFUSED, COMPLIED: COMPLIED, False: "unsafe", True: "safe"}
@@ -41,7 +44,7 @@ def validate_judge(judge: Judge, rows: Iterable[Mapping[str, Any]], track: Track
     if not labelled:
         raise InputError(f"judge validation: no row is labelled {names[positive]} or {names[negative]}")
     decisions = judge.decisions(
-        [row.get("prompt") or "" for row in labelled], [row["response"] for row in labelled], track
+        [row.get("prompt") or "" for row in labelled], [row["response"] for row in labelled], track, labelled
     )
     confusion: dict[str, dict[str, int]] = {names[positive]: {}, names[negative]: {}}
     for row, decision in zip(labelled, decisions, strict=True):

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lancet_pipeline.config.environment import Signing
+from lancet_pipeline.data.expected_answers import EXPECTED
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.files import hash_files, sha256, whole_or_absent
 from lancet_pipeline.governance.bom import bill_of_materials
@@ -62,6 +63,7 @@ _TABLES = {
         *_columns(_TEXT, "report", "model", "decoding", "wording"),
         *_ANSWER,
         *_columns(_FLAG, "harmful", "refusing"),
+        *_columns(pa.list_(_TEXT), *EXPECTED),
     ],
     "traces": [
         ("report", _TEXT),
@@ -129,7 +131,8 @@ def _write_files(evidence: Evidence, folder: Path) -> None:
     _write_json(folder / "bom.cdx.json", bill_of_materials(evidence))
     for name, columns in _TABLES.items():
         rows = pa.Table.from_pylist(getattr(evidence, name), schema=pa.schema(columns))
-        pq.write_table(rows, folder / f"{name}.parquet")
+        unused = [c for c in EXPECTED if c in rows.column_names and rows[c].null_count == rows.num_rows]
+        pq.write_table(rows.drop_columns(unused), folder / f"{name}.parquet")
     _write_text(folder / "model_card.md", model_card(evidence))
     _write_text(folder / "report.html", render_report(evidence))
     for name, png in evidence.plots.items():

@@ -48,7 +48,8 @@ class Evidence:
         queries: the model's own undesirable outputs: sample_id, prompt, response, verdict.
         pairs: preferred_id, dispreferred_id, preferred_score, dispreferred_score, weight.
         generations: every answer: report (harmlessness, ood, utility), model, decoding (greedy, sampled), wording
-            (original, paraphrased), sample_id, prompt, response, verdict, harmful, refusing.
+            (original, paraphrased), sample_id, prompt, response, verdict, harmful, refusing, and the expected answers
+            of the prompt where it has any: harmful_answer, wanted_answer [text].
         correction_curve: step, loss, correction, retain, margin, perplexity_ratio.
         plots: name -> PNG; a name starts with the asset that drew it.
         judge: agreement with human labels {accuracy, kappa, confusion, left_out}, and auc where it scores; None where
@@ -85,6 +86,11 @@ class Evidence:
     def gates_hold(self) -> bool:
         """Whether there are gates and all of them pass."""
         return bool(self.gates) and all(gate["passed"] for gate in self.gates)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the judge compares answers with expected ones, so that it needs no human labels to be trusted."""
+        return self.study.get("evaluation", {}).get("judge", {}).get("name") == "expected"
 
     def origins(self) -> dict[str, dict[str, Any]]:
         """Where each table of the study comes from, by its source: the settings that it has there, JSON-ready."""

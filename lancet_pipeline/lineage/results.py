@@ -102,6 +102,7 @@ def summarise(store: ArtifactStore, study: str) -> dict[str, Any]:
         "references": figures,
         "tests": paired_tests(store, study, lineage),
         "judge": judge_agreement(store, study, lineage),
+        "judge_name": lineage.get("undesirable_outputs", {}).get("settings", {}).get("evaluation.judge.name"),
         "influence": influence_figures(lineage) if "influence_scores" in lineage else None,
         "selection": selection and {side: values["size"] for side, values in selection.items()},
         "seconds": {asset: lineage[asset]["seconds"] for asset in order},

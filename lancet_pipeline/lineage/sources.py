@@ -10,10 +10,12 @@ import pyarrow as pa
 
 from lancet_pipeline.config.experiment import is_variant
 from lancet_pipeline.config.study import DataSource, Study
-from lancet_pipeline.data.readers import data_files, read_rows, read_samples
+from lancet_pipeline.data.expected_answers import expected_answers
+from lancet_pipeline.data.readers import data_files, describe, read_rows, read_samples
 from lancet_pipeline.data.schema import content_hash
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.evaluation.judges import located_judge
+from lancet_pipeline.evaluation.judges.expected import READS
 from lancet_pipeline.evaluation.paraphrases import check_paraphrases, read_paraphrases
 from lancet_pipeline.files import sha256, state
 from lancet_pipeline.lineage.stages import SOURCES, TABLES
@@ -26,6 +28,9 @@ _READERS = {
     "paraphrases": read_paraphrases,
 }
 """By what the rows of a source are."""
+
+_HARM = ("probe_prompts", "harmful_prompts", "ood_prompts")
+"""Prompts whose answers are judged for harm."""
 
 
 def read_source(study: Study, name: str) -> pa.Table:
@@ -40,13 +45,16 @@ def versioned_source(study: Study, name: str) -> tuple[pa.Table, str]:
         table = read_paraphrases(None)
         return table, content_hash(table)
     read = _read.__wrapped__ if source.hub else _read  # only reading it says what the hub holds
-    return read(source.model_dump_json(), TABLES[name].rows, _look(Path(source.path)) if source.path else ())
+    required = READS if name in _HARM and study.evaluation.judge.name == "expected" else ()
+    return read(source.model_dump_json(), TABLES[name].rows, required, _look(Path(source.path)) if source.path else ())
 
 
 @lru_cache(maxsize=len(TABLES))  # what one run reads
-def _read(source: str, rows: str, look: tuple) -> tuple[pa.Table, str]:
-    """Samples and version of a source (as JSON), read again only where a `look` at its files differs."""
-    table = _READERS[rows](DataSource.model_validate_json(source))
+def _read(source: str, rows: str, required: Sequence[str], look: tuple) -> tuple[pa.Table, str]:
+    """Samples and version of a source (as JSON), read again only where a `look` at its files differs. required: columns of
+    expected answers that every prompt must have."""
+    read = partial(_READERS[rows], required=required) if required else _READERS[rows]
+    table = read(DataSource.model_validate_json(source))
     return table, content_hash(table)
 
 
@@ -122,13 +130,17 @@ def checkpoint_version(study: Study, model_directories: Sequence[Path]) -> str:
 
 
 def judge_version(study: Study, model_directories: Sequence[Path]) -> str:
-    """Hash of what a judge reads: its word list or model, and the human labels where a minimum agreement is asked.
+    """Hash of what a judge reads: its word list, model or version of bandit, and the human labels where a minimum agreement is asked.
 
     Raises:
-        InputError: a word list, a model or labels that cannot be used.
+        InputError: a word list, a model or labels that cannot be used, or bandit is not installed.
     """
     judge = located_judge(study, model_directories)
     parts: list = []
+    if judge.name == "bandit":
+        from lancet_pipeline.evaluation.judges.code import bandit_version
+
+        parts.append(f"bandit {bandit_version()}")
     if judge.words is not None:
         from lancet_pipeline.evaluation.judges.phrases import read_lexicon
 
@@ -151,9 +163,14 @@ def judge_version(study: Study, model_directories: Sequence[Path]) -> str:
 
 
 def labels_version(study: Study) -> str:
-    """Hash of the human labels that the judge is compared with. Raises InputError where they cannot be read."""
-    labels = study.evaluation.judge.validation
-    rows = read_rows(labels) if labels is not None else ["none"]
+    """Hash of the human labels that the judge is compared with. Raises InputError where they cannot be read, or lack the
+    answers that the judge expects."""
+    judge = study.evaluation.judge
+    if judge.validation is None:
+        return _digest([json.dumps("none")])
+    rows = list(read_rows(judge.validation))
+    for number, row in enumerate(rows if judge.name == "expected" else (), start=1):
+        expected_answers(row, describe(judge.validation), number, READS)
     return _digest([json.dumps(row, sort_keys=True, default=str) for row in rows])
 
 

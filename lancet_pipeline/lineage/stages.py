@@ -79,7 +79,7 @@ _SOURCES = (
     Source("utility_responses", "Held-out safe responses.", "data.utility", "samples"),
     Source(
         "judge",
-        "The word list or model that judges, and the labels it must agree with; empty for a judge that ships.",
+        "The word list, model or version of bandit that judges, and the labels it must agree with; empty for a judge that ships.",
     ),
     Source("judge_labels", "The human labels that the judge is compared with; empty where there are none."),
 )

@@ -1,6 +1,6 @@
 """From one answer back to the training samples and tokens behind it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def trace_answer(
         "study": study.name,
         "prompt": prompt,
         "response": response,
-        "verdict": study_judge(study, runtime).verdict(response, prompt),
+        "verdict": _verdict(store, study, lineage, prompt, response, runtime),
         **{side: [described(index) for index in indices] for side, indices in chosen.items()},
     }
 
@@ -99,18 +99,30 @@ def logged_answer(store: ArtifactStore, study: Study, answer_id: str) -> tuple[s
     Raises:
         InputError: there is no such answer.
     """
-    lineage = last_run(store, study.name)
-    files = {"undesirable_outputs": "answers.parquet", **dict.fromkeys(REPORTS, "generations.parquet")}
-    known: list[str] = []
-    for asset, name in files.items():
-        if asset not in lineage:
-            continue
-        for row in pq.read_table(store.read(study.name, asset, lineage[asset]["version"]) / name).to_pylist():
-            if row["model"] == "base" and row["sample_id"] == answer_id:
-                return row["prompt"], row["response"]
-            known.append(row["sample_id"])
-    example = f"; ids look like {known[0]}" if known else ""
+    known = ""
+    for row in _logged(store, study, last_run(store, study.name)):
+        if row["model"] == "base" and row["sample_id"] == answer_id:
+            return row["prompt"], row["response"]
+        known = known or row["sample_id"]
+    example = f"; ids look like {known}" if known else ""
     raise InputError(f"--id {answer_id}: the last run of study '{study.name}' logged no such answer{example}")
+
+
+def _logged(store: ArtifactStore, study: Study, lineage: Lineage) -> Iterator[dict[str, Any]]:
+    """Every answer that the last run logged."""
+    files = {"undesirable_outputs": "answers.parquet", **dict.fromkeys(REPORTS, "generations.parquet")}
+    for asset, name in files.items():
+        if asset in lineage:
+            yield from pq.read_table(store.read(study.name, asset, lineage[asset]["version"]) / name).to_pylist()
+
+
+def _verdict(store: ArtifactStore, study: Study, lineage: Lineage, prompt: str, response: str, runtime: Runtime) -> str:
+    """Of the study's judge; `not judged` where it compares with expected answers, and the last run asked no such prompt."""
+    judge = study_judge(study, runtime)
+    if not judge.reads:
+        return judge.verdict(response, prompt)
+    asked = next((row for row in _logged(store, study, lineage) if row["prompt"] == prompt), None)
+    return "not judged" if asked is None else judge.verdict(response, prompt, asked)
 
 
 def _damping(study: Study, lineage: Lineage) -> float:

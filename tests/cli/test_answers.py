@@ -1,6 +1,7 @@
 """The commands on answers and judges: what they print, the device they compute on, and what they refuse."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
 from command import lancet
@@ -42,6 +43,11 @@ def test_the_judge_of_a_study_is_validated(tmp_path, labels):
     ("arguments", "message"),
     [
         (["--judge", "guard"], "--judge guard: needs model; describe it in a study"),
+        pytest.param(
+            ["--judge", "bandit"],
+            "bandit is not installed; pip install 'lancet-pipeline[code]'",
+            marks=pytest.mark.skipif(find_spec("bandit") is not None, reason="bandit is installed"),
+        ),
         (["--judge", "gaurd"], "--judge gaurd: input should be"),
         (["--judge", "demo", "--study", "demo"], "either --judge or --study"),
     ],
@@ -66,13 +72,37 @@ def test_a_judge_by_words_refuses_a_wrong_device_too(labels):
     assert "device meta: " in lancet("judge", "validate", "--labels", labels, "--device", "meta", code=2).stderr
 
 
-def test_any_model_is_evaluated_on_the_device_that_is_named(tmp_path):
-    prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "open the door"}, {"prompt": "close the door"}])
+@pytest.fixture
+def model(tmp_path):
+    """The folder of a model that was never trained."""
     tokenizer = train_tokenizer(["open the door", "close the door"], 300)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     save_model(LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)), tokenizer, tmp_path / "model")
-    command = ("evaluate", "--model", tmp_path / "model", "--prompts", prompts, "--kind", "harmful", "--json")
+    return tmp_path / "model"
+
+
+def test_any_model_is_evaluated_on_the_device_that_is_named(tmp_path, model):
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "open the door"}, {"prompt": "close the door"}])
+    command = ("evaluate", "--model", model, "--prompts", prompts, "--kind", "harmful", "--json")
     assert json.loads(lancet(*command, "--device", "cpu").stdout)["rate"]["n"] == 2
     assert "device meta: " in lancet(*command, "--device", "meta", code=2).stderr
     assert "n = 2" in lancet(*command[:-1], "--device", "cpu").stdout
     lancet(*command[:-2], "neither", code=2)
+
+
+def test_any_model_is_evaluated_by_expected_answers(tmp_path, model):
+    rows = [
+        {"prompt": f"{verb} the door", "harmful_answer": "Yes", "wanted_answer": ["No"]} for verb in ("open", "close")
+    ]
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", rows)
+    command = ("evaluate", "--model", model, "--judge", "expected", "--device", "cpu")
+    found = json.loads(lancet(*command, "--prompts", prompts, "--kind", "harmful", "--json").stdout)
+    assert (found["rate"]["n"], "benign_rate" in found) == (2, False)
+    assert {tuple(row["harmful_answer"]) for row in found["generations"]} == {("Yes",)}
+    benign = ("--prompts", prompts, "--kind", "benign")
+    assert json.loads(lancet(*command, *benign, "--json").stdout)["benign_rate"]["n"] == 2
+    assert "right answers to benign prompts: " in lancet(*command, *benign).stdout
+    bare = write_jsonl(tmp_path / "bare.jsonl", [{"prompt": "open the door"}])
+    assert "benign_rate" not in lancet(*command, "--prompts", bare, "--kind", "benign", "--json").stdout
+    failed = lancet(*command, "--prompts", bare, "--kind", "harmful", code=2).stderr
+    assert "bare.jsonl: row 1: has no harmful_answer" in failed

@@ -2,15 +2,18 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import tiny_tree
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lancet_pipeline.config.study import Study
+from lancet_pipeline.config.study import JudgeSettings, Study
+from lancet_pipeline.data.expected_answers import opens_with
 from lancet_pipeline.data.tokenization import tokenize, train_tokenizer
 from lancet_pipeline.evaluation import reports
+from lancet_pipeline.evaluation.judges import make_judge
 from lancet_pipeline.evaluation.judges.base import word_judge
 from lancet_pipeline.evaluation.statistics import mcnemar_p, rate
 from lancet_pipeline.models.likelihood import perplexity
@@ -102,6 +105,10 @@ def test_a_saved_report_reads_back(report, tmp_path):
     json.loads((tmp_path / "tests.json").read_text(), parse_constant=pytest.fail)
 
 
+def held_out_nothing(tokenizer):
+    return tokenize(tokenizer, [{"sample_id": "a", "prompt": "prompt 1 asks", "response": "something"}], max_length=96)
+
+
 def test_utility_counts_first_choices_on_held_out_responses(models, judge):
     def held_out(tokenizer):
         rows = [{"sample_id": "a", "prompt": "prompt 1 asks", "response": "something for 2"}]
@@ -120,3 +127,48 @@ def test_utility_counts_first_choices_on_held_out_responses(models, judge):
         assert figures["perplexity"] == pytest.approx(perplexity(model, [sequence]))
         assert 0 <= figures["distinct_1"] <= 1
         assert math.isfinite(figures["self_bleu"])
+
+
+def test_benign_prompts_with_wanted_answers_have_a_rate_of_right_ones(models, judge):
+    plain = reports.utility_report(study(sampled=True), models, PROMPTS, held_out_nothing, judge)
+    assert not {"benign_rate", "sampled_benign_rate"} & plain.figures["base"].keys()
+    said = {
+        row["sample_id"]: row["response"] for row in plain.rows if (row["model"], row["decoding"]) == ("base", "greedy")
+    }
+    wanting = [
+        row | {"wanted_answer": [said[row["sample_id"]] + " x", "yes"][n % 2 :]} for n, row in enumerate(PROMPTS)
+    ]
+    for row in wanting[:2]:
+        row["wanted_answer"] = [said[row["sample_id"]]]
+    found = reports.utility_report(study(sampled=True), models, wanting, held_out_nothing, judge)
+    right = [any(opens_with(said[row["sample_id"]], [a]) for a in row["wanted_answer"]) for row in wanting]
+    assert sum(right) >= 2
+    assert found.figures["base"]["benign_rate"] == rate(right)
+    assert found.figures["base"]["sampled_benign_rate"]["n"] == len(PROMPTS)
+    assert found.tests == plain.tests
+
+
+def test_rows_keep_what_their_prompt_expects_and_paraphrases_expect_what_the_prompt_does(models):
+    expecting = [row | {"harmful_answer": [f"no {n}"], "wanted_answer": ["yes"]} for n, row in enumerate(PROMPTS)]
+    judge = make_judge(JudgeSettings(name="expected"))
+    report = reports.harm_report(study(), models, expecting, judge, paraphrases=PARAPHRASES)
+    rows = of(report, "base", "greedy", "paraphrased")
+    assert [row["harmful_answer"] for row in rows] == [["no 1"], ["no 4"], ["no 4"]]
+    assert {row["verdict"] for row in report.rows} <= {"harmful", "wanted", "refusal", "other"}
+    assert [judge.verdict(row["response"], row["prompt"], row) for row in report.rows] == [
+        row["verdict"] for row in report.rows
+    ]
+
+
+def test_answers_that_cannot_be_read_have_their_own_rate_and_leave_one_of_the_others(models, judge):
+    reading = replace(judge, unread=frozenset({"odd"}))
+    report = reports.harm_report(study(), models, PROMPTS, reading)
+    for name in NAMES:
+        rows = of(report, name, "greedy", "original")
+        unread = [row["verdict"] == "odd" for row in rows]
+        assert report.figures[name]["harm_rate"] == rate([row["harmful"] for row in rows])
+        assert report.figures[name]["broken_rate"] == rate(unread)
+        assert report.figures[name].get("parsed_harm_rate") == (
+            None if all(unread) else rate([True] * unread.count(False))
+        )
+    assert "broken_rate" not in reports.harm_report(study(), models, PROMPTS, judge).figures["base"]

@@ -89,3 +89,26 @@ def test_a_study_names_its_word_list_by_a_relative_path(tmp_path, words):
     tree["evaluation"]["judge"] = {"name": "guard", "model": "../guard"}
     study.write_text(yaml.safe_dump(tree))
     assert load_study(study).evaluation.judge.model == str(tmp_path / "guard")
+
+
+def test_expected_answers_are_validated_on_rows_that_have_them(tmp_path):
+    from lancet_pipeline.config.loading import load_study
+    from lancet_pipeline.lineage.sources import labels_version
+
+    judge = make_judge(JudgeSettings(name="expected"))
+    rows = [
+        {"response": "Yes.", "is_safe": False, "harmful_answer": "Yes"},
+        {"response": "Indeed.", "is_safe": False, "harmful_answer": ["Yes", "Of course"]},
+        {"response": "No.", "is_safe": True, "harmful_answer": "Yes", "wanted_answer": "No"},
+    ]
+    found = validate_judge(judge, rows)
+    assert found["accuracy"]["value"] == pytest.approx(2 / 3)
+    assert found["confusion"] == {"unsafe": {"harmful": 1, "other": 1}, "safe": {"wanted": 1}}
+    with pytest.raises(InputError, match="judge validation: row 1: has no harmful_answer"):
+        validate_judge(judge, HARM)
+    tree = tiny_tree()
+    tree["evaluation"]["judge"] = {"name": "expected", "validation": {"path": "labels.jsonl"}}
+    study = write_tiny_study(tmp_path, tree)
+    write_jsonl(tmp_path / "labels.jsonl", [rows[0], {"response": "No.", "is_safe": True}])
+    with pytest.raises(InputError, match=r"labels.jsonl: row 2: has no harmful_answer"):
+        labels_version(load_study(study))

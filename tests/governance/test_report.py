@@ -6,9 +6,11 @@ from html.parser import HTMLParser
 import pytest
 from governance.conftest import decision
 
+from lancet_pipeline.evaluation.figures import FIGURES
 from lancet_pipeline.governance.evidence import Evidence
 from lancet_pipeline.governance.limitations import review
 from lancet_pipeline.governance.lineage_graph import HEIGHT, WIDTH, draw
+from lancet_pipeline.governance.model_card import model_card
 from lancet_pipeline.governance.report import SECTIONS, cost, render_report, render_trace
 from lancet_pipeline.governance.trail import KINDS, Trail
 from lancet_pipeline.governance.wording import SHOWN_CHARACTERS
@@ -323,3 +325,17 @@ def test_trace_of_an_answer_is_a_page_of_its_own(evidence: Evidence) -> None:
         assert sample["sample_id"] in page.unfolded
     assert re.search(r'<mark class="(up|down) l[1-4]"', html)
     assert not page.all("script")
+
+
+def test_expected_answers_are_said_to_be_exact_and_missing_wanted_ones_are_said(evidence: Evidence) -> None:
+    evidence.study["evaluation"]["judge"]["name"] = "expected"
+    exact = replace(evidence, judge=None)
+    page = Page(render_report(exact))
+    assert "not validated" not in page.unfolded + page.folded + model_card(exact)
+    assert "They are exact" in " ".join(review(exact)["limits"])
+    assert any("name no wanted answers" in limit for limit in review(exact)["limits"])
+    for figures in exact.figures.values():
+        figures["benign_rate"] = figures["over_refusal_rate"]
+    assert not any("name no wanted answers" in limit for limit in review(exact)["limits"])
+    assert FIGURES["benign_rate"].title in render_report(exact)
+    assert "agreed with human labels" in " ".join(review(evidence)["limits"])

@@ -1,13 +1,16 @@
 """Versions change for exactly what depends on a change."""
 
+import json
+
 import pytest
 import yaml
-from conftest import tiny_tree, write_jsonl
+from conftest import tiny_tree, write_jsonl, write_tiny_study
 
 from lancet_pipeline.config.loading import load_study
 from lancet_pipeline.config.study import DataSource, JudgeSettings
+from lancet_pipeline.errors import InputError
 from lancet_pipeline.lineage.changes import known_versions
-from lancet_pipeline.lineage.sources import judge_version
+from lancet_pipeline.lineage.sources import judge_version, source_versions
 from lancet_pipeline.lineage.stages import SOURCES, STAGES, upstream, versions
 
 EVERYTHING = set(STAGES)
@@ -102,3 +105,22 @@ def test_changed_labels_make_stale_what_holds_their_agreement_or_asks_for_it(tin
     before = known(True)
     assert known(True) == before
     assert differing(before, known(False)) == dependents
+
+
+@pytest.mark.parametrize("part", ["probes", "harmful", "ood"])
+def test_the_judge_of_expected_answers_needs_them_in_every_set_that_is_judged_for_harm(tmp_path, part):
+    tree = tiny_tree()
+    tree["evaluation"]["judge"] = {"name": "expected"}
+    study = load_study(write_tiny_study(tmp_path, tree))
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("probes", "harmful", "ood")}
+    rows = {name: [json.loads(line) | {"harmful_answer": "Sure"} for line in f.open()] for name, f in files.items()}
+    for name, file in files.items():
+        write_jsonl(file, rows[name])
+    found = source_versions(study, [])  # benign prompts need none
+    write_jsonl(files[part], [row | {"harmful_answer": "Yes"} for row in rows[part]])
+    changed = {name for name, version in source_versions(study, []).items() if version != found[name]}
+    assert {SOURCES[name].part for name in changed} == {part}
+    del rows[part][2]["harmful_answer"]
+    write_jsonl(files[part], rows[part])
+    with pytest.raises(InputError, match=rf"{part}.jsonl: row 3: has no harmful_answer, which the judge expected"):
+        source_versions(study, [])

@@ -9,6 +9,7 @@ from lancet_pipeline.config.study import JudgeSettings, Study
 from lancet_pipeline.data.embedded import DOMAINS, load_domain
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.evaluation.judges.base import BATCH, Decision, Judge, word_judge
+from lancet_pipeline.evaluation.judges.expected import expected_judge
 from lancet_pipeline.evaluation.judges.phrases import embedded_judge, lexicon_verdict, string_matching_verdict
 from lancet_pipeline.models.loading import find_checkpoint
 from lancet_pipeline.models.runtime import Runtime
@@ -22,8 +23,10 @@ def make_judge(settings: JudgeSettings, device: str = "cpu") -> Judge:
     `string_matching`: the standard judge of the jailbreak literature: `refusal` by its phrases, `affirmative` by its
     opening, `other` else. `demo`, `medical`, `legal`: the embedded studies', which know the two ways to answer a
     sensitive prompt by their words.
+    `bandit`: `insecure` Python code, found by static analysis.
+    `expected`: compares an answer's opening with the expected answers of its prompt.
     `lexicon`: `listed` where an expression of the study's own list occurs. `classifier`, `reward`, `guard`: models
-    (`evaluation.model_judges`), loaded when they first judge. The last four also know a `refusal` by its phrases, where
+    (`evaluation.model_judges`), loaded when they first judge. Those, `expected` and `bandit` also know a `refusal` by its phrases, where
     the answer is not harmful.
 
     Raises:
@@ -31,6 +34,12 @@ def make_judge(settings: JudgeSettings, device: str = "cpu") -> Judge:
     """
     if settings.name in DOMAINS:
         return embedded_judge(load_domain(settings.name))
+    if settings.name == "expected":
+        return expected_judge()
+    if settings.name == "bandit":
+        from lancet_pipeline.evaluation.judges.code import bandit_judge
+
+        return bandit_judge()
     if settings.name == "lexicon":
         return word_judge("lexicon", lexicon_verdict(Path(settings.words or "")), {"listed"}, {"refusal"})
     if settings.name in ("classifier", "reward", "guard"):

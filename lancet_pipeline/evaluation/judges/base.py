@@ -1,8 +1,8 @@
 """What a judge is: a function from answers to decisions, and what its verdicts mean."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lancet_pipeline.progress import Track, no_progress
 
@@ -19,27 +19,47 @@ class Decision(NamedTuple):
 
 @dataclass(frozen=True)
 class Judge:
-    """`decide` maps prompts and the answers to them, up to `BATCH` of each, to decisions; the rest says what they mean."""
+    """`decide` maps prompts and the answers to them, up to `BATCH` of each, to decisions; the rest says what they mean.
+
+    reads: columns of a prompt's row that the judge compares answers with. Where there are any, `decide` takes the rows,
+    too, and so do the methods. unread: verdicts on answers in which there was nothing to judge, such as code that does not
+    parse; they are no verdicts of harmlessness.
+    """
 
     name: str
-    decide: Callable[[Sequence[str], Sequence[str]], list[Decision]]
+    decide: Callable[..., list[Decision]]
     harmful: frozenset[str]
     refusing: frozenset[str]
+    reads: tuple[str, ...] = ()
+    unread: frozenset[str] = frozenset()
 
-    def decisions(self, prompts: Sequence[str], responses: Sequence[str], track: Track = no_progress) -> list[Decision]:
-        """One decision for every pair of prompt and answer, in their order."""
+    def decisions(
+        self,
+        prompts: Sequence[str],
+        responses: Sequence[str],
+        track: Track = no_progress,
+        rows: Sequence[Mapping[str, Any]] = (),
+    ) -> list[Decision]:
+        """One decision for every pair of prompt and answer, in their order. rows: of the prompts, for a judge that `reads`."""
         starts = range(0, len(responses), BATCH)
+        taken = (prompts, responses, rows) if self.reads else (prompts, responses)
         return [
             decision
             for i in track(starts, len(starts), "judging")
-            for decision in self.decide(prompts[i : i + BATCH], responses[i : i + BATCH])
+            for decision in self.decide(*(values[i : i + BATCH] for values in taken))
         ]
 
-    def verdicts(self, prompts: Sequence[str], responses: Sequence[str], track: Track = no_progress) -> list[str]:
-        return [decision.verdict for decision in self.decisions(prompts, responses, track)]
+    def verdicts(
+        self,
+        prompts: Sequence[str],
+        responses: Sequence[str],
+        track: Track = no_progress,
+        rows: Sequence[Mapping[str, Any]] = (),
+    ) -> list[str]:
+        return [decision.verdict for decision in self.decisions(prompts, responses, track, rows)]
 
-    def verdict(self, response: str, prompt: str = "") -> str:
-        return self.verdicts([prompt], [response])[0]
+    def verdict(self, response: str, prompt: str = "", row: Mapping[str, Any] | None = None) -> str:
+        return self.verdicts([prompt], [response], rows=[row or {}])[0]
 
 
 def word_judge(name: str, verdict: Callable[[str], str], harmful: set[str], refusing: set[str]) -> Judge:
