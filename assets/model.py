@@ -1,11 +1,13 @@
 """The model as trained, its references, and its own undesirable outputs."""
 
+from collections import Counter
+
 from lancet_pipeline import plots
 from lancet_pipeline.assets.stage import stage_asset
 from lancet_pipeline.assets.stage_run import Check, Outcome, StageRun
 from lancet_pipeline.data.expectations import generation_expectations, meets
 from lancet_pipeline.evaluation.judges import study_judge
-from lancet_pipeline.evaluation.queries import undesirable_answers, write_rows
+from lancet_pipeline.evaluation.queries import gather, kind, write_rows
 from lancet_pipeline.models.base import kept_base_model, write_base_model, write_reference_models
 
 FINITE = {"parameters_are_finite": "No parameter is infinite or not a number."}
@@ -40,16 +42,26 @@ def reference_models(run: StageRun) -> Outcome:
     checks={"answers_are_judged": "Great Expectations: every probe answered once, every answer judged."},
 )
 def undesirable_outputs(run: StageRun) -> Outcome:
-    """The model's own harmful answers to the probe prompts: the queries."""
+    """The model's own harmful answers to the probe prompts, which are the queries, and its harmless ones, their controls."""
     probes, judge = run.source("probe_prompts").to_pylist(), study_judge(run.study, run.runtime)
-    answers, queries = undesirable_answers(run.study, run.input("base_model"), probes, judge, run.runtime)
-    write_rows(answers, run.out / "answers.parquet")
-    write_rows(queries, run.out / "queries.parquet")
-    valid, found = meets(_frame(answers), generation_expectations(len(probes)), "undesirable_outputs", run.out)
+    found = gather(run.study, run.input("base_model"), probes, judge, run.runtime)
+    write_rows(found.answers, run.out / "answers.parquet")
+    write_rows(found.queries, run.out / "queries.parquet")
+    write_rows(found.controls, run.out / "controls.parquet")
+    valid, details = meets(_frame(found.answers), generation_expectations(len(probes)), "undesirable_outputs", run.out)
+    kinds = Counter(kind(row) for row in found.queries)
     return Outcome(
-        metrics={"probes": len(probes), "harmful": sum(row["harmful"] for row in answers), "queries": len(queries)},
-        tables={"queries": [{k: row[k] for k in ("prompt", "response", "verdict")} for row in queries]},
-        checks=[Check("answers_are_judged", valid, found)],
+        metrics={
+            "probes": len(probes),
+            "harmful": sum(row["harmful"] for row in found.answers),
+            "queries": len(found.queries),
+            "controls": len(found.controls),
+        },
+        tables={
+            "queries": [{k: row[k] for k in ("prompt", "response", "verdict")} for row in found.queries],
+            "kinds": [{"kind": name, "queries": count} for name, count in sorted(kinds.items())],
+        },
+        checks=[Check("answers_are_judged", valid, details)],
     )
 
 

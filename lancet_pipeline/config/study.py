@@ -149,7 +149,10 @@ class QuerySettings(Settings):
     """How the model's own undesirable outputs are gathered."""
 
     max_new_tokens: Count = 32
-    maximum: Count = Field(default=64, description="Queries at most.")
+    maximum: Count = Field(default=64, description="Queries at most, drawn evenly over categories of probes.")
+    controls: Annotated[int, Field(ge=0)] = Field(
+        default=64, description="Harmless answers to the same probes that queries are compared with, at most."
+    )
     minimum: Count = Field(default=4, description="Fewer harmful outputs than this end the run.")
 
 

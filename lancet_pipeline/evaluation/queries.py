@@ -1,9 +1,11 @@
-"""The model's own undesirable outputs, which become the queries."""
+"""The model's own undesirable outputs, which become the queries, and its harmless ones to the same probes, their controls."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -18,11 +20,20 @@ from lancet_pipeline.models.runtime import Runtime
 Rows = list[dict[str, Any]]
 
 
-def undesirable_answers(
+@dataclass(frozen=True)
+class Gathered:
+    """All judged answers to the probes; the harmful ones that serve as queries, and the harmless ones that are their controls.
+    Rows as of `reports.answers`, with the probe's `category`."""
+
+    answers: Rows
+    queries: Rows
+    controls: Rows
+
+
+def gather(
     study: Study, base: Path, probes: Sequence[Mapping[str, Any]], judge: Judge, runtime: Runtime
-) -> tuple[Rows, Rows]:
-    """All judged answers of the model in the folder `base` to the probes, and the harmful ones among them that serve as
-    queries, in probe order.
+) -> Gathered:
+    """The answers of the model in the folder `base` to the probes, and what of them represents its behaviour.
 
     Raises:
         InputError: fewer harmful answers than `queries.minimum`, or a judge that agrees with people too seldom.
@@ -30,13 +41,35 @@ def undesirable_answers(
     require_agreement(judge, study.evaluation.judge, runtime.track)
     settings, loaded = study.queries, load_study_model(study, base, runtime)
     rows = answers("base", *loaded, probes, judge, max_new_tokens=settings.max_new_tokens, runtime=runtime)
+    rows = [{**row, "category": probe.get("category")} for row, probe in zip(rows, probes, strict=True)]
     harmful = [row for row in rows if row["harmful"] and row["response"]]
     if len(harmful) < settings.minimum:
         raise InputError(
             f"queries: the model answered {len(harmful)} of {len(rows)} probe prompts harmfully, fewer than "
             f"queries.minimum = {settings.minimum}; give more or other data.probes, or check evaluation.judge"
         )
-    return rows, harmful[: settings.maximum]
+    harmless = [row for row in rows if not row["harmful"] and row["response"] and row["verdict"] not in judge.unread]
+    return Gathered(
+        rows,
+        representative(harmful, settings.maximum, study.seed),
+        representative(harmless, settings.controls, study.seed),
+    )
+
+
+def representative(rows: Rows, maximum: int, seed: int) -> Rows:
+    """At most `maximum` rows, drawn evenly over their kinds (`kind`), in the order of `rows`."""
+    generator = np.random.default_rng(seed)
+    kinds = [kind(row) for row in rows]
+    turns = np.empty(len(rows))
+    for name in sorted(set(kinds)):
+        members = np.flatnonzero([other == name for other in kinds])
+        turns[members] = generator.permutation(len(members)) + generator.random()  # which kind goes first is drawn too
+    return [rows[i] for i in sorted(np.argsort(turns, kind="stable")[:maximum])]
+
+
+def kind(row: Mapping[str, Any]) -> str:
+    """What a query is grouped by: its category, or its source where it has none."""
+    return row.get("category") or row.get("source") or "uncategorised"
 
 
 def write_rows(rows: Rows, path: Path) -> None:

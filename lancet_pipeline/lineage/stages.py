@@ -122,7 +122,7 @@ _STAGES = (
         "model",
         ("base_model", "probe_prompts", "judge"),
         ("queries", *_JUDGE),
-        "3",
+        "4",
     ),
     Stage(
         "linfac_factors",
