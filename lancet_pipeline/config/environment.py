@@ -55,9 +55,13 @@ File = Annotated[Path, AfterValidator(_absolute)]
 Paths = Annotated[tuple[File, ...], BeforeValidator(_split)]
 _NAMED = ConfigDict(populate_by_name=True)
 
+VARIABLES: dict[str, str] = {}
+"""Every variable, and what it is for."""
+
 
 def _variable(name: str, description: str, default: Any = "", *, secret: bool = False) -> Any:
     """A field that an environment variable sets. Secrets stay out of the repr."""
+    VARIABLES[name] = description
     return Field(default=default, validation_alias=name, description=description, repr=not secret)
 
 
@@ -116,15 +120,6 @@ class Deployment:
     artifacts: Annotated[str, AfterValidator(_artifacts_url)] = _variable(
         ARTIFACTS, "URL of the store of artifacts, whose cache is the home then; the home alone otherwise."
     )
-
-
-VARIABLES = {
-    str(field.validation_alias): field.description
-    for fields in (Deployment.__pydantic_fields__, Signing.__pydantic_fields__)
-    for field in fields.values()
-    if field.validation_alias
-}
-"""Every variable, and what it is for."""
 
 
 def deployment(environ: Mapping[str, str], home: Path | None = None) -> Deployment:

@@ -126,13 +126,13 @@ def load_experiment(path: Path, study_directories: Sequence[Path]) -> Experiment
     }
     for factor, values in factors.items():
         _refuse_repeats(path, f"vary.{factor}", values)
-    variants = {
-        variant.name: variant
+    variants = [
+        _variant(settings.name, base, point, seed, path)
         for seed in settings.seeds
         for point in _points(factors, settings.design)
-        for variant in [_variant(settings.name, base, point, seed, path)]
-    }
-    return Experiment(settings, path, base, factors, tuple(variants.values()))
+    ]
+    different = {variant.name: variant for variant in variants}
+    return Experiment(settings, path, base, factors, tuple(different.values()))
 
 
 def _base_study(settings: ExperimentSettings, path: Path, directories: Sequence[Path]) -> Study:
@@ -169,8 +169,7 @@ def _changed(study: Study, changes: Mapping[str, Any], place: str, folder: Path)
         *sections, last = dotted.split(".")
         node = tree
         for section in sections:
-            if not isinstance(node.get(section), dict):
-                node[section] = {}
+            node[section] = node[section] if isinstance(node.get(section), dict) else {}
             node = node[section]
         node[last] = deepcopy(value)
     return study_of(tree, place, folder)

@@ -14,15 +14,13 @@ from lancet_pipeline.errors import InputError
 from lancet_pipeline.lineage.changes import (
     Look,
     Watch,
-    file_fingerprint,
     fingerprint,
     from_json,
     known_versions,
     look,
-    source_tags,
     to_json,
 )
-from lancet_pipeline.lineage.stages import REPORTS, STAGES, upstream
+from lancet_pipeline.lineage.stages import REPORTS, SOURCES, STAGES, upstream
 from lancet_pipeline.lineage.staleness import stale_assets
 from lancet_pipeline.resources import Alerts, ModelSource, Store, StudyCatalog
 from lancet_pipeline.resources.studies import STUDY_PARTITIONS
@@ -54,7 +52,10 @@ experiment_job = dg.define_asset_job(
 def source_events(partition: str, known: Mapping[str, str]) -> list[dg.AssetMaterialization]:
     """The versions of a study's sources as Dagster keeps them. Materialisations, since the input versions of partitioned
     assets are read from those alone."""
-    return [dg.AssetMaterialization(name, partition=partition, tags=tags) for name, tags in source_tags(known)]
+    return [
+        dg.AssetMaterialization(source, partition=partition, tags={"dagster/data_version": known[source]})
+        for source in SOURCES
+    ]
 
 
 @dg.sensor(job=correction_job, minimum_interval_seconds=LOOK_SECONDS, default_status=dg.DefaultSensorStatus.RUNNING)
@@ -77,7 +78,7 @@ def data_changes(
         try:
             study = catalog.load(name)
         except InputError as error:
-            found = _unreadable(watch, file_fingerprint(path), str(error))
+            found = _unreadable(watch, fingerprint(None, path, directories, hub), str(error))
         else:
             if study.recorrect == "manual" or artifacts.current(study.name, "registered_model") is None:
                 watches.pop(name, None)
