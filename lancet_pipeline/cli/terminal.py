@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -43,16 +43,6 @@ def show(result: Mapping[str, Any], as_json: bool, table: Callable[[Any], object
 def tell(line: str) -> None:
     """What a person should know meanwhile, on standard error."""
     print(line, file=sys.stderr, flush=True)
-
-
-def progress_bar(items: Iterable[T], total: int, label: str) -> Iterator[T]:
-    """A bar with the time left on standard error; gone when done, silent where nobody watches."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    texts = (TextColumn("    {task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    columns = (*texts, TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        yield from bar.track(items, total=total, description=label)
 
 
 def print_summary(figures: dict[str, Any], where: Deployment) -> None:

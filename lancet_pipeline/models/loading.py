@@ -47,13 +47,25 @@ def resolve_device(wanted: str) -> str:
 
 
 def check_checkpoint(folder: Path) -> None:
-    """Fail early on a model directory that cannot be used.
+    """Fail early on a model directory that cannot be used; the model is built without memory for its weights.
 
     Raises:
         InputError: no directory, no config, no weights, pickled weights only, or an unknown architecture.
     """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from lancet_pipeline.models.architectures import sublayers_of
+
     check_files(folder)
-    _check_architecture(folder)
+    try:
+        with torch.device("meta"):
+            sublayers_of(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)))
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from None
+    except (ValueError, KeyError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{folder}: the sublayers are unknown, since this is no decoder known ({reason})") from None
 
 
 def check_files(folder: Path, setting: str = "model.checkpoint") -> None:
@@ -79,23 +91,6 @@ def check_files(folder: Path, setting: str = "model.checkpoint") -> None:
         json.loads(config.read_text())
     except ValueError as error:
         raise InputError(f"{config}: not valid JSON ({error})") from None
-
-
-def _check_architecture(folder: Path) -> None:
-    """Build the model without memory for its weights, and look for its sublayers."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from lancet_pipeline.models.architectures import sublayers_of
-
-    try:
-        with torch.device("meta"):
-            sublayers_of(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)))
-    except InputError as error:
-        raise InputError(f"{folder}: {error}") from None
-    except (ValueError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{folder}: the sublayers are unknown, since this is no decoder known ({reason})") from None
 
 
 def load_model(
@@ -167,9 +162,9 @@ def load_model_for(
         ) from error
     model, found = loaded
     if found["missing_keys"]:
+        kind, absent = task.replace("_", " "), min(found["missing_keys"])
         raise InputError(
-            f"{checkpoint}: holds no weights for {min(found['missing_keys'])}, so it is no trained "
-            f"{task.replace('_', ' ')} model; correct {setting}"
+            f"{checkpoint}: holds no weights for {absent}, so it is no trained {kind} model; correct {setting}"
         )
     return model.to(device).eval()
 
@@ -184,7 +179,6 @@ def new_model(
 
     from lancet_pipeline.models import distributed
 
-    settings = architecture.model_dump(exclude={"model_type", "vocab_size"})
     config = AutoConfig.for_model(
         architecture.model_type,
         vocab_size=len(tokenizer),
@@ -192,7 +186,7 @@ def new_model(
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        **settings,
+        **architecture.model_dump(exclude={"model_type", "vocab_size"}),
     )
     with torch.random.fork_rng(devices=[]), torch.device("cpu" if distributed.first() else "meta"):
         torch.manual_seed(seed)

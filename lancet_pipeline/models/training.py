@@ -66,7 +66,7 @@ class Optimiser:
         while True:
             self._adamw.zero_grad(set_to_none=True)
             losses: list[torch.Tensor] = []
-            for part in backoff.parts(rows, width):
+            for part in backoff.parts(slice(0, rows), width):
                 loss = attempt(lambda part=part: _differentiated(loss_of(batch.part(part))))
                 if loss is None:
                     backoff.smaller(part, width, batch.name)

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 
 import dagster as dg
 
+from lancet_pipeline.config.study import Study
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.lineage.changes import (
-    Look,
     Watch,
     fingerprint,
     from_json,
@@ -75,27 +75,29 @@ def data_changes(
     for name in catalog.names():
         path = catalog.path(name)
         watch = watches.get(name, Watch())
+        study = None
         try:
             study = catalog.load(name)
         except InputError as error:
-            found = _unreadable(watch, fingerprint(None, path, directories, hub), str(error))
-        else:
-            if study.recorrect == "manual" or artifacts.current(study.name, "registered_model") is None:
-                watches.pop(name, None)
+            if watch == Watch():  # of a study that is not watched, nothing is told
+                reasons.append(f"{name}: {error}")
                 continue
-            if time.monotonic() - started > READING_SECONDS:
-                reasons.append(f"{name}: looked at in the next tick")
-                continue
-            found = look(
-                watch,
-                lambda study=study, path=path: fingerprint(study, path, directories, hub),
-                lambda study=study: known_versions(study, directories),
-            )
+        if study is not None and not _watched(study, artifacts):
+            watches.pop(name, None)
+            continue
+        if time.monotonic() - started > READING_SECONDS:
+            reasons.append(f"{name}: looked at in the next tick")
+            continue
+        found = look(
+            watch,
+            lambda study=study, path=path: fingerprint(study, path, directories, hub),
+            lambda name=name: known_versions(catalog.load(name), directories),
+        )
         watches[name] = found.watch
         if found.problem:
             alerts.send("invalid_input", name, found.problem)
         if found.versions:
-            stale = stale_assets(study.name, artifacts, found.versions)
+            stale = stale_assets(name, artifacts, found.versions)
             if not stale:
                 reasons.append(f"{name}: everything is there in these versions")
                 continue
@@ -120,15 +122,8 @@ def data_changes(
     )
 
 
-def _unreadable(watch: Watch, seen: str, problem: str) -> Look:
-    """A look at a study whose file does not hold a study; of one that is not watched, nothing is told."""
-    if watch == Watch() or watch.read == seen:
-        return Look(watch, reason=problem)
-
-    def read() -> Mapping[str, str]:
-        raise InputError(problem)
-
-    return look(watch, lambda: seen, read)
+def _watched(study: Study, artifacts: ArtifactStore) -> bool:
+    return study.recorrect == "on_change" and artifacts.current(study.name, "registered_model") is not None
 
 
 def end_lost_runs(instance: dg.DagsterInstance, artifacts: ArtifactStore, now: float) -> list[str]:
