@@ -12,16 +12,15 @@ the system's accounts.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from lancet_pipeline.errors import InputError, IntegrityError
 from lancet_pipeline.files import sync
+from lancet_pipeline.store.locks import file_lock
 
 ACTIONS = ("registered", "promoted", "refused", "rolled_back")
 PIPELINE = "pipeline"
@@ -37,8 +36,7 @@ def decision_file(home: Path, study: str) -> Path:
     return Path(home) / "decisions" / f"{study}.jsonl"
 
 
-@contextmanager
-def decision_lock(home: Path, study: str) -> Iterator[None]:
+def decision_lock(home: Path, study: str) -> AbstractContextManager[bool]:
     """One decision on a study at a time, in all processes; the same process may hold it more than once.
 
     Apart from the lock of runs, so that a champion can be rolled back while a correction is going on.
@@ -47,18 +45,8 @@ def decision_lock(home: Path, study: str) -> Iterator[None]:
         InputError: another decision does not end.
     """
     path = decision_file(home, study).with_suffix(".lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, timeout=_WAIT_SECONDS, is_singleton=True, thread_local=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise InputError(
-            f"study '{study}': another decision is being made ({path}); try again when it is done"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
+    busy = InputError(f"study '{study}': another decision is being made ({path}); try again when it is done")
+    return file_lock(path, _WAIT_SECONDS, busy)
 
 
 def read_decisions(home: Path, study: str) -> list[dict[str, Any]]:

@@ -50,12 +50,16 @@ def inspect_bundle(folder: Path, trust: Trust = Trust()) -> Verified:  # noqa: B
     if trust.key is not None:
         load_public_key(trust.key)  # a key that is none is the caller's mistake, whatever the bundle
     try:
-        _refuse_other_entries(folder)
+        _refuse_special_files(folder)
         manifest = _trusted_manifest(folder)
         listed = {entry["path"]: entry["sha256"] for entry in manifest["files"]}
         for name in sorted(ALWAYS - listed.keys()):
             raise IntegrityError(f"{MANIFEST}: does not list {name}, which every bundle has; get the bundle again")
         _check_files(folder, manifest["files"])
+        for path in sorted(folder.rglob("*")):
+            if path.is_dir() and not any(path.iterdir()):
+                name = path.relative_to(folder).as_posix()
+                raise IntegrityError(f"{name}: an empty directory, which no bundle has; remove it")
         digests = {**listed, MANIFEST: sha256(folder / MANIFEST), DIGEST: sha256(folder / DIGEST)}
         signer = str(manifest.get("signer"))
         return Verified(manifest, signer, check_signature(folder, signer, digests, trust))
@@ -114,14 +118,11 @@ def _trusted_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _refuse_other_entries(folder: Path) -> None:
-    """A link, pipe, socket or empty directory has no bytes that a hash could stand for."""
+def _refuse_special_files(folder: Path) -> None:
+    """A link, pipe or socket has no bytes that a hash could stand for."""
     for path in sorted(folder.rglob("*")):
         name, mode = path.relative_to(folder).as_posix(), path.lstat().st_mode
-        if stat.S_ISDIR(mode):
-            if not any(path.iterdir()):
-                raise IntegrityError(f"{name}: an empty directory, which no bundle has; remove it")
-        elif not stat.S_ISREG(mode):
+        if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
             kind = "a symbolic link" if stat.S_ISLNK(mode) else "no plain file"
             raise IntegrityError(f"{name}: is {kind}; a bundle holds plain files only, get it again")
 

@@ -4,7 +4,6 @@ A fingerprint is made of file states (path, size, modification time, inode) and 
 changed; versions by content say whether it has, so that a touched file costs one reading and no computation.
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 from lancet_pipeline.config.study import Study
 from lancet_pipeline.data.readers import FORMATS
 from lancet_pipeline.errors import InputError
+from lancet_pipeline.files import digest
 from lancet_pipeline.lineage.sources import hub_commit, source_versions
 from lancet_pipeline.lineage.stages import TABLES, versions
 from lancet_pipeline.models.loading import find_checkpoint
@@ -75,7 +75,7 @@ def fingerprint(study: Study | None, place: Path, model_directories: Sequence[Pa
     file holds no study); no content is read. What is missing has a state of its own, so that a deletion is a change."""
     states: list = [_states(place)]
     if study is None:
-        return _digest(states)
+        return digest(states)
     judge, model = study.evaluation.judge, study.model
     for source in (*(table.origin(study) for table in TABLES.values()), judge.validation):
         if source is not None and source.path is not None:
@@ -89,7 +89,7 @@ def fingerprint(study: Study | None, place: Path, model_directories: Sequence[Pa
             found = find_checkpoint(name, model_directories)
             absolute = Path(found).is_absolute()
             states.append(_states(Path(found), any_file=True) if absolute else hub.commit("model", found, revision))
-    return _digest(states)
+    return digest(states)
 
 
 def look(watch: Watch, seen: Callable[[], str], read: Callable[[], Mapping[str, str]]) -> Look:
@@ -115,10 +115,10 @@ def look(watch: Watch, seen: Callable[[], str], read: Callable[[], Mapping[str, 
     watch = replace(watch, read=now, pending="", problem=problem)
     if problem:
         return Look(watch, problem=problem, reason=problem)
-    digest = _digest(known)
-    if digest == watch.known:
+    now_known = digest(known)
+    if now_known == watch.known:
         return Look(watch, reason="touched, with the content that it had")
-    return Look(replace(watch, known=digest, changes=watch.changes + 1), versions=known)
+    return Look(replace(watch, known=now_known, changes=watch.changes + 1), versions=known)
 
 
 def known_versions(study: Study, model_directories: Sequence[Path]) -> dict[str, str]:
@@ -159,7 +159,3 @@ def _state(path: Path) -> list:
     except OSError as error:
         return [str(path), error.strerror]
     return [str(path), status.st_size, status.st_mtime_ns, status.st_ino]
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,6 +1,5 @@
 """What a study reads from outside: its sources, validated and versioned by content before anything runs."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
@@ -15,7 +14,7 @@ from lancet_pipeline.data.schema import content_hash
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.evaluation.judges import located_judge
 from lancet_pipeline.evaluation.paraphrases import check_paraphrases, read_paraphrases
-from lancet_pipeline.files import sha256, state
+from lancet_pipeline.files import digest, sha256, state
 from lancet_pipeline.lineage.stages import SOURCES, TABLES
 from lancet_pipeline.models.loading import check_checkpoint, check_files, find_checkpoint
 from lancet_pipeline.models.memory import require_memory_packages
@@ -116,7 +115,7 @@ def checkpoint_version(study: Study, model_directories: Sequence[Path]) -> str:
     """Hash of a checkpoint's configuration, tokenizer and weights; of the commit for one on the hub."""
     model = study.model
     if model.checkpoint is None:
-        return _digest(["none"])
+        return digest(["none"])
     return _model_version("model.checkpoint", model.checkpoint, model.revision, model_directories, check_checkpoint)
 
 
@@ -146,14 +145,14 @@ def judge_version(study: Study, model_directories: Sequence[Path]) -> str:
         parts.append(_model_version("evaluation.judge.model", judge.model, judge.revision, model_directories, check))
     if judge.minimum_agreement is not None:
         parts.append(labels_version(study))
-    return _digest(parts or ["none"])
+    return digest(parts or ["none"])
 
 
 def labels_version(study: Study) -> str:
     """Hash of the human labels that the judge is compared with. Raises InputError where they cannot be read."""
     labels = study.evaluation.judge.validation
     rows = read_rows(labels) if labels is not None else ["none"]
-    return _digest([json.dumps(row, sort_keys=True, default=str) for row in rows])
+    return digest([json.dumps(row, sort_keys=True, default=str) for row in rows])
 
 
 def _model_version(
@@ -163,9 +162,9 @@ def _model_version(
     if folder.is_absolute():
         check(folder)
         files = sorted(p for p in folder.iterdir() if p.suffix in {".safetensors", ".json", ".jinja", ".model"})
-        return _digest([[path.name, sha256(path)] for path in files])
+        return digest([[path.name, sha256(path)] for path in files])
     try:
-        return _digest([name, hub_commit("model", name, revision)])
+        return digest([name, hub_commit("model", name, revision)])
     except Exception as error:  # the hub client raises a dozen types of its own
         looked = ", ".join(str(directory / name.rpartition("/")[2]) for directory in directories)
         raise InputError(
@@ -192,7 +191,3 @@ def _check_held_out(tables: dict[str, pa.Table]) -> None:
                     f"{name}: {len(shared)} prompts stand in {other} too (one: {min(shared)[:60]!r}); "
                     "hold them out, or take disjoint `rows` of the file"
                 )
-
-
-def _digest(value: list) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

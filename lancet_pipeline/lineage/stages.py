@@ -5,14 +5,13 @@ its inputs; sources are versioned by content. So versions are known before anyth
 same version, and one changed sample changes exactly the versions of what depends on it.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Literal
 
 from lancet_pipeline.config.study import JudgeSettings, Origin, Study
+from lancet_pipeline.files import digest
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,7 @@ def versions(study: Study, source_versions: Mapping[str, str]) -> dict[str, str]
     """Version of every source and stage of a study: 64 hex digits each."""
     known = {name: source_versions[name] for name in SOURCES}
     for stage in STAGES.values():
-        known[stage.name] = _hash(
+        known[stage.name] = digest(
             {
                 "asset": stage.name,
                 "code_version": stage.code_version,
@@ -194,7 +193,3 @@ def upstream(*names: str) -> tuple[str, ...]:
         if stage.name in needed:
             needed.update(stage.inputs)
     return tuple(stage for stage in STAGES if stage in needed)
-
-
-def _hash(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

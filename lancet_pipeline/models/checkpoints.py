@@ -1,18 +1,24 @@
 """Where training stands, on disk, so that what was killed goes on and ends as it would have ended."""
 
+import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import BaseModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from lancet_pipeline.models import distributed
+from lancet_pipeline.models.loading import fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 CHECKPOINT_SECONDS = 60.0
 LONG_SECONDS = 3.0
@@ -30,6 +36,16 @@ class Checkpoint:
     moments: dict[str, torch.Tensor]
     best: dict[str, torch.Tensor]
     progress: dict[str, Any]
+
+
+def training_key(model: "PreTrainedModel", settings: BaseModel, seed: int, samples: Iterable[bytes]) -> str:
+    """What a training is of, at the rank that keeps its checkpoint: model, settings, seed, and `samples` in their order."""
+    if not distributed.first():
+        return ""
+    digest = hashlib.sha256(f"{fingerprint(model)}:{settings.model_dump_json()}:{seed}".encode())
+    for sample in samples:
+        digest.update(sample)
+    return digest.hexdigest()
 
 
 class CheckpointFile:

@@ -1,6 +1,5 @@
 """One optimiser for everything that is trained, and supervised training on top of it."""
 
-import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel
 
 from lancet_pipeline.config.study import Training
 from lancet_pipeline.data.batches import TokenBatch, TokenSequence, collate, epoch_batches
 from lancet_pipeline.errors import LancetError
 from lancet_pipeline.models import distributed
-from lancet_pipeline.models.checkpoints import CHECKPOINT_SECONDS, Checkpoint, CheckpointFile
+from lancet_pipeline.models.checkpoints import CHECKPOINT_SECONDS, Checkpoint, CheckpointFile, training_key
 from lancet_pipeline.models.likelihood import token_logps
-from lancet_pipeline.models.loading import fingerprint
 from lancet_pipeline.models.memory import Backoff, States, activation_checkpointing, adamw, attempt
 from lancet_pipeline.models.runtime import Runtime
 
@@ -147,7 +146,9 @@ def train(
     generator = np.random.default_rng(seed)
     per_epoch = math.ceil(len(sequences) / settings.batch_size)
     steps = max(1, round(settings.epochs * per_epoch))
-    file = CheckpointFile(runtime.checkpoint, _key(model, sequences, settings, seed), checkpoint_seconds)
+    file = CheckpointFile(
+        runtime.checkpoint, training_key(model, settings, seed, (s.key() for s in sequences)), checkpoint_seconds
+    )
     distributed.shard(model)
     device = model.device
 
@@ -156,7 +157,7 @@ def train(
             yield from epoch_batches(sequences, settings.batch_size, generator)
 
     model.train()
-    optimiser = Optimiser(model, steps=steps, **_optimiser(settings))
+    optimiser = Optimiser(model, steps=steps, **optimiser_settings(settings))
     curve: list[float] = []
     if (found := file.load()) is not None:
         distributed.load(dict(model.named_parameters()), found.parameters)
@@ -190,16 +191,7 @@ def _snapshot(model: "PreTrainedModel", optimiser: Optimiser, curve: list[float]
     return Checkpoint(parameters, optimiser.state(), {}, {"curve": curve})
 
 
-def _key(model: "PreTrainedModel", sequences: Sequence[TokenSequence], settings: Training, seed: int) -> str:
-    """What a training is of, at the rank that keeps its checkpoint: model, settings, seed, and sequences in their order."""
-    if not distributed.first():
-        return ""
-    digest = hashlib.sha256(f"{fingerprint(model)}:{settings.model_dump_json()}:{seed}".encode())
-    for sequence in sequences:
-        digest.update(sequence.key())
-    return digest.hexdigest()
-
-
-def _optimiser(settings: Training) -> dict[str, Any]:
+def optimiser_settings(settings: BaseModel) -> dict[str, Any]:
+    """Those of the settings of a training or correction that `Optimiser` takes."""
     names = {"learning_rate", "warmup_fraction", "weight_decay", "max_grad_norm", "optimizer_states"}
     return settings.model_dump(include=names)

@@ -1,6 +1,5 @@
 """Execute in this process what is stale of a study, as one Dagster run, or of an experiment, as one run per variant."""
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from lancet_pipeline.config.environment import Deployment
 from lancet_pipeline.config.experiment import is_variant
 from lancet_pipeline.config.study import Study
 from lancet_pipeline.errors import InputError, LancetError
+from lancet_pipeline.files import free_bytes
 from lancet_pipeline.governance.signing import enclosed_key
 from lancet_pipeline.lineage.stages import STAGES
 from lancet_pipeline.lineage.staleness import PendingRun
@@ -136,8 +136,7 @@ def _check_disk(study: Study, where: Deployment) -> None:
         folder = Path(find_checkpoint(study.model.checkpoint, where.model_directories))
         weights = sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder.is_dir() else weights
     needed = weights * (3 + len(study.evaluation.references)) + 128 * 2**20
-    existing = next(path for path in (where.home, *where.home.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    free = free_bytes(where.home)
     if free < needed:
         raise InputError(
             f"{where.home}: the disk has {free / 2**20:.0f} MiB free, a run of study '{study.name}' needs about "

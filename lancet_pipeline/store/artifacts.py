@@ -11,7 +11,6 @@ URL/artifacts/STUDY/ASSET/current
 """
 
 import fnmatch
-import hashlib
 import json
 import os
 import platform
@@ -26,7 +25,16 @@ from filelock import FileLock
 
 from lancet_pipeline.config.environment import Deployment
 from lancet_pipeline.errors import InputError, IntegrityError
-from lancet_pipeline.files import MANIFEST, full_disk, hash_files, sha256, take_over, verify_files, whole_or_absent
+from lancet_pipeline.files import (
+    MANIFEST,
+    digest,
+    full_disk,
+    hash_files,
+    sha256,
+    take_over,
+    verify_files,
+    whole_or_absent,
+)
 from lancet_pipeline.store.locks import lease, study_lock
 from lancet_pipeline.store.objects import Remote
 
@@ -78,14 +86,12 @@ class ArtifactStore:
 
     def _built_on_what_is_there(self, study: str, record: Mapping[str, Any]) -> bool:
         built_on = record.get("built_on", {})
-        return all(self.digest(study, name, record["inputs"][name]) == digest for name, digest in built_on.items())
+        return all(self.digest(study, name, record["inputs"][name]) == found for name, found in built_on.items())
 
     def digest(self, study: str, asset: str, version: str) -> str | None:
         """SHA-256 over the list of an artifact's files; None where it is not there."""
         record = self._find(study, asset, version)
-        if record is None:
-            return None
-        return hashlib.sha256(json.dumps(record["files"], sort_keys=True).encode()).hexdigest()
+        return None if record is None else digest(record["files"])
 
     def manifest(self, study: str, asset: str, version: str) -> dict[str, Any]:
         record = self._find(study, asset, version)
