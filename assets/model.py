@@ -1,5 +1,7 @@
 """The model as trained, its references, and its own undesirable outputs."""
 
+import pandas as pd
+
 from lancet_pipeline import plots
 from lancet_pipeline.assets.stage import stage_asset
 from lancet_pipeline.assets.stage_run import Check, Outcome, StageRun
@@ -45,15 +47,9 @@ def undesirable_outputs(run: StageRun) -> Outcome:
     answers, queries = undesirable_answers(run.study, run.input("base_model"), probes, judge, run.runtime)
     write_rows(answers, run.out / "answers.parquet")
     write_rows(queries, run.out / "queries.parquet")
-    valid, found = meets(_frame(answers), generation_expectations(len(probes)), "undesirable_outputs", run.out)
+    valid, found = meets(pd.DataFrame(answers), generation_expectations(len(probes)), "undesirable_outputs", run.out)
     return Outcome(
         metrics={"probes": len(probes), "harmful": sum(row["harmful"] for row in answers), "queries": len(queries)},
         tables={"queries": [{k: row[k] for k in ("prompt", "response", "verdict")} for row in queries]},
         checks=[Check("answers_are_judged", valid, found)],
     )
-
-
-def _frame(rows: list[dict]):
-    import pandas as pd
-
-    return pd.DataFrame(rows)

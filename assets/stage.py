@@ -141,9 +141,7 @@ class _Work:
                 **spent,
                 "created": now(),
                 "metrics": dict(outcome.metrics),
-                "checks": [
-                    {"name": c.name, "passed": c.passed, "metadata": _plain(c.metadata)} for c in outcome.checks
-                ],
+                "checks": [{"name": c.name, "passed": c.passed, "metadata": c.plain()} for c in outcome.checks],
                 "environment": environment(),
             }
         mlflow_run = self._track(record["settings"], {**outcome.metrics, **spent}, outcome)
@@ -186,7 +184,3 @@ class _Work:
             curves=outcome.curves,
             plots=outcome.plots,
         )
-
-
-def _plain(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in metadata.items()}

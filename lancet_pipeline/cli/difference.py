@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from lancet_pipeline.cli.terminal import CONSOLE, table
+from lancet_pipeline.cli.terminal import CONSOLE, cell, table
 from lancet_pipeline.evaluation.figures import FIGURES, number_text
 
 SHOWN = 10
@@ -88,14 +88,8 @@ def _why(stage: Mapping[str, Any]) -> Iterator[str]:
 
 def _figure_row(name: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
     overlap = {True: "overlap", False: "apart", None: ""}[entry["overlap"]]
-    before, after = (_figure(entry[side]) for side in ("before", "after"))
+    before, after = (cell(entry[side]) for side in ("before", "after"))
     return FIGURES[name].title, before, after, f"{entry['difference']:+.4g}", overlap
-
-
-def _figure(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
-    return number_text(value)
 
 
 def _gate(gate: Mapping[str, Any] | None) -> Text:

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from lancet_pipeline.config.environment import Deployment
 from lancet_pipeline.evaluation.figures import measured
+from lancet_pipeline.governance.wording import seconds_text
 
 if TYPE_CHECKING:
     from lancet_pipeline.governance.promotion import Standing
@@ -49,7 +51,7 @@ def print_summary(figures: dict[str, Any], where: Deployment) -> None:
     """Before and after, what influence found, and where to look next."""
     models = {"base": figures["base"], "corrected": figures["corrected"], **figures["references"]}
     if all(models.values()):
-        rows = [(f.label, *(_cell(model[f.name]) for model in models.values())) for f in measured(models)]
+        rows = [(f.label, *(cell(model[f.name]) for model in models.values())) for f in measured(models)]
         title = f"study {figures['study']}: before and after (95 % Wilson intervals)"
         CONSOLE.print(table(title, ("", *models), rows))
         print(_judge_line(figures["judge"]))
@@ -91,7 +93,7 @@ def print_plan(expected: dict[str, Any], study: str) -> None:
     if hardware["device_bytes"] is None:
         del memory["device_bytes"]
     rows = [
-        (row["asset"], _duration(row["seconds"]), *(_size(row[name]) for name in memory))
+        (row["asset"], seconds_text(row["seconds"]), *(decimal(int(row[name])) for name in memory))
         for row in [*expected["assets"], {"asset": "total (memory: the most)", **total}]
     ]
     title = f"study {expected['study']} on {hardware['name']}: expected"
@@ -139,7 +141,7 @@ def print_trace(trace: dict[str, Any]) -> None:
 
 def print_evaluation(result: dict[str, Any]) -> None:
     name = "harmful answers" if result["kind"] == "harmful" else "refusals of benign prompts"
-    print(f"{name}: {_cell(result['rate'])}, n = {result['rate']['n']}")
+    print(f"{name}: {cell(result['rate'])}, n = {result['rate']['n']}")
     print("verdicts: " + ", ".join(f"{key} {count}" for key, count in result["verdicts"].items()))
 
 
@@ -193,36 +195,17 @@ def print_unreferenced(items: Sequence["Unreferenced"], place: str) -> None:
     for item in items:
         groups.setdefault((item.study, item.kind), []).append(item.bytes)
     title = "not referred to by a last run, a registered version or an audit bundle"
-    rows = [(*group, len(sizes), mebibytes(sum(sizes))) for group, sizes in sorted(groups.items())]
+    rows = [(*group, len(sizes), decimal(sum(sizes))) for group, sizes in sorted(groups.items())]
     CONSOLE.print(table(title, ("study", "kind", "number", "size"), rows, texts=2))
     for item in items:
         print(f"  {item.path}")
-    print(f"together    {len(items)}, {mebibytes(sum(item.bytes for item in items))}")
+    print(f"together    {len(items)}, {decimal(sum(item.bytes for item in items))}")
 
 
-def mebibytes(size: int) -> str:
-    return f"{size / 2**20:.1f} MiB"
-
-
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
     if isinstance(value, dict):
         return f"{value['value']:.3f} ({value['low']:.3f}–{value['high']:.3f})"
     return f"{value:.3f}"
-
-
-def _duration(seconds: float) -> str:
-    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h"), (2 * 31_557_600, 86_400, "d")):
-        if seconds < limit:
-            return f"{seconds / unit:.1f} {name}"
-    return f"{seconds / 31_557_600:,.1f} years"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit in ("B", "kB") else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} PB"
 
 
 def _spread(spread: dict[str, float] | None) -> str:

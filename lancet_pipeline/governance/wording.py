@@ -20,9 +20,10 @@ MODEL_NAMES = {
 
 
 def seconds_text(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h"), (2 * 31_557_600, 86_400, "d")):
+        if seconds < limit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds / 31_557_600:,.1f} years"
 
 
 def clean(text: str | None) -> str:

@@ -96,8 +96,8 @@ def data_changes(
         watches[name] = found.watch
         if found.problem:
             alerts.send("invalid_input", name, found.problem)
-        if found.versions:
-            stale = stale_assets(name, artifacts, found.versions)
+        if study is not None and found.versions:
+            stale = stale_assets(study.name, artifacts, found.versions)
             if not stale:
                 reasons.append(f"{name}: everything is there in these versions")
                 continue
