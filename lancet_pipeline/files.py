@@ -112,7 +112,10 @@ def take_over(source: Path, target: Path) -> None:
         if path.is_file() and path != source / MANIFEST:
             copy = target / path.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)
-            _link(path, copy)
+            try:
+                os.link(path, copy)
+            except OSError:  # a disk without hard links
+                shutil.copyfile(path, copy)
 
 
 def sync(path: Path) -> None:
@@ -129,10 +132,3 @@ def full_disk(error: Exception, root: Path) -> InputError | None:
     if not full and (free > 2**20 or not (isinstance(error, OSError) or "No space" in str(error))):
         return None
     return InputError(f"{root}: the disk is full ({free / 2**20:.0f} MiB free); free some space or use another --home")
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a disk without hard links
-        shutil.copyfile(source, target)

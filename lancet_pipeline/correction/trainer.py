@@ -92,11 +92,11 @@ def correct(
                 if work.ended:
                     break
                 if file.due():
-                    file.save(work.snapshot)
+                    file.save(work.snapshot())
         except LancetError as error:
             if runtime.checkpoint is None or not work.best_step:
                 raise
-            file.save(work.snapshot)
+            file.save(work.snapshot())
             raise LancetError(f"{error}; {runtime.checkpoint} holds the parameters of step {work.best_step}") from None
         if settings.method == "task_vector":
             correction = negate(model, work.start, settings, work.look)

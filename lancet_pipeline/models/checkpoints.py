@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,11 +71,11 @@ class CheckpointFile:
         """Whether it is time to save, by the clock of rank 0."""
         return self.path is not None and distributed.agreed(time.monotonic() - self._saved > self._wait)
 
-    def save(self, snapshot: Callable[[], Checkpoint]) -> None:
-        """Write what `snapshot` gives; all ranks have to call it."""
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write where the training stands; all ranks have to call it. Where writing takes long, the next one waits longer."""
         if self.path is None:
             return
-        started, checkpoint = time.monotonic(), snapshot()
+        started = time.monotonic()
         if distributed.first():
             self._write(self.path, checkpoint)
         self._saved = time.monotonic()

@@ -175,7 +175,8 @@ def train(
 
             curve.append(optimiser.descend_in_parts(batch, loss_of, backoff))
             if file.due():
-                file.save(lambda: _snapshot(model, optimiser, curve))
+                parameters = distributed.gathered(dict(model.named_parameters()))
+                file.save(Checkpoint(parameters, optimiser.state(), {}, {"curve": curve}))
     file.remove()
     model.eval()
     return curve
@@ -184,11 +185,6 @@ def train(
 def _differentiated(loss: torch.Tensor) -> torch.Tensor:
     loss.backward()
     return loss.detach()
-
-
-def _snapshot(model: "PreTrainedModel", optimiser: Optimiser, curve: list[float]) -> Checkpoint:
-    parameters = distributed.gathered(dict(model.named_parameters()))
-    return Checkpoint(parameters, optimiser.state(), {}, {"curve": curve})
 
 
 def optimiser_settings(settings: BaseModel) -> dict[str, Any]:

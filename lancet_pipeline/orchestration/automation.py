@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 
 import dagster as dg
 
-from lancet_pipeline.config.study import Study
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.lineage.changes import (
     Watch,
@@ -82,7 +81,7 @@ def data_changes(
             if watch == Watch():  # of a study that is not watched, nothing is told
                 reasons.append(f"{name}: {error}")
                 continue
-        if study is not None and not _watched(study, artifacts):
+        if study and (study.recorrect == "manual" or artifacts.current(study.name, "registered_model") is None):
             watches.pop(name, None)
             continue
         if time.monotonic() - started > READING_SECONDS:
@@ -120,10 +119,6 @@ def data_changes(
         asset_events=events,
         dynamic_partitions_requests=[STUDY_PARTITIONS.build_add_request(added)] if added else [],
     )
-
-
-def _watched(study: Study, artifacts: ArtifactStore) -> bool:
-    return study.recorrect == "on_change" and artifacts.current(study.name, "registered_model") is not None
 
 
 def end_lost_runs(instance: dg.DagsterInstance, artifacts: ArtifactStore, now: float) -> list[str]:

@@ -102,7 +102,12 @@ def lease(remote: Remote, root: Path, study: str, wait: float = 0.0) -> Iterator
 def _take(remote: Remote, study: str, entry: dict[str, Any], deadline: float) -> int:
     while True:
         number, held = _newest(remote, study)
-        if held is None or held.get("ended") or held["home"] == entry["home"] or _expired(held):
+        if (
+            held is None
+            or held.get("ended")
+            or held["home"] == entry["home"]
+            or time.time() - held["renewed"] > LEASE_SECONDS
+        ):
             if remote.create(_key(study, number + 1), _content(entry)) and _newest(remote, study)[0] == number + 1:
                 for key in remote.keys(f"locks/{study}"):
                     if key < _key(study, number + 1):
@@ -137,10 +142,6 @@ def _newest(remote: Remote, study: str) -> tuple[int, dict[str, Any] | None]:
         if content is not None:
             return int(Path(newest).stem), json.loads(content)
     return 0, None
-
-
-def _expired(held: dict[str, Any]) -> bool:
-    return time.time() - held["renewed"] > LEASE_SECONDS
 
 
 def _key(study: str, number: int) -> str:
