@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+
 from lancet_pipeline.errors import InputError, first_line
+from lancet_pipeline.models import distributed
+from lancet_pipeline.models.architectures import sublayers_of
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lancet_pipeline.config.study import Architecture
@@ -32,8 +35,6 @@ def resolve_device(wanted: str) -> str:
     Raises:
         InputError: nothing can be computed on it here.
     """
-    import torch
-
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -52,10 +53,7 @@ def check_checkpoint(folder: Path) -> None:
     Raises:
         InputError: no directory, no config, no weights, pickled weights only, or an unknown architecture.
     """
-    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
-
-    from lancet_pipeline.models.architectures import sublayers_of
 
     check_files(folder)
     try:
@@ -98,7 +96,7 @@ def load_model(
     *,
     revision: str | None = None,
     dtype: str = "float32",
-    device: "torch.device | str" = "cpu",
+    device: torch.device | str = "cpu",
 ) -> "PreTrainedModel":
     """A causal language model from a directory or the hub, in evaluation mode. On ranks of a process group but the first it
     has no weights (meta device): `distributed.shard` brings them.
@@ -106,10 +104,6 @@ def load_model(
     Raises:
         InputError: the checkpoint is not there or cannot be used.
     """
-    import torch
-
-    from lancet_pipeline.models import distributed
-
     if Path(checkpoint).is_absolute():
         check_checkpoint(Path(checkpoint))
     if not distributed.first():
@@ -127,7 +121,7 @@ def load_model_for(
     *,
     revision: str | None = None,
     dtype: str = "auto",
-    device: "torch.device | str" = "cpu",
+    device: torch.device | str = "cpu",
     setting: str = "model.checkpoint",
 ) -> "PreTrainedModel":
     """A model of any architecture from a directory or the hub, in evaluation mode.
@@ -140,7 +134,6 @@ def load_model_for(
     Raises:
         InputError: the checkpoint is not there, cannot be used, or has no weights for the head of the task.
     """
-    import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     if Path(checkpoint).is_absolute():
@@ -174,10 +167,7 @@ def new_model(
 ) -> "PreTrainedModel":
     """A decoder with random weights that fits `tokenizer`; the same seed gives the same weights. It has none on ranks of a
     process group but the first (see `load_model`)."""
-    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
-
-    from lancet_pipeline.models import distributed
 
     config = AutoConfig.for_model(
         architecture.model_type,
@@ -196,8 +186,6 @@ def new_model(
 def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
     """Weights as safetensors, configuration and tokenizer as JSON: what `load_model` reads. On several ranks all have to call
     it, and rank 0 writes."""
-    from lancet_pipeline.models import distributed
-
     weights = distributed.gathered(model.state_dict(keep_vars=True))
     if distributed.first():
         model.save_pretrained(folder, state_dict=weights)
@@ -206,7 +194,6 @@ def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", f
 
 def import_gguf(file: Path, folder: Path) -> None:
     """Convert a quantised GGUF file into a float32 safetensors checkpoint (needs the package `gguf`)."""
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if not file.is_file():
@@ -222,10 +209,6 @@ def import_gguf(file: Path, folder: Path) -> None:
 
 def finite_parameters(model: "PreTrainedModel") -> bool:
     """Whether no parameter is infinite or not a number; on several ranks, no shard at any of them."""
-    import torch
-
-    from lancet_pipeline.models import distributed
-
     wrong = sum(not torch.isfinite(distributed.local(parameter)).all() for parameter in model.parameters())
     return distributed.totals(wrong) == (0,)
 

@@ -18,8 +18,9 @@ import torch
 
 from lancet_pipeline.config.study import ComputeSettings
 from lancet_pipeline.data.batches import TokenBatch
-from lancet_pipeline.errors import InputError, IntegrityError, LancetError
+from lancet_pipeline.errors import InputError, LancetError, error_named
 from lancet_pipeline.models.engine import Pass
+from lancet_pipeline.models.loading import load_model
 from lancet_pipeline.progress import Track, no_progress
 from lancet_pipeline.scale.cluster import connect, data_module, resources, worker_device, workers
 
@@ -90,8 +91,6 @@ class Worker:
 
     @cached_property
     def _model(self) -> Any:
-        from lancet_pipeline.models.loading import load_model
-
         torch.set_num_threads(self._threads)
         if not Path(self._folder).is_dir():
             raise InputError(
@@ -109,8 +108,7 @@ class Worker:
 def _read(table: pa.Table, work: Pass[T]) -> Iterator[T]:
     if ERROR in table.column_names:
         row = table.to_pylist()[0]
-        kinds = {kind.__name__: kind for kind in (InputError, IntegrityError)}
-        raise kinds.get(row[ERROR], LancetError)(row["message"])
+        raise error_named(row[ERROR], row["message"])
     yield from work.from_table(table)
 
 

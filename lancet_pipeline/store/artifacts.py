@@ -18,6 +18,7 @@ import resource
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -282,8 +283,6 @@ def _agrees(folder: Path, manifest: Mapping[str, Any]) -> bool:
 
 def environment() -> dict[str, str]:
     """Versions of what a result depends on."""
-    from importlib.metadata import version
-
     packages = ("lancet-pipeline", "torch", "transformers", "numpy", "pyarrow", "peft", "dagster", "mlflow")
     return {"python": platform.python_version(), "platform": platform.platform()} | {p: version(p) for p in packages}
 
