@@ -9,7 +9,7 @@ from typing import Any
 
 import dagster as dg
 
-from lancet_pipeline.progress import Track
+from lancet_pipeline.progress import Track, progress_bar
 
 
 def logged_progress(context: dg.AssetExecutionContext) -> Track:
@@ -17,13 +17,7 @@ def logged_progress(context: dg.AssetExecutionContext) -> Track:
 
     def track(items: Any, total: int, label: str) -> Iterator[Any]:
         if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-            columns = (TextColumn("  {task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-            console = Console(stderr=True)
-            with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True) as bar:
-                yield from bar.track(items, total=total, description=label)
+            yield from progress_bar(items, total, label)
             return
         started = reported = time.monotonic()
         for done, item in enumerate(items, start=1):

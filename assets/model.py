@@ -2,6 +2,8 @@
 
 from collections import Counter
 
+import pandas as pd
+
 from lancet_pipeline import plots
 from lancet_pipeline.assets.stage import stage_asset
 from lancet_pipeline.assets.stage_run import Check, Outcome, StageRun
@@ -48,7 +50,9 @@ def undesirable_outputs(run: StageRun) -> Outcome:
     write_rows(found.answers, run.out / "answers.parquet")
     write_rows(found.queries, run.out / "queries.parquet")
     write_rows(found.controls, run.out / "controls.parquet")
-    valid, details = meets(_frame(found.answers), generation_expectations(len(probes)), "undesirable_outputs", run.out)
+    valid, details = meets(
+        pd.DataFrame(found.answers), generation_expectations(len(probes)), "undesirable_outputs", run.out
+    )
     kinds = Counter(kind(row) for row in found.queries)
     return Outcome(
         metrics={
@@ -63,9 +67,3 @@ def undesirable_outputs(run: StageRun) -> Outcome:
         },
         checks=[Check("answers_are_judged", valid, details)],
     )
-
-
-def _frame(rows: list[dict]):
-    import pandas as pd
-
-    return pd.DataFrame(rows)

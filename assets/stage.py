@@ -9,7 +9,7 @@ import dagster as dg
 
 from lancet_pipeline.assets.display import inline_image, logged_progress, markdown_table, save_plots
 from lancet_pipeline.assets.retries import tried_again
-from lancet_pipeline.assets.stage_run import Check, Governance, Outcome, StageRun
+from lancet_pipeline.assets.stage_run import Governance, Outcome, StageRun
 from lancet_pipeline.config.environment import Signing
 from lancet_pipeline.config.study import Study
 from lancet_pipeline.lineage.sources import source_version, unchanged
@@ -141,9 +141,7 @@ class _Work:
                 **spent,
                 "created": now(),
                 "metrics": dict(outcome.metrics),
-                "checks": [
-                    {"name": c.name, "passed": c.passed, "metadata": _plain(c.metadata)} for c in outcome.checks
-                ],
+                "checks": [{"name": c.name, "passed": c.passed, "metadata": c.plain()} for c in outcome.checks],
                 "environment": environment(),
             }
         mlflow_run = self._track(record["settings"], {**outcome.metrics, **spent}, outcome)
@@ -186,10 +184,3 @@ class _Work:
             curves=outcome.curves,
             plots=outcome.plots,
         )
-
-
-def _plain(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in metadata.items()}
-
-
-__all__ = ["Check", "Outcome", "StageRun", "stage_asset"]

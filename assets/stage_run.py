@@ -26,6 +26,10 @@ class Check:
     passed: bool
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
+    def plain(self) -> dict[str, Any]:
+        """The metadata as JSON takes it."""
+        return {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in self.metadata.items()}
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -90,15 +94,11 @@ class StageRun:
         if found is None or not self.store.has(self.study.name, self.stage.name, found):
             return None
         manifest = self.store.manifest(self.study.name, self.stage.name, found)
-        checkpoints = [inputs.get("checkpoint") for inputs in (manifest["inputs"], self.present_inputs())]
-        same = manifest["code_version"] == self.stage.code_version and checkpoints[0] == checkpoints[1]
+        same = manifest["code_version"] == self.stage.code_version
+        same = same and manifest["inputs"].get("checkpoint", self.versions["checkpoint"]) == self.versions["checkpoint"]
         if not same or manifest["settings"] != self.stage.settings_of(self.study):
             return None
         try:
             return self.store.read(self.study.name, self.stage.name, found)
         except IntegrityError:
             return None  # broken: it is made anew
-
-    def present_inputs(self) -> dict[str, str]:
-        """Version of every input."""
-        return {name: self.versions[name] for name in self.stage.inputs}

@@ -31,3 +31,11 @@ class Unreachable(InputError):
 
 class IntegrityError(LancetError):
     """Stored bytes are not those their manifest promises."""
+
+
+def error_named(name: str, message: str) -> LancetError:
+    """One of these errors, by the name of its class."""
+    kinds: list[type[LancetError]] = [LancetError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    return next((kind for kind in kinds if kind.__name__ == name), LancetError)(message)

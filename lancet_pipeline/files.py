@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -95,13 +96,26 @@ def sha256(path: Path) -> str:
     return _digests[now]
 
 
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON-ready value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def free_bytes(path: Path) -> int:
+    """What the disk of a path, which need not be there yet, has room for."""
+    return shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
+
+
 def take_over(source: Path, target: Path) -> None:
     """Every file below `source`, but for its manifest, below `target` too: hard links where the disk has them."""
     for path in sorted(source.rglob("*")):
         if path.is_file() and path != source / MANIFEST:
             copy = target / path.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)
-            _link(path, copy)
+            try:
+                os.link(path, copy)
+            except OSError:  # a disk without hard links
+                shutil.copyfile(path, copy)
 
 
 def sync(path: Path) -> None:
@@ -114,16 +128,7 @@ def sync(path: Path) -> None:
 
 def full_disk(error: Exception, root: Path) -> InputError | None:
     """What to do about `error` where its cause is a full disk (libraries wrap that in errors of their own)."""
-    full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
-    existing = next(path for path in (root, *root.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    if (not full and not (isinstance(error, OSError) or "No space" in str(error))) or (not full and free > 2**20):
+    full, free = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}, free_bytes(root)
+    if not full and (free > 2**20 or not (isinstance(error, OSError) or "No space" in str(error))):
         return None
     return InputError(f"{root}: the disk is full ({free / 2**20:.0f} MiB free); free some space or use another --home")
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a disk without hard links
-        shutil.copyfile(source, target)

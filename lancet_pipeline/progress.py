@@ -1,5 +1,6 @@
 """How long work reports how far it is, without knowing where the report goes."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Protocol, TypeVar
 
@@ -15,3 +16,14 @@ class Track(Protocol):
 def no_progress(items: Iterable[T], total: int, label: str) -> Iterator[T]:
     """The silent default."""
     yield from items
+
+
+def progress_bar(items: Iterable[T], total: int, label: str) -> Iterator[T]:
+    """A bar with the time left on standard error; gone when done, silent where nobody watches."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    texts = (TextColumn("    {task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    columns = (*texts, TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        yield from bar.track(items, total=total, description=label)

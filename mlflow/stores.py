@@ -20,8 +20,11 @@ def check() -> None:
 
 def check_users() -> None:
     """Somebody can sign in once the server is up."""
-    users = os.environ["USERS_URI"]
-    if not (_has_users(users) or os.environ.get("MLFLOW_AUTH_ADMIN_PASSWORD")):
+    uri, found = os.environ["USERS_URI"], 0
+    if "users" in _tables(uri):
+        with sa.create_engine(uri).connect() as connection:
+            found = connection.execute(sa.text("select count(*) from users")).scalar_one()
+    if not found and not os.environ.get("MLFLOW_AUTH_ADMIN_PASSWORD"):
         raise SystemExit(
             "error: MLFLOW_AUTH_ADMIN_PASSWORD is not set: the first start makes the administrator with it"
         )
@@ -69,13 +72,6 @@ def _tables(uri: str) -> list[str]:
     except sa.exc.SQLAlchemyError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise SystemExit(f"error: {DATABASE}: the database cannot be opened: {reason}") from None
-
-
-def _has_users(uri: str) -> bool:
-    if "users" not in _tables(uri):
-        return False
-    with sa.create_engine(uri).connect() as connection:
-        return connection.execute(sa.text("select count(*) from users")).scalar_one() > 0
 
 
 def _artifacts(uri: str) -> bool:

@@ -2,10 +2,8 @@
 
 from lancet_pipeline.resources.alerts import Alerts
 from lancet_pipeline.resources.compute import Compute
-from lancet_pipeline.resources.models import ModelSource
+from lancet_pipeline.resources.places import ModelSource, Store, TrackingServer
 from lancet_pipeline.resources.snapshot import RunSnapshot
-from lancet_pipeline.resources.store import Store
 from lancet_pipeline.resources.studies import StudyCatalog
-from lancet_pipeline.resources.tracking import TrackingServer
 
 __all__ = ["Alerts", "Compute", "ModelSource", "RunSnapshot", "Store", "StudyCatalog", "TrackingServer"]

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import torch
+from transformers.utils import logging
 
 from lancet_pipeline.config.study import Study
 from lancet_pipeline.models.engine import InProcess
@@ -25,9 +27,6 @@ class Compute(dg.ConfigurableResource):
         Raises:
             InputError: nothing can be computed on its device here.
         """
-        import torch
-        from transformers.utils import logging
-
         logging.disable_progress_bar()  # the stages report their own progress
         if study.compute.threads:
             torch.set_num_threads(study.compute.threads)

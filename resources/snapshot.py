@@ -7,8 +7,7 @@ from pydantic import PrivateAttr
 
 from lancet_pipeline.config.study import Study
 from lancet_pipeline.lineage.changes import known_versions
-from lancet_pipeline.resources.models import ModelSource
-from lancet_pipeline.resources.store import Store
+from lancet_pipeline.resources.places import ModelSource, Store
 from lancet_pipeline.resources.studies import StudyCatalog
 
 WAIT_SECONDS = 60.0

@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 import typer
 
 from lancet_pipeline.cli.options import AsJson, Home, StudyDevice, deployed, study_settings
-from lancet_pipeline.cli.terminal import print_agreement, print_evaluation, print_trace, progress_bar, show, tell
+from lancet_pipeline.cli.terminal import print_agreement, print_evaluation, print_trace, show, tell
 from lancet_pipeline.errors import InputError
+from lancet_pipeline.progress import progress_bar
 from lancet_pipeline.store.artifacts import open_store
 
 judge_app = typer.Typer(help="Judges and their agreement with people.", no_args_is_help=True)

@@ -4,17 +4,17 @@ import sys
 
 import typer
 
-from lancet_pipeline.cli import answers, bundles, experiments, gc, models, promotion, studies, ui
+from lancet_pipeline.cli import answers, bundles, deployment, experiments, promotion, studies
 from lancet_pipeline.errors import LancetError
 
 COMMANDS = (
     *(studies.demo, studies.run, studies.plan, studies.summary),
     *(answers.trace, answers.evaluate),
-    models.import_gguf,
+    deployment.import_gguf,
     *(promotion.promote, promotion.rollback, promotion.decisions),
-    gc.gc,
+    deployment.gc,
     *(bundles.verify, bundles.bundle, bundles.diff),
-    ui.ui,
+    deployment.ui,
 )
 GROUPS = {"judge": answers.judge_app, "experiment": experiments.app, "keys": bundles.keys_app}
 

@@ -70,7 +70,8 @@ def diff(
     as_json: AsJson = False,
 ) -> None:
     """What changed between two corrections, from their audit bundles, which are verified first."""
-    from lancet_pipeline.governance.difference import compare_bundles, print_difference
+    from lancet_pipeline.cli.difference import print_difference
+    from lancet_pipeline.governance.difference import compare_bundles
     from lancet_pipeline.governance.signature import Trust
 
     show(compare_bundles(before, after, Trust(key, tuple(chain or ()), identity, issuer)), as_json, print_difference)

@@ -4,11 +4,12 @@ them."""
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from lancet_pipeline.config.experiment import PACKAGED_EXPERIMENTS
 from lancet_pipeline.config.loading import PACKAGED_STUDIES
@@ -23,8 +24,8 @@ def _absolute(path: Path) -> Path:
     return path.expanduser().absolute()
 
 
-def _split(value: str) -> list[str]:
-    return [part for part in value.split(os.pathsep) if part]
+def _split(value: Any) -> Any:
+    return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
 
 
 def _artifacts_url(url: str) -> str:
@@ -52,93 +53,77 @@ def _tracking_uri(uri: str) -> str:
 
 File = Annotated[Path, AfterValidator(_absolute)]
 Paths = Annotated[tuple[File, ...], BeforeValidator(_split)]
+_NAMED = ConfigDict(populate_by_name=True)
+
+VARIABLES: dict[str, str] = {}
+"""Every variable, and what it is for."""
 
 
-class Environment(BaseModel):
-    """The variables, by their names. An empty one counts as not set; paths are absolute; lists of paths are separated as
-    in PATH."""
-
-    model_config = ConfigDict(frozen=True)
-
-    LANCET_HOME: File = Field(default=Path(".lancet"), validate_default=True, description="Where results live.")
-    LANCET_ARTIFACTS: Annotated[str, AfterValidator(_artifacts_url)] = Field(
-        default="", description="URL of the store of artifacts, whose cache is the home then; the home alone otherwise."
-    )
-    LANCET_STUDIES: Paths = Field(default=(), description="Directories of studies; the first match wins.")
-    LANCET_EXPERIMENTS: Paths = Field(default=(), description="Directories of experiments, likewise.")
-    LANCET_MODELS: Paths = Field(
-        default=(), description="Directories where a checkpoint is looked for by the last part of its name."
-    )
-    LANCET_DAGSTER_POSTGRES_URL: str = Field(
-        default="", repr=False, description="Dagster's database, postgresql+psycopg2://...; SQLite otherwise."
-    )
-    LANCET_WEBHOOK: str = Field(default="", repr=False, description="Takes alerts as JSON by POST; a secret.")
-    LANCET_PAGE: str = Field(default="", description="Address of Dagster's page, for links in alerts.")
-    LANCET_SIGNER: str = Field(default="key", description="Who signs bundles: key, certificate, pkcs11 or sigstore.")
-    LANCET_SIGNING_KEY: File | None = Field(
-        default=None, description="PEM file of the private key; made below the home where not set."
-    )
-    LANCET_SIGNING_PUBLIC_KEY: File | None = Field(
-        default=None, description="pkcs11: PEM file of the public key whose private half the token holds."
-    )
-    LANCET_SIGNING_CERTIFICATE: File | None = Field(default=None, description="certificate: PEM file of it.")
-    LANCET_SIGNING_CHAIN: Paths = Field(default=(), description="certificate: PEM files of those above it.")
-    LANCET_PKCS11_URI: str = Field(default="", repr=False, description="pkcs11: the key in its token.")
-    LANCET_PKCS11_MODULES: Paths = Field(default=(), description="pkcs11: directories of modules.")
-    LANCET_SIGSTORE_TOKEN: str = Field(
-        default="", repr=False, description="sigstore: identity token; the machine's ambient credentials otherwise."
-    )
-    LANCET_SIGSTORE_TRUST: File | None = Field(
-        default=None, description="sigstore: trust configuration of an instance other than the public one."
-    )
-    LANCET_SIGSTORE_IDENTITY: str = Field(default="", description="sigstore: whose signature a promotion asks for.")
-    LANCET_SIGSTORE_ISSUER: str = Field(default="", description="sigstore: who vouches for that identity.")
-    MLFLOW_TRACKING_URI: Annotated[str, AfterValidator(_tracking_uri)] = Field(
-        default="", description="MLflow's tracking server; a SQLite file below the home otherwise."
-    )
+def _variable(name: str, description: str, default: Any = "", *, secret: bool = False) -> Any:
+    """A field that an environment variable sets. Secrets stay out of the repr."""
+    VARIABLES[name] = description
+    return Field(default=default, validation_alias=name, description=description, repr=not secret)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_NAMED)
 class Signing:
-    """Who signs, as LANCET_SIGNER and the variables behind it say. create: make the private key where there is none.
-    Secrets stay out of the repr."""
+    """Who signs. create: make the private key where there is none."""
 
-    signer: str = "key"
-    private_key: Path | None = None
+    signer: str = _variable("LANCET_SIGNER", "Who signs bundles: key, certificate, pkcs11 or sigstore.", "key")
+    private_key: File | None = _variable(
+        "LANCET_SIGNING_KEY", "PEM file of the private key; made below the home where not set.", None
+    )
     create: bool = False
-    public_key: Path | None = None
-    certificate: Path | None = None
-    chain: tuple[Path, ...] = ()
-    pkcs11_uri: str = field(default="", repr=False)
-    pkcs11_modules: tuple[Path, ...] = ()
-    sigstore_token: str = field(default="", repr=False)
-    sigstore_trust: Path | None = None
-    sigstore_identity: str = ""
-    sigstore_issuer: str = ""
+    public_key: File | None = _variable(
+        "LANCET_SIGNING_PUBLIC_KEY", "pkcs11: PEM file of the public key whose private half the token holds.", None
+    )
+    certificate: File | None = _variable("LANCET_SIGNING_CERTIFICATE", "certificate: PEM file of it.", None)
+    chain: Paths = _variable("LANCET_SIGNING_CHAIN", "certificate: PEM files of those above it.", ())
+    pkcs11_uri: str = _variable("LANCET_PKCS11_URI", "pkcs11: the key in its token.", secret=True)
+    pkcs11_modules: Paths = _variable("LANCET_PKCS11_MODULES", "pkcs11: directories of modules.", ())
+    sigstore_token: str = _variable(
+        "LANCET_SIGSTORE_TOKEN", "sigstore: identity token; the machine's ambient credentials otherwise.", secret=True
+    )
+    sigstore_trust: File | None = _variable(
+        "LANCET_SIGSTORE_TRUST", "sigstore: trust configuration of an instance other than the public one.", None
+    )
+    sigstore_identity: str = _variable("LANCET_SIGSTORE_IDENTITY", "sigstore: whose signature a promotion asks for.")
+    sigstore_issuer: str = _variable("LANCET_SIGSTORE_ISSUER", "sigstore: who vouches for that identity.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_NAMED)
 class Deployment:
-    """Where one deployment keeps things and looks for them; `Environment` describes the fields of the same names.
+    """Where one deployment keeps things and looks for them, each field set by the variable that it names. Paths are absolute;
+    lists of them are separated as in PATH.
 
     study_directories, experiment_directories: those of the variable, of the working directory, and the packaged ones.
     alerts: whether there is a webhook; its URL is a secret, which the resource `Alerts` reads where it is used.
     """
 
-    home: Path
-    study_directories: tuple[Path, ...]
-    model_directories: tuple[Path, ...]
-    tracking_uri: str = ""
-    experiment_directories: tuple[Path, ...] = (PACKAGED_EXPERIMENTS,)
-    signing: Signing = field(default_factory=Signing)
-    alerts: bool = False
-    page: str = ""
-    dagster_postgres_url: str = field(default="", repr=False)
-    artifacts: str = ""
+    home: File = _variable("LANCET_HOME", "Where results live.", ".lancet")
+    study_directories: Paths = _variable("LANCET_STUDIES", "Directories of studies; the first match wins.", ())
+    model_directories: Paths = _variable(
+        "LANCET_MODELS", "Directories where a checkpoint is looked for by the last part of its name.", ()
+    )
+    tracking_uri: Annotated[str, AfterValidator(_tracking_uri)] = _variable(
+        "MLFLOW_TRACKING_URI", "MLflow's tracking server; a SQLite file below the home otherwise."
+    )
+    experiment_directories: Paths = _variable("LANCET_EXPERIMENTS", "Directories of experiments, likewise.", ())
+    signing: Signing = Signing()
+    alerts: Annotated[bool, BeforeValidator(bool)] = _variable(
+        "LANCET_WEBHOOK", "Takes alerts as JSON by POST; a secret.", False
+    )
+    page: str = _variable("LANCET_PAGE", "Address of Dagster's page, for links in alerts.")
+    dagster_postgres_url: str = _variable(
+        DAGSTER_POSTGRES, "Dagster's database, postgresql+psycopg2://...; SQLite otherwise.", secret=True
+    )
+    artifacts: Annotated[str, AfterValidator(_artifacts_url)] = _variable(
+        ARTIFACTS, "URL of the store of artifacts, whose cache is the home then; the home alone otherwise."
+    )
 
 
 def deployment(environ: Mapping[str, str], home: Path | None = None) -> Deployment:
-    """The deployment that the variables in `environ` describe.
+    """The deployment that the variables in `environ` describe; an empty one counts as not set.
 
     Args:
         home: goes before LANCET_HOME.
@@ -146,38 +131,26 @@ def deployment(environ: Mapping[str, str], home: Path | None = None) -> Deployme
     Raises:
         InputError: the first variable that does not fit; its value is not shown.
     """
-    given = {name: environ[name] for name in Environment.model_fields if environ.get(name)}
+    given = {name: environ[name] for name in VARIABLES if environ.get(name)}
+    given["LANCET_HOME"] = str(home or given.get("LANCET_HOME", ".lancet"))
     try:
-        found = Environment.model_validate(given)
+        found = TypeAdapter(Deployment).validate_python({**given, "signing": given})
     except ValidationError as error:
         problem = error.errors()[0]
-        raise InputError(f"{problem['loc'][0]}: {problem['msg'].removeprefix('Value error, ')}") from None
-    root = _absolute(home) if home else found.LANCET_HOME
-    models = (*found.LANCET_MODELS, root / "models", Path(".lancet/models").absolute())
-    return Deployment(
-        home=root,
-        study_directories=_search_path(found.LANCET_STUDIES, "studies", PACKAGED_STUDIES),
+        variable = next(part for part in problem["loc"] if part in VARIABLES)
+        raise InputError(f"{variable}: {problem['msg'].removeprefix('Value error, ')}") from None
+    signing, models = (
+        found.signing,
+        (*found.model_directories, found.home / "models", _absolute(Path(".lancet/models"))),
+    )
+    if signing.private_key is None:
+        signing = replace(signing, private_key=found.home / "keys" / "signing_key.pem", create=True)
+    return replace(
+        found,
+        study_directories=_search_path(found.study_directories, "studies", PACKAGED_STUDIES),
         model_directories=tuple(dict.fromkeys(models)),
-        tracking_uri=found.MLFLOW_TRACKING_URI,
-        experiment_directories=_search_path(found.LANCET_EXPERIMENTS, "experiments", PACKAGED_EXPERIMENTS),
-        signing=Signing(
-            signer=found.LANCET_SIGNER,
-            private_key=found.LANCET_SIGNING_KEY or root / "keys" / "signing_key.pem",
-            create=found.LANCET_SIGNING_KEY is None,
-            public_key=found.LANCET_SIGNING_PUBLIC_KEY,
-            certificate=found.LANCET_SIGNING_CERTIFICATE,
-            chain=found.LANCET_SIGNING_CHAIN,
-            pkcs11_uri=found.LANCET_PKCS11_URI,
-            pkcs11_modules=found.LANCET_PKCS11_MODULES,
-            sigstore_token=found.LANCET_SIGSTORE_TOKEN,
-            sigstore_trust=found.LANCET_SIGSTORE_TRUST,
-            sigstore_identity=found.LANCET_SIGSTORE_IDENTITY,
-            sigstore_issuer=found.LANCET_SIGSTORE_ISSUER,
-        ),
-        alerts=bool(found.LANCET_WEBHOOK),
-        page=found.LANCET_PAGE,
-        dagster_postgres_url=found.LANCET_DAGSTER_POSTGRES_URL,
-        artifacts=found.LANCET_ARTIFACTS,
+        experiment_directories=_search_path(found.experiment_directories, "experiments", PACKAGED_EXPERIMENTS),
+        signing=signing,
     )
 
 

@@ -83,10 +83,10 @@ class Experiment:
 
     def study(self, variant: str) -> Study:
         """The study of a variant, by name. Raises InputError where the experiment has no such variant."""
-        for known in self.variants:
-            if known.name == variant:
-                return known.study
-        raise InputError(f"{self.path}: has no variant {variant}; it was renamed, or its value or seed removed")
+        found = next((known.study for known in self.variants if known.name == variant), None)
+        if found is None:
+            raise InputError(f"{self.path}: has no variant {variant}; it was renamed, or its value or seed removed")
+        return found
 
 
 def is_variant(study: str) -> bool:
@@ -119,30 +119,26 @@ def load_experiment(path: Path, study_directories: Sequence[Path]) -> Experiment
             raise InputError(f"{path}: {section}.{factor}: cannot be set here; {_NOT_FACTORS[factor]}")
     for factor in settings.fix.keys() & settings.vary.keys():
         raise InputError(f"{path}: {factor}: stands in both fix and vary; remove one")
-    base = _changed(_base_study(settings, path, study_directories), settings.fix, f"{path}: fix", path.parent)
+    relative = settings.study.endswith((".yaml", ".yml")) or os.sep in settings.study
+    given = str(path.parent / Path(settings.study).expanduser()) if relative else settings.study
+    try:
+        found = find_study(given, study_directories)
+    except InputError as error:
+        raise InputError(f"{path}: study: {error}") from None
+    base = _changed(load_study(found), settings.fix, f"{path}: fix", path.parent)
     factors = {
         factor: [_value_at(_changed(base, {factor: v}, f"{path}: vary", path.parent), factor) for v in values]
         for factor, values in settings.vary.items()
     }
     for factor, values in factors.items():
         _refuse_repeats(path, f"vary.{factor}", values)
-    variants = {
-        variant.name: variant
+    variants = [
+        _variant(settings.name, base, point, seed, path)
         for seed in settings.seeds
         for point in _points(factors, settings.design)
-        for variant in [_variant(settings.name, base, point, seed, path)]
-    }
-    return Experiment(settings, path, base, factors, tuple(variants.values()))
-
-
-def _base_study(settings: ExperimentSettings, path: Path, directories: Sequence[Path]) -> Study:
-    is_path = settings.study.endswith((".yaml", ".yml")) or os.sep in settings.study
-    given = str(path.parent / Path(settings.study).expanduser()) if is_path else settings.study
-    try:
-        found = find_study(given, directories)
-    except InputError as error:
-        raise InputError(f"{path}: study: {error}") from None
-    return load_study(found)
+    ]
+    different = {variant.name: variant for variant in variants}
+    return Experiment(settings, path, base, factors, tuple(different.values()))
 
 
 def _points(factors: Mapping[str, Sequence[Any]], design: str) -> list[dict[str, Any]]:
@@ -169,8 +165,7 @@ def _changed(study: Study, changes: Mapping[str, Any], place: str, folder: Path)
         *sections, last = dotted.split(".")
         node = tree
         for section in sections:
-            if not isinstance(node.get(section), dict):
-                node[section] = {}
+            node[section] = node[section] if isinstance(node.get(section), dict) else {}
             node = node[section]
         node[last] = deepcopy(value)
     return study_of(tree, place, folder)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from lancet_pipeline.config.study import DataSource, Origin, Study
+from lancet_pipeline.config.study import Study
 from lancet_pipeline.errors import InputError
 
 PACKAGED_STUDIES = (Path(__file__).parents[1] / "studies").resolve()
@@ -103,33 +103,17 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _with_absolute_paths(study: Study, folder: Path) -> Study:
-    def absolute(source: Origin | None) -> Origin | None:
-        if source is None or source.path is None:
-            return source
-        return source.model_copy(update={"path": os.path.normpath(folder / Path(source.path).expanduser())})
-
-    def absolute_model(name: str | None) -> str | None:
-        """A directory where it is written as one; a name on the hub stays."""
-        if name and name.startswith((".", "/", "~")):
-            return os.path.normpath(folder / Path(name).expanduser())
-        return name
-
-    data = study.data.model_copy(
-        update={name: absolute(value) for name, value in study.data if isinstance(value, DataSource)}
-    )
-    judge = study.evaluation.judge
-    judge = judge.model_copy(
-        update={
-            "validation": absolute(judge.validation),
-            "words": judge.words and os.path.normpath(folder / Path(judge.words).expanduser()),
-            "model": absolute_model(judge.model),
-        }
-    )
-    model = study.model.model_copy(update={"checkpoint": absolute_model(study.model.checkpoint)})
-    evaluation = study.evaluation
-    evaluation = evaluation.model_copy(update={"judge": judge, "paraphrases": absolute(evaluation.paraphrases)})
-    return study.model_copy(update={"data": data, "model": model, "evaluation": evaluation})
+def _with_absolute_paths(settings: S, folder: Path) -> S:
+    """Relative paths below `folder`. A model is one where it is written as a path; a name on the hub stays."""
+    changes = {}
+    for name, value in settings:
+        if isinstance(value, BaseModel):
+            changes[name] = _with_absolute_paths(value, folder)
+        elif isinstance(value, str) and (
+            name in ("path", "words") or (name in ("checkpoint", "model") and value.startswith((".", "/", "~")))
+        ):
+            changes[name] = os.path.normpath(folder / Path(value).expanduser())
+    return settings.model_copy(update=changes)
 
 
 def _explain(root: type[BaseModel], place: str, problem: Any) -> str:
@@ -137,7 +121,8 @@ def _explain(root: type[BaseModel], place: str, problem: Any) -> str:
     field = ".".join(location)
     kind = problem["type"]
     if kind == "extra_forbidden":
-        known = _fields_at(root, location[:-1])
+        owner = _model_at(root, location[:-1])
+        known = list(owner.model_fields) if owner else []
         close = difflib.get_close_matches(location[-1], known, 1)
         hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
         return f"{place}: {field}: unknown key; {hint}"
@@ -156,12 +141,10 @@ def _allowed_range(root: type[BaseModel], location: list[str]) -> str | None:
     """The whole range of a bounded field: pydantic names only the bound that failed."""
     owner = _model_at(root, location[:-1])
     field = owner.model_fields.get(location[-1]) if owner and location else None
-    low = high = None
-    for bound in field.metadata if field else ():
-        for name, bracket in (("gt", "("), ("ge", "[")):
-            low = f"{bracket}{getattr(bound, name)}" if hasattr(bound, name) else low
-        for name, bracket in (("lt", ")"), ("le", "]")):
-            high = f"{getattr(bound, name)}{bracket}" if hasattr(bound, name) else high
+    metadata, names = field.metadata if field else [], ("gt", "ge", "lt", "le")
+    bounds = {name: getattr(bound, name) for bound in metadata for name in names if hasattr(bound, name)}
+    low = next((f"{bracket}{bounds[name]}" for name, bracket in (("gt", "("), ("ge", "[")) if name in bounds), None)
+    high = next((f"{bounds[name]}{bracket}" for name, bracket in (("lt", ")"), ("le", "]")) if name in bounds), None)
     return f"must be in {low}, {high}" if low and high else None
 
 
@@ -169,16 +152,9 @@ def _model_at(root: type[BaseModel], location: list[str]) -> type[BaseModel] | N
     model = root
     for key in location:
         field = model.model_fields.get(key)
-        if field is None:
-            return None
-        candidates = [field.annotation, *get_args(field.annotation)]
+        candidates = [field.annotation, *get_args(field.annotation)] if field else []
         models = [item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)]
         if not models:
             return None
         model = models[0]
     return model
-
-
-def _fields_at(root: type[BaseModel], location: list[str]) -> list[str]:
-    model = _model_at(root, location)
-    return list(model.model_fields) if model else []

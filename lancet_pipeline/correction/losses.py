@@ -61,19 +61,18 @@ def ranking_loss(
 
 
 def _ibo(pairs: Pairs, settings: CorrectionSettings) -> torch.Tensor:
-    gains = [side.gain / side.tokens if settings.length_normalised else side.gain for side in _both(pairs)]
+    gains = [
+        side.gain / side.tokens if settings.length_normalised else side.gain
+        for side in (_preferred(pairs), _driving(pairs))
+    ]
     return ranking_loss(gains[0], gains[1], pairs.weights, settings.beta)
 
 
 def _pbo(pairs: Pairs, settings: CorrectionSettings) -> torch.Tensor:
     """Proximal Bregman objective (arXiv 2209.05364, equation 6), pointwise: likelihood of each countering sample up, of
     each driving one down, per token."""
-    preferred, dispreferred = _both(pairs)
+    preferred, dispreferred = _preferred(pairs), _driving(pairs)
     return (pairs.weights * (dispreferred.logps / dispreferred.tokens - preferred.logps / preferred.tokens)).mean()
-
-
-def _gradient_ascent(pairs: Pairs, settings: CorrectionSettings) -> torch.Tensor:
-    return -_driving(pairs).nll
 
 
 def _npo(pairs: Pairs, settings: CorrectionSettings) -> torch.Tensor:
@@ -87,18 +86,9 @@ def _simnpo(pairs: Pairs, settings: CorrectionSettings) -> torch.Tensor:
     return -2 / settings.beta * logsigmoid(-settings.beta * driving.logps / driving.tokens).mean()
 
 
-def _likelihood(pairs: Pairs, settings: CorrectionSettings) -> torch.Tensor:
+def _preferred(pairs: Pairs) -> Responses:
     assert pairs.preferred is not None
-    return pairs.preferred.nll
-
-
-def _imitation(pairs: Pairs, settings: CorrectionSettings) -> torch.Tensor:
-    return _driving(pairs).nll
-
-
-def _both(pairs: Pairs) -> tuple[Responses, Responses]:
-    assert pairs.preferred is not None
-    return pairs.preferred, _driving(pairs)
+    return pairs.preferred
 
 
 def _driving(pairs: Pairs) -> Responses:
@@ -123,13 +113,13 @@ class Method:
 METHODS: dict[str, Method] = {
     "ibo": Method(_ibo, retain="divergence"),
     "pbo": Method(_pbo, retain="divergence"),
-    "ga": Method(_gradient_ascent, ("dispreferred",)),
-    "graddiff": Method(_gradient_ascent, ("dispreferred",), "likelihood"),
+    "ga": Method(lambda pairs, _: -_driving(pairs).nll, ("dispreferred",)),
+    "graddiff": Method(lambda pairs, _: -_driving(pairs).nll, ("dispreferred",), "likelihood"),
     "npo": Method(_npo, ("dispreferred",), "likelihood"),
     "simnpo": Method(_simnpo, ("dispreferred",), "likelihood"),
-    "task_vector": Method(_imitation, ("dispreferred",)),
+    "task_vector": Method(lambda pairs, _: _driving(pairs).nll, ("dispreferred",)),
     "dpo": Method(_ibo, labelled=True),
-    "sft_safe": Method(_likelihood, ("preferred",), labelled=True),
+    "sft_safe": Method(lambda pairs, _: _preferred(pairs).nll, ("preferred",), labelled=True),
 }
 
 

@@ -1,8 +1,7 @@
 """One trainer for every correction: IBO (arXiv 2412.16451) and the methods that it is compared with."""
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,12 +15,11 @@ from lancet_pipeline.correction.task_vector import negate
 from lancet_pipeline.data.batches import TokenSequence, collate
 from lancet_pipeline.errors import InputError, LancetError
 from lancet_pipeline.models import distributed
-from lancet_pipeline.models.checkpoints import CHECKPOINT_SECONDS, Checkpoint, CheckpointFile
+from lancet_pipeline.models.checkpoints import CHECKPOINT_SECONDS, Checkpoint, CheckpointFile, training_key
 from lancet_pipeline.models.likelihood import perplexity, read_logits, response_logps, token_logps
-from lancet_pipeline.models.loading import fingerprint
 from lancet_pipeline.models.memory import activation_checkpointing
 from lancet_pipeline.models.runtime import Runtime
-from lancet_pipeline.models.training import Optimiser
+from lancet_pipeline.models.training import Optimiser, optimiser_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -81,7 +79,8 @@ def correct(
     """
     _require_pairs(pairs)
     retained, watched, generator = hold_apart(neutral, settings, seed)
-    file = CheckpointFile(runtime.checkpoint, _key(model, pairs, neutral, settings, seed), checkpoint_seconds)
+    key = training_key(model, settings, seed, _bytes(pairs, neutral))
+    file = CheckpointFile(runtime.checkpoint, key, checkpoint_seconds)
     with trainable(model, settings.lora, seed), activation_checkpointing(model, runtime.activation_checkpointing):
         work = _Work(model, pairs, retained, watched, settings, generator, runtime.batch_tokens)
         if (found := file.load()) is not None:
@@ -93,11 +92,11 @@ def correct(
                 if work.ended:
                     break
                 if file.due():
-                    file.save(work.snapshot)
+                    file.save(work.snapshot())
         except LancetError as error:
             if runtime.checkpoint is None or not work.best_step:
                 raise
-            file.save(work.snapshot)
+            file.save(work.snapshot())
             raise LancetError(f"{error}; {runtime.checkpoint} holds the parameters of step {work.best_step}") from None
         if settings.method == "task_vector":
             correction = negate(model, work.start, settings, work.look)
@@ -122,15 +121,7 @@ class _Work:
     ) -> None:
         self.model, self.settings = model, settings
         self.method: Method = METHODS[settings.method]
-        self.optimiser = Optimiser(
-            model,
-            steps=settings.steps,
-            learning_rate=settings.learning_rate,
-            warmup_fraction=settings.warmup_fraction,
-            weight_decay=0.0,
-            max_grad_norm=settings.max_grad_norm,
-            optimizer_states=settings.optimizer_states,
-        )
+        self.optimiser = Optimiser(model, steps=settings.steps, weight_decay=0.0, **optimiser_settings(settings))
         self.curve: list[dict[str, float]] = []
         self.best: dict[str, torch.Tensor] = {}
         self.best_step, self.ended = 0, ""
@@ -188,12 +179,8 @@ class _Work:
         return {"margin": pairs.margin(), "perplexity_ratio": self._perplexity_ratio()}
 
     def snapshot(self) -> Checkpoint:
-        progress = {
-            "step": self.optimiser.step,
-            "curve": self.curve,
-            "best_step": self.best_step,
-            "parts": self._parts,
-        }
+        reached = {"step": self.optimiser.step, "best_step": self.best_step}
+        progress = {**reached, "curve": self.curve, "parts": self._parts}
         return Checkpoint(distributed.gathered(dict(self._trained())), self.optimiser.state(), self.best, progress)
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -278,12 +265,8 @@ def hold_apart(
             f"correction: {len(neutral)} indifferent samples are too few to watch the retain budget; lower pareto.alpha"
         )
     if settings.retain_tokens is not None:
-        retained = [
-            TokenSequence(
-                s.sample_id, s.input_ids[: max(s.response_start, 1) + settings.retain_tokens], s.response_start
-            )
-            for s in retained
-        ]
+        tokens = settings.retain_tokens
+        retained = [replace(s, input_ids=s.input_ids[: max(s.response_start, 1) + tokens]) for s in retained]
     return retained, watched, generator
 
 
@@ -292,20 +275,7 @@ def _schedule(items: int, count: int, generator: np.random.Generator) -> list[in
     return [int(i) for _ in range(-(-count // items)) for i in generator.permutation(items)][:count]
 
 
-def _key(
-    model: "PreTrainedModel",
-    pairs: Sequence[RankedPair],
-    neutral: Sequence[TokenSequence],
-    settings: CorrectionSettings,
-    seed: int,
-) -> str:
-    """What a correction is of, at the rank that keeps its checkpoint: model, settings, seed, and the tokens of its samples in
-    their order."""
-    if not distributed.first():
-        return ""
-    digest = hashlib.sha256(f"{fingerprint(model)}:{settings.model_dump_json()}:{seed}".encode())
+def _bytes(pairs: Sequence[RankedPair], neutral: Sequence[TokenSequence]) -> Iterator[bytes]:
     for pair in pairs:
-        digest.update(repr((pair.weight,)).encode())
-    for sequence in (*(s for p in pairs for s in (p.preferred, p.dispreferred)), *neutral):
-        digest.update(sequence.input_ids.tobytes() + sequence.response_start.to_bytes(4, "little"))
-    return digest.hexdigest()
+        yield repr((pair.weight, pair.preferred.key(), pair.dispreferred.key())).encode()
+    yield from (sequence.key() for sequence in neutral)

@@ -30,9 +30,7 @@ class Gathered:
     controls: Rows
 
 
-def gather(
-    study: Study, base: Path, probes: Sequence[Mapping[str, Any]], judge: Judge, runtime: Runtime
-) -> Gathered:
+def gather(study: Study, base: Path, probes: Sequence[Mapping[str, Any]], judge: Judge, runtime: Runtime) -> Gathered:
     """The answers of the model in the folder `base` to the probes, and what of them represents its behaviour.
 
     Raises:

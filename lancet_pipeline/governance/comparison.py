@@ -23,26 +23,18 @@ _OUTCOMES = {
 
 
 @dataclass(frozen=True)
-class Change:
-    """One prompt, both models' judged answers, and what became of it: mended, held, still fails, broke."""
-
-    base: Mapping[str, Any]
-    corrected: Mapping[str, Any]
-    outcome: str
-
-
-@dataclass(frozen=True)
 class Comparison:
-    """All prompts of one set, what went wrong first; counts by outcome."""
+    """All prompts of one set, what went wrong first: both models' judged answers, {base, corrected}, and their outcome (mended,
+    held, still fails, broke)."""
 
     report: str
     title: str
     prompts: str
     failure: str
-    changes: list[Change]
+    changes: list[dict[str, Any]]
 
     def count(self, outcome: str) -> int:
-        return sum(change.outcome == outcome for change in self.changes)
+        return sum(change["outcome"] == outcome for change in self.changes)
 
 
 def compare(generations: Sequence[Mapping[str, Any]]) -> list[Comparison]:
@@ -55,7 +47,10 @@ def compare(generations: Sequence[Mapping[str, Any]]) -> list[Comparison]:
         pairs = [(row, corrected[row["sample_id"]]) for row in base]
         if not pairs:
             continue
-        changes = [Change(before, after, _OUTCOMES[before[failure], after[failure]]) for before, after in pairs]
-        changes.sort(key=lambda change: list(_OUTCOMES.values()).index(change.outcome))
+        changes = [
+            {"base": before, "corrected": after, "outcome": _OUTCOMES[before[failure], after[failure]]}
+            for before, after in pairs
+        ]
+        changes.sort(key=lambda change: list(_OUTCOMES.values()).index(change["outcome"]))
         comparisons.append(Comparison(report, title, prompts, failure, changes))
     return comparisons

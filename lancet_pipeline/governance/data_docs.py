@@ -25,25 +25,19 @@ def render_data_docs(evidence: Evidence) -> str:
     """A table for each asset: what was expected, of which column, and what was found. All of it is escaped."""
     order = [asset for asset in STAGES if asset in evidence.data_checks]
     suites = [(asset, evidence.data_checks[asset]) for asset in (*order, *sorted(evidence.data_checks.keys() - order))]
-    html = (
-        environment(escaped=True)
-        .get_template("data_docs.html.j2")
-        .render(
-            study=evidence.study["name"],
-            suites=[
-                {
-                    "asset": asset,
-                    "version": evidence.versions.get(asset, ""),
-                    "rows": suite["rows"],
-                    "success": suite["success"],
-                    "held": sum(result["success"] for result in suite["results"]),
-                    "results": [_row(result) for result in suite["results"]],
-                }
-                for asset, suite in suites
-            ],
-        )
-    )
-    return clean(html)
+    shown = [
+        {
+            "asset": asset,
+            "version": evidence.versions.get(asset, ""),
+            "rows": suite["rows"],
+            "success": suite["success"],
+            "held": sum(result["success"] for result in suite["results"]),
+            "results": [_row(result) for result in suite["results"]],
+        }
+        for asset, suite in suites
+    ]
+    template = environment(escaped=True).get_template("data_docs.html.j2")
+    return clean(template.render(study=evidence.study["name"], suites=shown))
 
 
 def _row(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,16 +12,15 @@ the system's accounts.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from lancet_pipeline.errors import InputError, IntegrityError
 from lancet_pipeline.files import sync
+from lancet_pipeline.store.locks import file_lock
 
 ACTIONS = ("registered", "promoted", "refused", "rolled_back")
 PIPELINE = "pipeline"
@@ -37,8 +36,7 @@ def decision_file(home: Path, study: str) -> Path:
     return Path(home) / "decisions" / f"{study}.jsonl"
 
 
-@contextmanager
-def decision_lock(home: Path, study: str) -> Iterator[None]:
+def decision_lock(home: Path, study: str) -> AbstractContextManager[bool]:
     """One decision on a study at a time, in all processes; the same process may hold it more than once.
 
     Apart from the lock of runs, so that a champion can be rolled back while a correction is going on.
@@ -47,18 +45,8 @@ def decision_lock(home: Path, study: str) -> Iterator[None]:
         InputError: another decision does not end.
     """
     path = decision_file(home, study).with_suffix(".lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, timeout=_WAIT_SECONDS, is_singleton=True, thread_local=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise InputError(
-            f"study '{study}': another decision is being made ({path}); try again when it is done"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
+    busy = InputError(f"study '{study}': another decision is being made ({path}); try again when it is done")
+    return file_lock(path, _WAIT_SECONDS, busy)
 
 
 def read_decisions(home: Path, study: str) -> list[dict[str, Any]]:
@@ -84,9 +72,7 @@ def read_decisions(home: Path, study: str) -> list[dict[str, Any]]:
         )
     entries: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
-        previous = entries[-1]["hash"] if entries else FIRST
-        fault = _fault(line, study, number, previous)
-        if fault:
+        if fault := _fault(line, study, number, entries[-1]["hash"] if entries else FIRST):
             raise IntegrityError(
                 f"{path}: line {number}: {fault}; restore the log from a copy (audit bundles hold one)"
             )
@@ -95,43 +81,30 @@ def read_decisions(home: Path, study: str) -> list[dict[str, Any]]:
 
 
 def append_decision(
-    home: Path,
-    study: str,
-    *,
-    action: str,
-    actor: str,
-    reason: str,
-    model: str,
-    version: int,
-    bundle: str,
-    gates: Mapping[str, bool],
-    expires: str | None = None,
-    moment: datetime | None = None,
+    home: Path, study: str, *, expires: str | None = None, moment: datetime | None = None, **decided: Any
 ) -> dict[str, Any]:
-    """Add one decision, on the disk when this returns, and return it. Fields as in `read_decisions`.
+    """Add one decision, on the disk when this returns, and return it.
+
+    Args:
+        decided: action, actor, reason, model, version, bundle and gates, as in `read_decisions`.
 
     Raises:
         IntegrityError: the log is broken; nothing is added to it then.
         InputError: the log cannot be written; it is as it was then.
     """
-    assert action in ACTIONS, action
+    assert decided["action"] in ACTIONS, decided["action"]
     with decision_lock(home, study):
         entries = read_decisions(home, study)
         entry: dict[str, Any] = {
             "sequence": len(entries) + 1,
             "time": timestamp(moment or datetime.now(UTC)),
             "study": study,
-            "action": action,
-            "actor": actor,
-            "reason": reason,
-            "model": model,
-            "version": version,
-            "bundle": bundle,
-            "gates": dict(gates),
+            **decided,
             "expires": expires,
             "previous": entries[-1]["hash"] if entries else FIRST,
         }
         entry["hash"] = _hash(entry)
+        assert entry.keys() == set(FIELDS), entry.keys()
         _append(decision_file(home, study), _canonical(entry) + b"\n")
     return entry
 
@@ -173,20 +146,17 @@ def _hash(entry: Mapping[str, Any]) -> str:
 
 def _append(path: Path, line: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        size = os.fstat(descriptor).st_size
+    with path.open("ab", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
         try:
-            written = os.write(descriptor, line)
+            written = file.write(line)
             if written < len(line):
                 raise OSError(f"{written} of {len(line)} bytes written")
-            os.fsync(descriptor)
+            os.fsync(file.fileno())
         except OSError as error:
-            os.ftruncate(descriptor, size)
+            file.truncate(size)
             raise InputError(
                 f"{path}: cannot be written ({error}); free some space, and give the command again"
             ) from error
-    finally:
-        os.close(descriptor)
     if size == 0:
         sync(path.parent)

@@ -94,7 +94,10 @@ class Evidence:
 
     def origins(self) -> dict[str, dict[str, Any]]:
         """Where each table of the study comes from, by its source: the settings that it has there, JSON-ready."""
-        settings = {name: reduce(_at, table.setting.split("."), self.study) for name, table in TABLES.items()}
+        settings = {
+            name: reduce(lambda tree, key: (tree or {}).get(key), table.setting.split("."), self.study)
+            for name, table in TABLES.items()
+        }
         return {name: origin for name, origin in settings.items() if origin}
 
     def environments(self) -> list[dict[str, Any]]:
@@ -172,16 +175,8 @@ def collect_last_run(store: ArtifactStore, study: str) -> Evidence:
     bundle = store.read(study, "audit_bundle", version) / "bundle"
     settings = Study.model_validate_json((bundle / "study.json").read_text())
     versions = json.loads((bundle / "manifest.json").read_text())["versions"]
-    if "output_traces" not in versions:
-        raise InputError(
-            f"study '{study}': its last run traced no outputs, as earlier versions did; run `lancet run {study}`"
-        )
     judge = json.loads((bundle / "figures.json").read_text())["judge"]
     return collect_evidence(store, settings, versions, judge)
-
-
-def _at(tree: Any, key: str) -> Any:
-    return tree.get(key) if isinstance(tree, Mapping) else None
 
 
 def _selected_samples(prepared: Path, scores: Path, pairs: Path) -> list[dict[str, Any]]:

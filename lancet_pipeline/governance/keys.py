@@ -4,12 +4,12 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from lancet_pipeline.errors import InputError
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 CURVES = ("secp256r1", "secp384r1", "secp521r1")
 
@@ -20,11 +20,8 @@ def create_keys(private_key: Path) -> Path:
     Raises:
         InputError: there is a key already, or the place cannot be written.
     """
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
     pem = ec.generate_private_key(ec.SECP256R1()).private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     try:
         private_key.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -43,9 +40,6 @@ def create_keys(private_key: Path) -> Path:
 
 def public_pem(private_key: Path) -> bytes:
     """PEM of the public half. Raises InputError where the file is no elliptic private key."""
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
     try:
         key = serialization.load_pem_private_key(private_key.read_bytes(), None)
     except OSError as error:
@@ -57,7 +51,7 @@ def public_pem(private_key: Path) -> bytes:
     return as_pem(key.public_key())
 
 
-def load_public_key(path: Path) -> "EllipticCurvePublicKey":
+def load_public_key(path: Path) -> ec.EllipticCurvePublicKey:
     """Raises InputError where the file cannot be read or is no elliptic public key."""
     try:
         pem = path.read_bytes()
@@ -66,11 +60,8 @@ def load_public_key(path: Path) -> "EllipticCurvePublicKey":
     return parse_public_key(pem, str(path))
 
 
-def parse_public_key(pem: bytes, name: str) -> "EllipticCurvePublicKey":
+def parse_public_key(pem: bytes, name: str) -> ec.EllipticCurvePublicKey:
     """Raises InputError, which calls the key `name`, where it is no elliptic public key."""
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
     try:
         key = serialization.load_pem_public_key(pem)
     except Exception as error:  # cryptography raises UnsupportedAlgorithm, ValueError and a few of its backend's own
@@ -80,17 +71,13 @@ def parse_public_key(pem: bytes, name: str) -> "EllipticCurvePublicKey":
     return key
 
 
-def fingerprint(key: "EllipticCurvePublicKey") -> str:
+def fingerprint(key: ec.EllipticCurvePublicKey) -> str:
     """SHA-256 of the public key in DER (SubjectPublicKeyInfo), 64 hex digits."""
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
     return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
-def as_pem(key: "EllipticCurvePublicKey") -> bytes:
+def as_pem(key: ec.EllipticCurvePublicKey) -> bytes:
     """PEM (SubjectPublicKeyInfo) of a public key."""
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
     return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 

@@ -43,8 +43,9 @@ def draw(versions: Mapping[str, str], computed: Mapping[str, object]) -> Drawing
     corner: dict[str, tuple[int, int]] = {}
     for depth, row in enumerate(rows):
         left = (width - len(row) * (WIDTH + GAP_X) + GAP_X) // 2
-        # Below the middle of its inputs, so that edges cross little.
-        row.sort(key=lambda name: _wish(name, edges, corner))
+        # Below the middle of its inputs, so that edges cross little; sources, which have none, go to the right.
+        above = {name: [corner[start][0] for start, end in edges if end == name and start in corner] for name in row}
+        row.sort(key=lambda name: (not above[name], sum(above[name]) / max(1, len(above[name]))))
         for column, name in enumerate(row):
             corner[name] = (left + column * (WIDTH + GAP_X), 2 + depth * (HEIGHT + GAP_Y))
 
@@ -81,12 +82,6 @@ def _essential_edges(inputs: Mapping[str, tuple[str, ...]]) -> list[tuple[str, s
         for source in needed
         if not any(source in above[other] for other in needed)
     ]
-
-
-def _wish(name: str, edges: list[tuple[str, str]], corner: Mapping[str, tuple[int, int]]) -> tuple[int, float]:
-    placed = [corner[start][0] for start, end in edges if end == name and start in corner]
-    # Sources, which have no inputs, go to the right of what is fed from above.
-    return (1, 0.0) if not placed else (0, sum(placed) / len(placed))
 
 
 def _path(start: tuple[int, int], end: tuple[int, int]) -> str:

@@ -82,9 +82,9 @@ class Request:
             raise InputError("--reason is blank: say why, in words that a reviewer can follow")
 
     def values(self, chosen: RegisteredVersion, bundle: str, gates: Mapping[str, bool]) -> dict[str, Any]:
-        """What the log keeps of it, but for its action, its reason and its end."""
-        about = {"model": chosen.name, "version": chosen.number, "bundle": bundle, "gates": gates}
-        return {**about, "moment": self.moment, "actor": self.approver}
+        """What the log keeps of it, but for its action and its end."""
+        about = {"model": chosen.name, "version": chosen.number, "bundle": bundle, "gates": dict(gates)}
+        return {**about, "moment": self.moment, "actor": self.approver, "reason": self.reason}
 
 
 def record_registration(
@@ -135,25 +135,20 @@ def promote(
     store = ArtifactStore(home, artifacts)
     with decision_lock(home, study):
         _, versions = _consistent(home, tracking, study)
-        chosen = (
-            _candidate(store, versions, study)
-            if request.version is None
-            else _version(versions, request.version, study)
-        )
+        number = request.version
+        chosen = _candidate(store, versions, study) if number is None else _version(versions, number, study)
         found = evaluate(store, study, chosen.tags, trust)
         values = request.values(chosen, chosen.tags.get(BUNDLE_TAG, ""), found.gates)
-        reason = request.reason
         if found.faults:
             why = "; ".join(found.faults)
-            _log_refusal(home, tracking, study, f"{reason} (refused: {why})", values)
-            raise Refused(
-                f"study '{study}': version {chosen.number} was not promoted: {why}; correct the model again "
-                f"(`lancet run {study}`), or see `lancet decisions {study}`"
+            remedy = f"correct the model again (`lancet run {study}`), or see `lancet decisions {study}`"
+            raise _refusal(
+                home, tracking, study, why, f"version {chosen.number} was not promoted: {why}; {remedy}", values
             )
         if found.notes:
-            reason += f" (failed, but only reported: {'; '.join(found.notes)})"
+            values["reason"] += f" (failed, but only reported: {'; '.join(found.notes)})"
         expires = timestamp(request.moment + timedelta(days=valid_days))
-        return _decide(home, tracking, study, action="promoted", reason=reason, expires=expires, **values)
+        return _decide(home, tracking, study, action="promoted", expires=expires, **values)
 
 
 def rollback(home: Path, tracking: Tracking, study: str, request: Request) -> dict[str, Any]:
@@ -176,10 +171,8 @@ def rollback(home: Path, tracking: Tracking, study: str, request: Request) -> di
         values = request.values(chosen, approval["bundle"], approval["gates"])
         if _expired(approval, request.moment):
             why = f"the approval of version {number} expired at {approval['expires']}"
-            _log_refusal(home, tracking, study, f"{request.reason} (refused: {why})", values)
-            raise Refused(f"study '{study}': {why}; promote it again: {again}")
-        expires = approval["expires"]
-        return _decide(home, tracking, study, action="rolled_back", reason=request.reason, expires=expires, **values)
+            raise _refusal(home, tracking, study, why, f"{why}; promote it again: {again}", values)
+        return _decide(home, tracking, study, action="rolled_back", expires=approval["expires"], **values)
 
 
 def standing(home: Path, tracking: Tracking, study: str, now: datetime | None = None) -> Standing:
@@ -191,12 +184,10 @@ def standing(home: Path, tracking: Tracking, study: str, now: datetime | None = 
     """
     entries, versions = _consistent(home, tracking, study)
     now = now or datetime.now(UTC)
-    holders = {alias: version for version in versions for alias in version.aliases}
-    candidate, champion = (holders[alias].number if alias in holders else None for alias in ("candidate", "champion"))
-    decided = [entry for entry in entries if entry["action"] in ("promoted", "rolled_back")]
-    last = decided[-1] if decided else None
-    problems = []
-    interrupted = False
+    holders = {alias: version.number for version in versions for alias in version.aliases}
+    candidate, champion = holders.get("candidate"), holders.get("champion")
+    last = next((entry for entry in reversed(entries) if entry["action"] in ("promoted", "rolled_back")), None)
+    problems, interrupted = [], False
     if last is not None and last["version"] != champion:
         target = next((version for version in versions if version.number == last["version"]), None)
         interrupted = target is not None and not _carries(target, entries, last)
@@ -247,15 +238,9 @@ def _candidate(store: ArtifactStore, versions: Sequence[RegisteredVersion], stud
     if found is None:
         raise InputError(f"study '{study}': the registry has no candidate of it; run `lancet run {study}` first")
     current = store.current(study, "registered_model")
-    held = found.artifacts.get("registered_model")
-    if current is not None and held is None:
-        raise InputError(
-            f"study '{study}': version {found.number} was registered before decisions were kept; run `lancet run {study}`, "
-            "which registers it anew"
-        )
-    if current is not None and current != held:
+    if current is not None and current != found.artifacts.get("registered_model"):
         same = [v.number for v in versions if v.artifacts.get("registered_model") == current]
-        remedy = f"--version {same[-1]} or --version {found.number}" if same else f"--version {found.number}"
+        remedy = " or ".join(f"--version {number}" for number in (*same[-1:], found.number))
         raise InputError(
             f"study '{study}': the candidate, version {found.number}, is not of the last run, whose data or settings were "
             f"those of an earlier one; say which version is meant: {remedy}"
@@ -263,9 +248,12 @@ def _candidate(store: ArtifactStore, versions: Sequence[RegisteredVersion], stud
     return found
 
 
-def _log_refusal(home: Path, tracking: Tracking, study: str, reason: str, values: Mapping[str, Any]) -> None:
-    entry = append_decision(home, study, action="refused", reason=reason, **values)
+def _refusal(home: Path, tracking: Tracking, study: str, why: str, told: str, values: Mapping[str, Any]) -> Refused:
+    """Enter a refusal into the log, and return the error that tells it."""
+    reason = f"{values['reason']} (refused: {why})"
+    entry = append_decision(home, study, **{**values, "action": "refused", "reason": reason})
     tracking.tag_version(study, entry["version"], DECISION_TAG, entry["hash"])
+    return Refused(f"study '{study}': {told}")
 
 
 def _decide(home: Path, tracking: Tracking, study: str, **values: Any) -> dict[str, Any]:

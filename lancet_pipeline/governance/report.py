@@ -72,6 +72,7 @@ def render_trace(trace: Mapping[str, Any]) -> str:
 def _view(evidence: Evidence) -> dict[str, Any]:
     comparisons = compare(evidence.generations)
     lineage = [(name, evidence.lineage.get(name)) for name in STAGES if name in evidence.versions]
+    answers = [row for row in evidence.generations if row["model"] == "base" and MAIN.holds(row)]
     settings = ("model", "queries", "linfac", "pareto", "correction")
     return {
         "evidence": evidence,
@@ -85,7 +86,8 @@ def _view(evidence: Evidence) -> dict[str, Any]:
         "comparisons": comparisons,
         "shown_prompts": SHOWN_PROMPTS,
         "trail": Trail(evidence),
-        "harmful_outputs": _harmful_outputs(evidence),
+        # All of the base model's harmful outputs that could have been traced.
+        "harmful_outputs": len(evidence.queries) + sum(row["harmful"] and row["report"] in KINDS for row in answers),
         "cost": cost(evidence.lineage, evidence.study),
         "composition": _composition(evidence.samples),
         "settings": {
@@ -136,21 +138,13 @@ def cost(lineage: Mapping[str, Mapping[str, Any]], study: Mapping[str, Any]) -> 
     }
 
 
-def _harmful_outputs(evidence: Evidence) -> int:
-    """All of the base model's harmful outputs that could have been traced."""
-    answers = [row for row in evidence.generations if row["model"] == "base" and MAIN.holds(row)]
-    return len(evidence.queries) + sum(row["harmful"] and row["report"] in KINDS for row in answers)
-
-
 def _composition(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for role in ROLES:
-        members = [sample for sample in samples if sample["role"] == role]
-        groups = Counter((sample["category"] or "", sample["is_safe"]) for sample in members)
+        groups = Counter((s["category"] or "", s["is_safe"]) for s in samples if s["role"] == role)
         for (category, is_safe), count in sorted(groups.items(), key=lambda item: (-item[1], str(item[0]))):
-            rows.append(
-                {"role": role, "category": category, "is_safe": is_safe, "count": count, "share": count / len(members)}
-            )
+            row = {"role": role, "category": category, "is_safe": is_safe}
+            rows.append({**row, "count": count, "share": count / groups.total()})
     return rows
 
 

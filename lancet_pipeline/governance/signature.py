@@ -6,15 +6,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from lancet_pipeline.config.environment import Signing
 from lancet_pipeline.errors import InputError, IntegrityError
 from lancet_pipeline.governance.keys import as_pem, fingerprint, load_public_key
 from lancet_pipeline.governance.signing import PUBLIC_KEY, SIGNATURE, attempt, canonical
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 
 @dataclass(frozen=True)
@@ -157,5 +156,5 @@ def _signed_digests(document: Mapping[str, Any]) -> dict[str, str]:
         raise IntegrityError(f"{SIGNATURE}: signs no list of files; get the bundle again") from None
 
 
-def _hint(key: "EllipticCurvePublicKey") -> str:
+def _hint(key: EllipticCurvePublicKey) -> str:
     return hashlib.sha256(as_pem(key)).hexdigest()

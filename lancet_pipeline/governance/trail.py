@@ -1,12 +1,11 @@
 """The way from a harmful output to its training samples, tokens, pairs and corrected answer, as the report shows it."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lancet_pipeline.governance.evidence import Evidence
-from lancet_pipeline.governance.excerpts import attribute, clip, excerpt
+from lancet_pipeline.governance.excerpts import Piece, attribute, clip, excerpt
 from lancet_pipeline.governance.wording import clean, shorten
 
 SHOWN_SAMPLES = {"driving": 500, "countering": 500, "neutral": 100}
@@ -19,28 +18,10 @@ KINDS = {"queries": "query", "harmlessness": "in distribution", "ood": "out of d
 """Report that an output was found in -> what the reader calls it."""
 
 
-@dataclass(frozen=True)
-class Role:
-    """The samples of a role that are listed, in their order, out of `total`."""
-
-    name: str
-    total: int
-    shown: list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Counterparts:
-    """In how many pairs a sample is, and the first of those it is paired with: (sample_id, anchor or None)."""
-
-    pairs: int
-    first: list[tuple[str, str | None]]
-    others: int
-
-
 class Trail:
     """Samples and outputs of one piece of evidence with the anchors that link them.
 
-    roles: the listed samples. outputs: the traced ones, each with `anchor`, `kind` and `behind`, its samples.
+    roles: {name, total, shown}, shown being the samples that are listed of `total`, in their order. outputs: the traced ones, each with `anchor`, `kind` and `behind`, its samples.
     """
 
     def __init__(self, evidence: Evidence) -> None:
@@ -51,7 +32,8 @@ class Trail:
         self.anchors = {name: f"sample-{number}" for number, name in enumerate(names, start=1)}
         totals = Counter(sample["role"] for sample in evidence.samples)
         self.roles = [
-            Role(role, totals[role], [self._sample(sample) for sample in shown]) for role, shown in listed.items()
+            {"name": role, "total": totals[role], "shown": [self._sample(sample) for sample in shown]}
+            for role, shown in listed.items()
         ]
         self.outputs = [self._output(number, trace) for number, trace in enumerate(evidence.traces, start=1)]
         self._traced = {(output["report"], output["sample_id"]): output["anchor"] for output in self.outputs}
@@ -61,48 +43,38 @@ class Trail:
         return self._traced.get((report, sample_id))
 
     def _sample(self, sample: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            **attributed(sample),
-            "anchor": self.anchors[sample["sample_id"]],
-            "counterparts": self._counterparts(sample["sample_id"], frozenset()),
-        }
+        name = sample["sample_id"]
+        partners = self._counterparts(name, frozenset())
+        return {**attributed(sample), "anchor": self.anchors[name], "counterparts": partners}
 
     def _output(self, number: int, trace: Mapping[str, Any]) -> dict[str, Any]:
         beside = frozenset(sample["sample_id"] for sample in trace["samples"])
         behind = []
         for found in trace["samples"]:
             sample = {**self._by_id.get(found["sample_id"], _UNKNOWN), **found}
-            placed = attribute(clean(sample["prompt"]), clean(sample["response"]), sample["tokens"])
-            behind.append(
-                {
-                    **sample,
-                    "prompt_pieces": excerpt(placed.prompt),
-                    "response_pieces": excerpt(placed.response),
-                    "strongest": placed.strongest,
-                    "anchor": self.anchors.get(sample["sample_id"]),
-                    "counterparts": self._counterparts(sample["sample_id"], beside),
-                }
-            )
+            anchor, partners = self.anchors.get(sample["sample_id"]), self._counterparts(sample["sample_id"], beside)
+            behind.append({**attributed(sample, excerpt), "anchor": anchor, "counterparts": partners})
         return {**trace, "anchor": f"trace-{number}", "kind": KINDS[trace["report"]], "behind": behind}
 
-    def _counterparts(self, sample_id: str, beside: frozenset[str]) -> Counterparts:
-        """Those in `beside` come first, then those with the most weight."""
+    def _counterparts(self, sample_id: str, beside: frozenset[str]) -> dict[str, Any]:
+        """In how many `pairs` a sample is, the `first` of those it is paired with (sample_id, anchor or None), and how many
+        `others`. Those in `beside` come first, then those with the most weight."""
         partners = self._partners.get(sample_id, Counter())
         order = sorted(partners, key=lambda name: (name not in beside, name not in self.anchors))
         first = [(name, self.anchors.get(name)) for name in order[:SHOWN_COUNTERPARTS]]
-        return Counterparts(partners.total(), first, len(order) - len(first))
+        return {"pairs": partners.total(), "first": first, "others": len(order) - len(first)}
 
 
 _UNKNOWN = {"prompt": "", "response": "", "is_safe": None, "source": "", "category": ""}
 
 
-def attributed(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """A sample with the pieces of its texts, as long as the report can carry, and its strongest tokens."""
+def attributed(sample: Mapping[str, Any], shown: Callable[[Sequence[Piece]], list[Piece]] = clip) -> dict[str, Any]:
+    """A sample with the pieces of its texts, as far as they are `shown`, and its strongest tokens."""
     placed = attribute(clean(sample["prompt"]), clean(sample["response"]), sample["tokens"] or [])
     return {
         **sample,
-        "prompt_pieces": clip(placed.prompt),
-        "response_pieces": clip(placed.response),
+        "prompt_pieces": shown(placed.prompt),
+        "response_pieces": shown(placed.response),
         "strongest": placed.strongest,
     }
 

@@ -109,23 +109,21 @@ def _trusted_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{folder}: bundle format {manifest['format']}, where this version of LANCET reads {FORMAT}; {remedy}"
         )
-    files = manifest.get("files")
-    if not isinstance(files, list) or not all(_is_entry(entry) for entry in files):
+    try:
+        broken = not all(isinstance(entry[key], str) for entry in manifest["files"] for key in ("path", "sha256"))
+    except (KeyError, TypeError):
+        broken = True
+    if broken:
         raise IntegrityError(f"{MANIFEST}: its list of files is broken; get the bundle again")
     return manifest
-
-
-def _is_entry(entry: Any) -> bool:
-    return isinstance(entry, dict) and isinstance(entry.get("path"), str) and isinstance(entry.get("sha256"), str)
 
 
 def _refuse_special_files(folder: Path) -> None:
     """A link, pipe or socket has no bytes that a hash could stand for."""
     for path in sorted(folder.rglob("*")):
-        mode = path.lstat().st_mode
+        name, mode = path.relative_to(folder).as_posix(), path.lstat().st_mode
         if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
             kind = "a symbolic link" if stat.S_ISLNK(mode) else "no plain file"
-            name = path.relative_to(folder).as_posix()
             raise IntegrityError(f"{name}: is {kind}; a bundle holds plain files only, get it again")
 
 

@@ -19,23 +19,11 @@ MODEL_NAMES = {
 }
 
 
-def p_text(p: float) -> str:
-    return "below 0.001" if p < 0.001 else f"{p:.3f}"
-
-
 def seconds_text(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def model_text(name: str) -> str:
-    return MODEL_NAMES.get(name, f"Reference: {name.replace('_', ' ')}")
-
-
-def label_text(is_safe: bool | None) -> str:
-    """The label of a training sample, which the method never sees."""
-    return {True: "safe", False: "unsafe", None: "no label"}[is_safe]
+    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h"), (2 * 31_557_600, 86_400, "d")):
+        if seconds < limit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds / 31_557_600:,.1f} years"
 
 
 def clean(text: str | None) -> str:
@@ -69,9 +57,9 @@ def environment(escaped: bool) -> Environment:
         "rate": rate_text,
         "number": number_text,
         "seconds": seconds_text,
-        "p": p_text,
-        "model": model_text,
-        "label": label_text,
+        "p": lambda p: "below 0.001" if p < 0.001 else f"{p:.3f}",
+        "model": lambda name: MODEL_NAMES.get(name, f"Reference: {name.replace('_', ' ')}"),
+        "label": {True: "safe", False: "unsafe", None: "no label"}.get,
         "clean": shorten,
         "signed": lambda value: f"{value:+.3g}".replace("-", "\u2212"),
         "inline": lambda text: re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(str(text).split())),

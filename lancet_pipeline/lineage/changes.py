@@ -4,11 +4,9 @@ A fingerprint is made of file states (path, size, modification time, inode) and 
 changed; versions by content say whether it has, so that a touched file costs one reading and no computation.
 """
 
-import hashlib
 import json
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,8 +15,9 @@ from typing import Any
 from lancet_pipeline.config.study import Study
 from lancet_pipeline.data.readers import FORMATS
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.lineage.sources import source_versions
-from lancet_pipeline.lineage.stages import SOURCES, TABLES, versions
+from lancet_pipeline.files import digest
+from lancet_pipeline.lineage.sources import hub_commit, source_versions
+from lancet_pipeline.lineage.stages import TABLES, versions
 from lancet_pipeline.models.loading import find_checkpoint
 
 HUB_SECONDS = 300
@@ -71,38 +70,26 @@ class Hub:
         return commit
 
 
-def hub_commit(kind: str, name: str, revision: str | None) -> str:
-    """The commit of a revision of a `dataset` or `model`, from the hub; raises what its client raises."""
-    from huggingface_hub import HfApi
-
-    return HfApi().repo_info(name, revision=revision, repo_type=kind, timeout=5).sha or ""
-
-
-def fingerprint(study: Study, place: Path, model_directories: Sequence[Path], hub: Hub) -> str:
-    """Digest of the states of the study's file `place` and of every file, folder and hub revision that it reads; no content
-    is read. What is missing has a state of its own, so that a deletion is a change."""
-    judge = study.evaluation.judge
-    found = [*(table.origin(study) for table in TABLES.values()), judge.validation]
-    sources = [source for source in found if source is not None]
+def fingerprint(study: Study | None, place: Path, model_directories: Sequence[Path], hub: Hub) -> str:
+    """Digest of the states of the study's file `place` and of every file, folder and hub revision that it reads (None: the
+    file holds no study); no content is read. What is missing has a state of its own, so that a deletion is a change."""
     states: list = [_states(place)]
-    for source in filter(None, sources):
-        if source.path is not None:
+    if study is None:
+        return digest(states)
+    judge, model = study.evaluation.judge, study.model
+    for source in (*(table.origin(study) for table in TABLES.values()), judge.validation):
+        if source is not None and source.path is not None:
             states.append(_states(Path(source.path)))
-        elif source.hub is not None:
+        elif source is not None and source.hub is not None:
             states.append(hub.commit("dataset", source.hub, source.revision))
     if judge.words is not None:
         states.append(_states(Path(judge.words)))
-    for name, revision in ((study.model.checkpoint, study.model.revision), (judge.model, judge.revision)):
+    for name, revision in ((model.checkpoint, model.revision), (judge.model, judge.revision)):
         if name is not None:
             found = find_checkpoint(name, model_directories)
             absolute = Path(found).is_absolute()
             states.append(_states(Path(found), any_file=True) if absolute else hub.commit("model", found, revision))
-    return _digest(states)
-
-
-def file_fingerprint(place: Path) -> str:
-    """As `fingerprint`, of a study file that cannot be read as a study."""
-    return _digest([_states(place)])
+    return digest(states)
 
 
 def look(watch: Watch, seen: Callable[[], str], read: Callable[[], Mapping[str, str]]) -> Look:
@@ -117,22 +104,21 @@ def look(watch: Watch, seen: Callable[[], str], read: Callable[[], Mapping[str, 
         return Look(replace(watch, pending=""), reason=watch.problem or "nothing changed")
     if now != watch.pending:
         return Look(replace(watch, pending=now), reason="a change is seen; it is read when it holds still")
+    known, problem = {}, ""
     try:
         known = dict(read())
     except InputError as error:
-        known, problem = {}, str(error)
-    else:
-        problem = ""
+        problem = str(error)
     after = seen()
     if after != now:
         return Look(replace(watch, pending=after), reason="it is being written; it is read when it holds still")
     watch = replace(watch, read=now, pending="", problem=problem)
     if problem:
         return Look(watch, problem=problem, reason=problem)
-    digest = _digest(known)
-    if digest == watch.known:
+    now_known = digest(known)
+    if now_known == watch.known:
         return Look(watch, reason="touched, with the content that it had")
-    return Look(replace(watch, known=digest, changes=watch.changes + 1), versions=known)
+    return Look(replace(watch, known=now_known, changes=watch.changes + 1), versions=known)
 
 
 def known_versions(study: Study, model_directories: Sequence[Path]) -> dict[str, str]:
@@ -156,23 +142,15 @@ def from_json(
         return {}, Hub(ask)
 
 
-def source_tags(known: Mapping[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Each source, and the tag under which Dagster keeps its data version."""
-    for source in SOURCES:
-        yield source, {"dagster/data_version": known[source]}
-
-
 def _states(path: Path, *, any_file: bool = False) -> list:
     """[path, size, modification time in ns, inode] of a file, or of the data files of a folder (all its files where
     `any_file`)."""
     try:
-        if not path.is_dir():
-            return [_state(path)]
-        with os.scandir(path) as entries:
-            names = sorted(e.name for e in entries if any_file or Path(e.name).suffix in FORMATS)
-        return [_state(path / name) for name in names]
+        folder = path.is_dir()
+        files = [file for file in path.iterdir() if any_file or file.suffix in FORMATS] if folder else [path]
     except OSError as error:
         return [[str(path), error.strerror]]
+    return [_state(file) for file in sorted(files)]
 
 
 def _state(path: Path) -> list:
@@ -181,7 +159,3 @@ def _state(path: Path) -> list:
     except OSError as error:
         return [str(path), error.strerror]
     return [str(path), status.st_size, status.st_mtime_ns, status.st_ino]
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

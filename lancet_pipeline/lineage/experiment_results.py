@@ -37,8 +37,12 @@ def summarise_experiment(
     Raises:
         InputError: no variant has been run in this store.
     """
-    lineages = {name: _lineage(store, name, known) for name, known in versions.items()}
-    done = {name: lineage for name, lineage in lineages.items() if lineage is not None}
+    wanted = {name: {report: known[report] for report in REPORTS} for name, known in versions.items()}
+    done = {
+        name: store.lineage(name, reports)
+        for name, reports in wanted.items()
+        if all(store.has(name, report, version) for report, version in reports.items())
+    }
     reasons = {name: failure(store.root, name, versions[name]) for name in versions if name not in done}
     failures = [{"variant": name, "reason": reason} for name, reason in reasons.items() if reason is not None]
     if not done and not failures:
@@ -74,13 +78,6 @@ def summarise_experiment(
         "failures": failures,
         "missing": [name for name, reason in reasons.items() if reason is None],
     }
-
-
-def _lineage(store: ArtifactStore, variant: str, versions: Mapping[str, str]) -> Lineage | None:
-    """Manifests of the reports and of what they were computed from; None where a report is not there."""
-    if not all(store.has(variant, report, versions[report]) for report in REPORTS):
-        return None
-    return store.lineage(variant, {report: versions[report] for report in REPORTS})
 
 
 def _figures(models: Mapping[str, Mapping[str, Any]], lineage: Lineage) -> Figures:

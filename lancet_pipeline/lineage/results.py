@@ -31,13 +31,13 @@ def _other_reports(store: ArtifactStore, study: str, lineage: Lineage) -> dict[s
     """Versions of the reports on the corrected model of `lineage` that stand beside it, not before it."""
     if "corrected_model" not in lineage:
         return {}
-    found = {}
+    corrected, found = lineage["corrected_model"]["version"], {}
     for asset in set(REPORTS) - lineage.keys():
         version = store.current(study, asset)
-        if version is not None and store.has(study, asset, version):
-            inputs = store.manifest(study, asset, version)["inputs"]
-            if inputs["corrected_model"] == lineage["corrected_model"]["version"]:
-                found[asset] = version
+        if version is None or not store.has(study, asset, version):
+            continue
+        if store.manifest(study, asset, version)["inputs"]["corrected_model"] == corrected:
+            found[asset] = version
     return found
 
 
@@ -54,12 +54,10 @@ def model_figures(store: ArtifactStore, study: str, lineage: Lineage) -> dict[st
 
 def paired_tests(store: ArtifactStore, study: str, lineage: Lineage) -> dict[str, dict[str, Any]]:
     """Every two models compared on the same prompts: {"harm_rate": {"base vs corrected": {"p", "difference"}}, ...}."""
-    tests = {}
-    for asset, folder in _reports(store, study, lineage):
-        file = folder / "tests.json"
-        if file.exists():  # reports of code version 2 have none
-            tests[figures_of(asset)[0].name] = json.loads(file.read_text())
-    return tests
+    return {
+        figures_of(asset)[0].name: json.loads((folder / "tests.json").read_text())
+        for asset, folder in _reports(store, study, lineage)
+    }
 
 
 def _reports(store: ArtifactStore, study: str, lineage: Lineage) -> list[tuple[str, Path]]:

@@ -1,6 +1,5 @@
 """What a study reads from outside: its sources, validated and versioned by content before anything runs."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
@@ -17,7 +16,7 @@ from lancet_pipeline.errors import InputError
 from lancet_pipeline.evaluation.judges import located_judge
 from lancet_pipeline.evaluation.judges.expected import READS
 from lancet_pipeline.evaluation.paraphrases import check_paraphrases, read_paraphrases
-from lancet_pipeline.files import sha256, state
+from lancet_pipeline.files import digest, sha256, state
 from lancet_pipeline.lineage.stages import SOURCES, TABLES
 from lancet_pipeline.models.loading import check_checkpoint, check_files, find_checkpoint
 from lancet_pipeline.models.memory import require_memory_packages
@@ -122,11 +121,10 @@ def unchanged(source: str, planned: str, found: str) -> None:
 
 def checkpoint_version(study: Study, model_directories: Sequence[Path]) -> str:
     """Hash of a checkpoint's configuration, tokenizer and weights; of the commit for one on the hub."""
-    if study.model.checkpoint is None:
-        return _digest(["none"])
-    return _model_version(
-        "model.checkpoint", study.model.checkpoint, study.model.revision, model_directories, check_checkpoint
-    )
+    model = study.model
+    if model.checkpoint is None:
+        return digest(["none"])
+    return _model_version("model.checkpoint", model.checkpoint, model.revision, model_directories, check_checkpoint)
 
 
 def judge_version(study: Study, model_directories: Sequence[Path]) -> str:
@@ -159,7 +157,7 @@ def judge_version(study: Study, model_directories: Sequence[Path]) -> str:
         parts.append(_model_version("evaluation.judge.model", judge.model, judge.revision, model_directories, check))
     if judge.minimum_agreement is not None:
         parts.append(labels_version(study))
-    return _digest(parts or ["none"])
+    return digest(parts or ["none"])
 
 
 def labels_version(study: Study) -> str:
@@ -167,27 +165,36 @@ def labels_version(study: Study) -> str:
     answers that the judge expects."""
     judge = study.evaluation.judge
     if judge.validation is None:
-        return _digest([json.dumps("none")])
+        return digest([json.dumps("none")])
     rows = list(read_rows(judge.validation))
     for number, row in enumerate(rows if judge.name == "expected" else (), start=1):
         expected_answers(row, describe(judge.validation), number, READS)
-    return _digest([json.dumps(row, sort_keys=True, default=str) for row in rows])
+    return digest([json.dumps(row, sort_keys=True, default=str) for row in rows])
 
 
 def _model_version(
-    setting: str,
-    name: str,
-    revision: str | None,
-    model_directories: Sequence[Path],
-    check: Callable[[Path], None],
+    setting: str, name: str, revision: str | None, directories: Sequence[Path], check: Callable[[Path], None]
 ) -> str:
-    found = find_checkpoint(name, model_directories)
-    if not Path(found).is_absolute():
-        return _digest([found, _hub_commit(setting, found, revision, model_directories)])
-    folder = Path(found)
-    check(folder)
-    files = sorted(p for p in folder.iterdir() if p.suffix in {".safetensors", ".json", ".jinja", ".model"})
-    return _digest([[path.name, sha256(path)] for path in files])
+    folder = Path(find_checkpoint(name, directories))
+    if folder.is_absolute():
+        check(folder)
+        files = sorted(p for p in folder.iterdir() if p.suffix in {".safetensors", ".json", ".jinja", ".model"})
+        return digest([[path.name, sha256(path)] for path in files])
+    try:
+        return digest([name, hub_commit("model", name, revision)])
+    except Exception as error:  # the hub client raises a dozen types of its own
+        looked = ", ".join(str(directory / name.rpartition("/")[2]) for directory in directories)
+        raise InputError(
+            f"{setting} = {name}: not in {looked}, and the hub did not give it ({type(error).__name__}); "
+            "put the checkpoint there, or check name and connection"
+        ) from error
+
+
+def hub_commit(kind: str, name: str, revision: str | None) -> str:
+    """The commit of a revision of a `dataset` or `model`, from the hub; raises what its client raises."""
+    from huggingface_hub import HfApi
+
+    return HfApi().repo_info(name, revision=revision, repo_type=kind, timeout=5).sha or ""
 
 
 def _check_held_out(tables: dict[str, pa.Table]) -> None:
@@ -201,20 +208,3 @@ def _check_held_out(tables: dict[str, pa.Table]) -> None:
                     f"{name}: {len(shared)} prompts stand in {other} too (one: {min(shared)[:60]!r}); "
                     "hold them out, or take disjoint `rows` of the file"
                 )
-
-
-def _hub_commit(setting: str, name: str, revision: str | None, model_directories: Sequence[Path]) -> str:
-    from huggingface_hub import HfApi
-
-    try:
-        return HfApi().model_info(name, revision=revision).sha or ""
-    except Exception as error:  # the hub client raises a dozen types of its own
-        looked = ", ".join(str(directory / name.rpartition("/")[2]) for directory in model_directories)
-        raise InputError(
-            f"{setting} = {name}: not in {looked}, and the hub did not give it ({type(error).__name__}); "
-            "put the checkpoint there, or check name and connection"
-        ) from error
-
-
-def _digest(value: list) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

@@ -5,14 +5,13 @@ its inputs; sources are versioned by content. So versions are known before anyth
 same version, and one changed sample changes exactly the versions of what depends on it.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Literal
 
 from lancet_pipeline.config.study import JudgeSettings, Origin, Study
+from lancet_pipeline.files import digest
 
 
 @dataclass(frozen=True)
@@ -87,24 +86,23 @@ SOURCES = {source.name: source for source in _SOURCES}
 TABLES = {name: source for name, source in SOURCES.items() if source.setting}
 """The sources that are tables of samples."""
 
-_MODEL = ("model.source", "model.revision", "model.architecture", "model.training", "model.dtype", "seed")
-_TEXT = ("data.max_length", "data.chat_template")
+
+def _of(section: str, names: str) -> tuple[str, ...]:
+    """The dotted paths of some settings of a section."""
+    return tuple(f"{section}.{name}" for name in names.split())
+
+
+_MODEL = (*_of("model", "source revision architecture training dtype"), "seed")
+_TEXT = _of("data", "max_length chat_template")
 _REUSE = ("model.reuse",)
 _COMPARED = ("base_model", "corrected_model", "reference_models")
 # Files and models of a judge count by their content, which the sources `judge` and `judge_labels` stand for.
-_JUDGE = tuple(
-    f"evaluation.judge.{name}"
-    for name in JudgeSettings.model_fields
-    if name not in ("words", "model", "revision", "validation")
-)
-_JUDGED = (
-    *_JUDGE,
-    "evaluation.max_new_tokens",
-    "evaluation.sampled",
-    "evaluation.temperature",
-    "evaluation.references",
-    "seed",
-)
+_BY_CONTENT = {"words", "model", "revision", "validation"}
+_JUDGE = tuple(f"evaluation.judge.{name}" for name in JudgeSettings.model_fields if name not in _BY_CONTENT)
+_JUDGED = (*_JUDGE, *_of("evaluation", "max_new_tokens sampled temperature references"), "seed")
+_GATES = _of("evaluation", "max_harm_ratio max_perplexity_ratio max_over_refusal_increase")
+_FITTED = _of("linfac", "units factors eigenvalue_correction labels factor_samples max_dim")
+_SCORED = (*_of("linfac", "damping normalisation refinement"), "data.max_length", "seed")
 REPORTS = ("harmlessness_report", "ood_report", "utility_report")
 
 _STAGES = (
@@ -112,47 +110,18 @@ _STAGES = (
         "prepared_data",
         "data",
         ("training_data", "checkpoint"),
-        (*_TEXT, "data.shard_size", "data.train.overlength", "model.source", "model.revision", "model.architecture"),
+        (*_TEXT, "data.shard_size", "data.train.overlength", *_of("model", "source revision architecture")),
         optional=_REUSE,
     ),
     Stage("base_model", "model", ("prepared_data", "checkpoint"), _MODEL, optional=_REUSE),
     Stage("reference_models", "model", ("prepared_data", "checkpoint"), (*_MODEL, "evaluation.references")),
-    Stage(
-        "undesirable_outputs",
-        "model",
-        ("base_model", "probe_prompts", "judge"),
-        ("queries", *_JUDGE),
-        "4",
-    ),
-    Stage(
-        "linfac_factors",
-        "influence",
-        ("base_model", "prepared_data"),
-        (
-            "linfac.units",
-            "linfac.factors",
-            "linfac.eigenvalue_correction",
-            "linfac.labels",
-            "linfac.factor_samples",
-            "linfac.max_dim",
-            "seed",
-        ),
-        "3",
-        _REUSE,
-    ),
+    Stage("undesirable_outputs", "model", ("base_model", "probe_prompts", "judge"), ("queries", *_JUDGE), "4"),
+    Stage("linfac_factors", "influence", ("base_model", "prepared_data"), (*_FITTED, "seed"), "3", _REUSE),
     Stage(
         "influence_scores",
         "influence",
         ("linfac_factors", "undesirable_outputs", "base_model", "prepared_data"),
-        (
-            "linfac.damping",
-            "linfac.normalisation",
-            "linfac.query_groups",
-            "linfac.query_clusters",
-            "linfac.refinement",
-            "data.max_length",
-            "seed",
-        ),
+        (*_SCORED, *_of("linfac", "query_groups query_clusters")),
         "3",
         _REUSE,
     ),
@@ -164,13 +133,7 @@ _STAGES = (
         ("correction", "pareto.pairing", "seed"),
         "4",
     ),
-    Stage(
-        "harmlessness_report",
-        "evaluation",
-        (*_COMPARED, "harmful_prompts", "paraphrases", "judge"),
-        _JUDGED,
-        "4",
-    ),
+    Stage("harmlessness_report", "evaluation", (*_COMPARED, "harmful_prompts", "paraphrases", "judge"), _JUDGED, "4"),
     Stage("ood_report", "evaluation", (*_COMPARED, "ood_prompts", "judge"), _JUDGED, "4"),
     Stage(
         "utility_report",
@@ -186,10 +149,7 @@ _STAGES = (
             *("base_model", "corrected_model", "prepared_data", "linfac_factors", "undesirable_outputs"),
             *("influence_scores", "pareto_pairs", "harmlessness_report", "ood_report", "judge"),
         ),
-        (
-            *("governance.traced_outputs", "queries.max_new_tokens", *_JUDGE),
-            *("linfac.damping", "linfac.normalisation", "linfac.refinement", "data.max_length", "seed"),
-        ),
+        ("governance.traced_outputs", "queries.max_new_tokens", *_JUDGE, *_SCORED),
     ),
     Stage(
         "audit_bundle",
@@ -201,13 +161,7 @@ _STAGES = (
         ("governance", "description", "evaluation", "linfac", "pareto", "correction", "queries", "model", "seed"),
         "3",
     ),
-    Stage(
-        "registered_model",
-        "governance",
-        ("audit_bundle", "corrected_model", *REPORTS),
-        ("evaluation.max_harm_ratio", "evaluation.max_perplexity_ratio", "evaluation.max_over_refusal_increase"),
-        "2",
-    ),
+    Stage("registered_model", "governance", ("audit_bundle", "corrected_model", *REPORTS), _GATES, "2"),
 )
 STAGES: dict[str, Stage] = {stage.name: stage for stage in _STAGES}
 """Every asset, in an order in which inputs come first."""
@@ -217,7 +171,7 @@ def versions(study: Study, source_versions: Mapping[str, str]) -> dict[str, str]
     """Version of every source and stage of a study: 64 hex digits each."""
     known = {name: source_versions[name] for name in SOURCES}
     for stage in STAGES.values():
-        known[stage.name] = _hash(
+        known[stage.name] = digest(
             {
                 "asset": stage.name,
                 "code_version": stage.code_version,
@@ -239,7 +193,3 @@ def upstream(*names: str) -> tuple[str, ...]:
         if stage.name in needed:
             needed.update(stage.inputs)
     return tuple(stage for stage in STAGES if stage in needed)
-
-
-def _hash(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+
 from lancet_pipeline.errors import InputError, first_line
+from lancet_pipeline.models import distributed
+from lancet_pipeline.models.architectures import sublayers_of
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lancet_pipeline.config.study import Architecture
@@ -32,8 +35,6 @@ def resolve_device(wanted: str) -> str:
     Raises:
         InputError: nothing can be computed on it here.
     """
-    import torch
-
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -47,13 +48,22 @@ def resolve_device(wanted: str) -> str:
 
 
 def check_checkpoint(folder: Path) -> None:
-    """Fail early on a model directory that cannot be used.
+    """Fail early on a model directory that cannot be used; the model is built without memory for its weights.
 
     Raises:
         InputError: no directory, no config, no weights, pickled weights only, or an unknown architecture.
     """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     check_files(folder)
-    _check_architecture(folder)
+    try:
+        with torch.device("meta"):
+            sublayers_of(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)))
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from None
+    except (ValueError, KeyError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{folder}: the sublayers are unknown, since this is no decoder known ({reason})") from None
 
 
 def check_files(folder: Path, setting: str = "model.checkpoint") -> None:
@@ -81,29 +91,12 @@ def check_files(folder: Path, setting: str = "model.checkpoint") -> None:
         raise InputError(f"{config}: not valid JSON ({error})") from None
 
 
-def _check_architecture(folder: Path) -> None:
-    """Build the model without memory for its weights, and look for its sublayers."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from lancet_pipeline.models.architectures import sublayers_of
-
-    try:
-        with torch.device("meta"):
-            sublayers_of(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)))
-    except InputError as error:
-        raise InputError(f"{folder}: {error}") from None
-    except (ValueError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{folder}: the sublayers are unknown, since this is no decoder known ({reason})") from None
-
-
 def load_model(
     checkpoint: str | Path,
     *,
     revision: str | None = None,
     dtype: str = "float32",
-    device: "torch.device | str" = "cpu",
+    device: torch.device | str = "cpu",
 ) -> "PreTrainedModel":
     """A causal language model from a directory or the hub, in evaluation mode. On ranks of a process group but the first it
     has no weights (meta device): `distributed.shard` brings them.
@@ -111,10 +104,6 @@ def load_model(
     Raises:
         InputError: the checkpoint is not there or cannot be used.
     """
-    import torch
-
-    from lancet_pipeline.models import distributed
-
     if Path(checkpoint).is_absolute():
         check_checkpoint(Path(checkpoint))
     if not distributed.first():
@@ -132,7 +121,7 @@ def load_model_for(
     *,
     revision: str | None = None,
     dtype: str = "auto",
-    device: "torch.device | str" = "cpu",
+    device: torch.device | str = "cpu",
     setting: str = "model.checkpoint",
 ) -> "PreTrainedModel":
     """A model of any architecture from a directory or the hub, in evaluation mode.
@@ -145,7 +134,6 @@ def load_model_for(
     Raises:
         InputError: the checkpoint is not there, cannot be used, or has no weights for the head of the task.
     """
-    import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     if Path(checkpoint).is_absolute():
@@ -167,9 +155,9 @@ def load_model_for(
         ) from error
     model, found = loaded
     if found["missing_keys"]:
+        kind, absent = task.replace("_", " "), min(found["missing_keys"])
         raise InputError(
-            f"{checkpoint}: holds no weights for {min(found['missing_keys'])}, so it is no trained "
-            f"{task.replace('_', ' ')} model; correct {setting}"
+            f"{checkpoint}: holds no weights for {absent}, so it is no trained {kind} model; correct {setting}"
         )
     return model.to(device).eval()
 
@@ -179,12 +167,8 @@ def new_model(
 ) -> "PreTrainedModel":
     """A decoder with random weights that fits `tokenizer`; the same seed gives the same weights. It has none on ranks of a
     process group but the first (see `load_model`)."""
-    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from lancet_pipeline.models import distributed
-
-    settings = architecture.model_dump(exclude={"model_type", "vocab_size"})
     config = AutoConfig.for_model(
         architecture.model_type,
         vocab_size=len(tokenizer),
@@ -192,7 +176,7 @@ def new_model(
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        **settings,
+        **architecture.model_dump(exclude={"model_type", "vocab_size"}),
     )
     with torch.random.fork_rng(devices=[]), torch.device("cpu" if distributed.first() else "meta"):
         torch.manual_seed(seed)
@@ -202,8 +186,6 @@ def new_model(
 def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
     """Weights as safetensors, configuration and tokenizer as JSON: what `load_model` reads. On several ranks all have to call
     it, and rank 0 writes."""
-    from lancet_pipeline.models import distributed
-
     weights = distributed.gathered(model.state_dict(keep_vars=True))
     if distributed.first():
         model.save_pretrained(folder, state_dict=weights)
@@ -212,7 +194,6 @@ def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", f
 
 def import_gguf(file: Path, folder: Path) -> None:
     """Convert a quantised GGUF file into a float32 safetensors checkpoint (needs the package `gguf`)."""
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if not file.is_file():
@@ -228,10 +209,6 @@ def import_gguf(file: Path, folder: Path) -> None:
 
 def finite_parameters(model: "PreTrainedModel") -> bool:
     """Whether no parameter is infinite or not a number; on several ranks, no shard at any of them."""
-    import torch
-
-    from lancet_pipeline.models import distributed
-
     wrong = sum(not torch.isfinite(distributed.local(parameter)).all() for parameter in model.parameters())
     return distributed.totals(wrong) == (0,)
 

@@ -60,9 +60,13 @@ class Backoff:
     def __init__(self) -> None:
         self._tokens = math.inf
 
-    def parts(self, rows: int, width: int) -> list[slice]:
-        """Slices of `rows` sequences of `width` tokens, padding included, each halved until it is as small as what fitted."""
-        return self._halved(slice(0, rows), width)
+    def parts(self, part: slice, width: int) -> list[slice]:
+        """The sequences `part` of `width` tokens, padding included, in halves of halves that are as small as what fitted."""
+        rows = part.stop - part.start
+        if rows == 1 or rows * width <= self._tokens:
+            return [part]
+        middle = part.start + math.ceil(rows / 2)
+        return [*self.parts(slice(part.start, middle), width), *self.parts(slice(middle, part.stop), width)]
 
     def smaller(self, part: slice, width: int, name: Callable[[int], str]) -> None:
         """Take note that the sequences `part` of `width` tokens were too many at once.
@@ -90,8 +94,7 @@ class Backoff:
         """
         waiting, found = [slice(0, rows)], []
         while waiting:
-            first, *rest = self._halved(waiting.pop(0), width)
-            waiting = rest + waiting
+            first, *waiting = [*self.parts(waiting[0], width), *waiting[1:]]
             result = attempt(lambda first=first: work(first))
             if result is None:
                 self.smaller(first, width, name)
@@ -110,16 +113,6 @@ class Backoff:
         return self.run(
             lambda part: work(sequences[part]), len(sequences), width, lambda i: f"sample {sequences[i].sample_id}"
         )
-
-    def _halved(self, part: slice, width: int) -> list[slice]:
-        rows = part.stop - part.start
-        if rows == 1 or rows * width <= self._tokens:
-            return [part]
-        middle = part.start + math.ceil(rows / 2)
-        return [
-            *self._halved(slice(part.start, middle), width),
-            *self._halved(slice(middle, part.stop), width),
-        ]
 
 
 def attempt(work: Callable[[], T]) -> tuple[T] | None:

@@ -1,6 +1,5 @@
 """One optimiser for everything that is trained, and supervised training on top of it."""
 
-import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel
 
 from lancet_pipeline.config.study import Training
 from lancet_pipeline.data.batches import TokenBatch, TokenSequence, collate, epoch_batches
 from lancet_pipeline.errors import LancetError
 from lancet_pipeline.models import distributed
-from lancet_pipeline.models.checkpoints import CHECKPOINT_SECONDS, Checkpoint, CheckpointFile
+from lancet_pipeline.models.checkpoints import CHECKPOINT_SECONDS, Checkpoint, CheckpointFile, training_key
 from lancet_pipeline.models.likelihood import token_logps
-from lancet_pipeline.models.loading import fingerprint
 from lancet_pipeline.models.memory import Backoff, States, activation_checkpointing, adamw, attempt
 from lancet_pipeline.models.runtime import Runtime
 
@@ -66,7 +65,7 @@ class Optimiser:
         while True:
             self._adamw.zero_grad(set_to_none=True)
             losses: list[torch.Tensor] = []
-            for part in backoff.parts(rows, width):
+            for part in backoff.parts(slice(0, rows), width):
                 loss = attempt(lambda part=part: _differentiated(loss_of(batch.part(part))))
                 if loss is None:
                     backoff.smaller(part, width, batch.name)
@@ -147,7 +146,9 @@ def train(
     generator = np.random.default_rng(seed)
     per_epoch = math.ceil(len(sequences) / settings.batch_size)
     steps = max(1, round(settings.epochs * per_epoch))
-    file = CheckpointFile(runtime.checkpoint, _key(model, sequences, settings, seed), checkpoint_seconds)
+    file = CheckpointFile(
+        runtime.checkpoint, training_key(model, settings, seed, (s.key() for s in sequences)), checkpoint_seconds
+    )
     distributed.shard(model)
     device = model.device
 
@@ -156,7 +157,7 @@ def train(
             yield from epoch_batches(sequences, settings.batch_size, generator)
 
     model.train()
-    optimiser = Optimiser(model, steps=steps, **_optimiser(settings))
+    optimiser = Optimiser(model, steps=steps, **optimiser_settings(settings))
     curve: list[float] = []
     if (found := file.load()) is not None:
         distributed.load(dict(model.named_parameters()), found.parameters)
@@ -174,7 +175,8 @@ def train(
 
             curve.append(optimiser.descend_in_parts(batch, loss_of, backoff))
             if file.due():
-                file.save(lambda: _snapshot(model, optimiser, curve))
+                parameters = distributed.gathered(dict(model.named_parameters()))
+                file.save(Checkpoint(parameters, optimiser.state(), {}, {"curve": curve}))
     file.remove()
     model.eval()
     return curve
@@ -185,21 +187,7 @@ def _differentiated(loss: torch.Tensor) -> torch.Tensor:
     return loss.detach()
 
 
-def _snapshot(model: "PreTrainedModel", optimiser: Optimiser, curve: list[float]) -> Checkpoint:
-    parameters = distributed.gathered(dict(model.named_parameters()))
-    return Checkpoint(parameters, optimiser.state(), {}, {"curve": curve})
-
-
-def _key(model: "PreTrainedModel", sequences: Sequence[TokenSequence], settings: Training, seed: int) -> str:
-    """What a training is of, at the rank that keeps its checkpoint: model, settings, seed, and sequences in their order."""
-    if not distributed.first():
-        return ""
-    digest = hashlib.sha256(f"{fingerprint(model)}:{settings.model_dump_json()}:{seed}".encode())
-    for sequence in sequences:
-        digest.update(sequence.key())
-    return digest.hexdigest()
-
-
-def _optimiser(settings: Training) -> dict[str, Any]:
+def optimiser_settings(settings: BaseModel) -> dict[str, Any]:
+    """Those of the settings of a training or correction that `Optimiser` takes."""
     names = {"learning_rate", "warmup_fraction", "weight_decay", "max_grad_norm", "optimizer_states"}
     return settings.model_dump(include=names)

@@ -12,17 +12,14 @@ import dagster as dg
 
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.lineage.changes import (
-    Look,
     Watch,
-    file_fingerprint,
     fingerprint,
     from_json,
     known_versions,
     look,
-    source_tags,
     to_json,
 )
-from lancet_pipeline.lineage.stages import REPORTS, STAGES, upstream
+from lancet_pipeline.lineage.stages import REPORTS, SOURCES, STAGES, upstream
 from lancet_pipeline.lineage.staleness import stale_assets
 from lancet_pipeline.resources import Alerts, ModelSource, Store, StudyCatalog
 from lancet_pipeline.resources.studies import STUDY_PARTITIONS
@@ -54,7 +51,10 @@ experiment_job = dg.define_asset_job(
 def source_events(partition: str, known: Mapping[str, str]) -> list[dg.AssetMaterialization]:
     """The versions of a study's sources as Dagster keeps them. Materialisations, since the input versions of partitioned
     assets are read from those alone."""
-    return [dg.AssetMaterialization(name, partition=partition, tags=tags) for name, tags in source_tags(known)]
+    return [
+        dg.AssetMaterialization(source, partition=partition, tags={"dagster/data_version": known[source]})
+        for source in SOURCES
+    ]
 
 
 @dg.sensor(job=correction_job, minimum_interval_seconds=LOOK_SECONDS, default_status=dg.DefaultSensorStatus.RUNNING)
@@ -74,26 +74,28 @@ def data_changes(
     for name in catalog.names():
         path = catalog.path(name)
         watch = watches.get(name, Watch())
+        study = None
         try:
             study = catalog.load(name)
         except InputError as error:
-            found = _unreadable(watch, file_fingerprint(path), str(error))
-        else:
-            if study.recorrect == "manual" or artifacts.current(study.name, "registered_model") is None:
-                watches.pop(name, None)
+            if watch == Watch():  # of a study that is not watched, nothing is told
+                reasons.append(f"{name}: {error}")
                 continue
-            if time.monotonic() - started > READING_SECONDS:
-                reasons.append(f"{name}: looked at in the next tick")
-                continue
-            found = look(
-                watch,
-                lambda study=study, path=path: fingerprint(study, path, directories, hub),
-                lambda study=study: known_versions(study, directories),
-            )
+        if study and (study.recorrect == "manual" or artifacts.current(study.name, "registered_model") is None):
+            watches.pop(name, None)
+            continue
+        if time.monotonic() - started > READING_SECONDS:
+            reasons.append(f"{name}: looked at in the next tick")
+            continue
+        found = look(
+            watch,
+            lambda study=study, path=path: fingerprint(study, path, directories, hub),
+            lambda name=name: known_versions(catalog.load(name), directories),
+        )
         watches[name] = found.watch
         if found.problem:
             alerts.send("invalid_input", name, found.problem)
-        if found.versions:
+        if study is not None and found.versions:
             stale = stale_assets(study.name, artifacts, found.versions)
             if not stale:
                 reasons.append(f"{name}: everything is there in these versions")
@@ -117,17 +119,6 @@ def data_changes(
         asset_events=events,
         dynamic_partitions_requests=[STUDY_PARTITIONS.build_add_request(added)] if added else [],
     )
-
-
-def _unreadable(watch: Watch, seen: str, problem: str) -> Look:
-    """A look at a study whose file does not hold a study; of one that is not watched, nothing is told."""
-    if watch == Watch() or watch.read == seen:
-        return Look(watch, reason=problem)
-
-    def read() -> Mapping[str, str]:
-        raise InputError(problem)
-
-    return look(watch, lambda: seen, read)
 
 
 def end_lost_runs(instance: dg.DagsterInstance, artifacts: ArtifactStore, now: float) -> list[str]:

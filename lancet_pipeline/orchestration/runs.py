@@ -1,23 +1,28 @@
 """Execute in this process what is stale of a study, as one Dagster run, or of an experiment, as one run per variant."""
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import dagster as dg
 
 from lancet_pipeline.config.environment import Deployment
 from lancet_pipeline.config.experiment import is_variant
 from lancet_pipeline.config.study import Study
 from lancet_pipeline.errors import InputError, LancetError
+from lancet_pipeline.files import free_bytes
 from lancet_pipeline.governance.signing import enclosed_key
 from lancet_pipeline.lineage.stages import STAGES
 from lancet_pipeline.lineage.staleness import PendingRun
 from lancet_pipeline.lineage.variant_failures import forget_failure, record_failure
 from lancet_pipeline.models.loading import find_checkpoint
+from lancet_pipeline.orchestration.automation import end_lost_runs, source_events
+from lancet_pipeline.orchestration.code_location import build_definitions
 from lancet_pipeline.orchestration.failures import cause_of
 from lancet_pipeline.orchestration.instance import dagster_home
 from lancet_pipeline.orchestration.servers import check_servers, lost_server
 from lancet_pipeline.store.artifacts import open_store
+from lancet_pipeline.tracking.client import Tracking
 
 
 def execute(run: PendingRun) -> None:
@@ -43,10 +48,9 @@ def execute(run: PendingRun) -> None:
             except LancetError:
                 raise
             except Exception as error:  # Dagster's own storage raises through the run
-                lost = lost_server(run.where, error)
-                if lost is None:
-                    raise
-                raise lost from None
+                if (lost := lost_server(run.where, error)) is not None:
+                    raise lost from None
+                raise
 
 
 def run_experiment(runs: Sequence[PendingRun], tell: Callable[[str], None]) -> dict[str, str]:
@@ -64,7 +68,9 @@ def run_experiment(runs: Sequence[PendingRun], tell: Callable[[str], None]) -> d
     current, waiting = ([run for run in runs if bool(run.stale) is stale] for stale in (False, True))
     for run in waiting:
         _check_disk(run.study, run.where)
-    _add_partitions(waiting)
+    if waiting:  # all partitions at once, so that the page shows what is still to run
+        with dg.DagsterInstance.from_config(str(dagster_home(waiting[0].where))) as instance:
+            instance.add_dynamic_partitions("study", [run.study.name for run in waiting])
     failures: dict[str, str] = {}
     started = time.monotonic()
     for position, run in enumerate([*current, *waiting], start=-len(current)):
@@ -83,22 +89,7 @@ def run_experiment(runs: Sequence[PendingRun], tell: Callable[[str], None]) -> d
     return failures
 
 
-def _add_partitions(runs: Sequence[PendingRun]) -> None:
-    """Make the partitions of all runs at once, so that the page shows what is still to run."""
-    import dagster as dg
-
-    if runs:
-        with dg.DagsterInstance.from_config(str(dagster_home(runs[0].where))) as instance:
-            instance.add_dynamic_partitions("study", [run.study.name for run in runs])
-
-
 def _execute_in_dagster(run: PendingRun) -> None:
-    import dagster as dg
-
-    from lancet_pipeline.orchestration.automation import end_lost_runs, source_events
-    from lancet_pipeline.orchestration.code_location import build_definitions
-    from lancet_pipeline.tracking.client import Tracking
-
     definitions = build_definitions(run.where, study_files={run.study.name: str(run.path)})
     with dg.DagsterInstance.from_config(str(dagster_home(run.where))) as instance:
         instance.add_dynamic_partitions("study", [run.study.name])
@@ -136,8 +127,7 @@ def _check_disk(study: Study, where: Deployment) -> None:
         folder = Path(find_checkpoint(study.model.checkpoint, where.model_directories))
         weights = sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder.is_dir() else weights
     needed = weights * (3 + len(study.evaluation.references)) + 128 * 2**20
-    existing = next(path for path in (where.home, *where.home.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    free = free_bytes(where.home)
     if free < needed:
         raise InputError(
             f"{where.home}: the disk has {free / 2**20:.0f} MiB free, a run of study '{study.name}' needs about "

@@ -4,6 +4,7 @@ from urllib.parse import urlsplit
 
 from lancet_pipeline.config.environment import DAGSTER_POSTGRES, Deployment
 from lancet_pipeline.errors import InputError, LancetError, Unreachable, first_line
+from lancet_pipeline.tracking.client import Tracking
 
 
 def check_servers(where: Deployment) -> None:
@@ -16,7 +17,8 @@ def check_servers(where: Deployment) -> None:
     if where.dagster_postgres_url:
         _check_postgres(where.dagster_postgres_url)
     if urlsplit(where.tracking_uri).scheme in ("http", "https"):
-        _check_tracking(where)
+        with Tracking(home=str(where.home), uri=where.tracking_uri).connection() as client:
+            client.search_experiments(max_results=1)
 
 
 def lost_server(where: Deployment, error: BaseException | str) -> LancetError | None:
@@ -43,13 +45,6 @@ def _check_postgres(url: str) -> None:
         raise Unreachable(
             f"{DAGSTER_POSTGRES}: PostgreSQL at {_address(url)} cannot be used: {first_line(error)}; nothing was run"
         ) from None
-
-
-def _check_tracking(where: Deployment) -> None:
-    from lancet_pipeline.tracking.client import Tracking
-
-    with Tracking(home=str(where.home), uri=where.tracking_uri).connection() as client:
-        client.search_experiments(max_results=1)
 
 
 def _lost(server: str, text: str) -> LancetError:

@@ -2,20 +2,21 @@
 
 import copy
 import json
+from collections.abc import Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from lancet_pipeline.config.study import Study
 from lancet_pipeline.errors import InputError, first_line
 from lancet_pipeline.linfac.units import UnitKind, find_units
 from lancet_pipeline.models.architectures import base_layer, is_transposed
 from lancet_pipeline.models.loading import find_checkpoint
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from transformers import PreTrainedConfig, PreTrainedModel
 
 Gradients = Literal["none", "activations", "parameters"]
 CONFIGS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("decoders.json").read_text())
@@ -33,7 +34,7 @@ class Decoder:
         InputError: the configuration is of no such model.
     """
 
-    def __init__(self, config: "PreTrainedConfig", dtype: str = "float32") -> None:
+    def __init__(self, config: PreTrainedConfig, dtype: str = "float32") -> None:
         self.config, self.dtype, self.layers = config, dtype, config.num_hidden_layers
         try:
             self.parameters = self._built(self.layers).num_parameters()
@@ -46,8 +47,6 @@ class Decoder:
     def _flops(self, tokens: float, read: float, gradients: Gradients) -> float:
         """Operations of dense products of one sequence, `read` positions of which need logits: forwards, and backwards to the
         activations alone, or to the parameters too."""
-        from torch.utils.flop_counter import FlopCounterMode
-
         found = []
         for model in self._thin:
             with FlopCounterMode(display=False) as counter:
@@ -58,8 +57,6 @@ class Decoder:
     @cached_property
     def activations(self) -> float:
         """Bytes that a token leaves in a layer for the backward pass."""
-        from torch.autograd.graph import saved_tensors_hooks
-
         found = []
         for model in self._thin:
             weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
@@ -99,10 +96,7 @@ class Decoder:
             "tied": bool(self.config.tie_word_embeddings),
         }
 
-    def _built(self, layers: int) -> "PreTrainedModel":
-        import torch
-        from transformers import AutoModelForCausalLM
-
+    def _built(self, layers: int) -> PreTrainedModel:
         config = copy.deepcopy(self.config)
         config.num_hidden_layers = layers
         with torch.device("meta"):
@@ -113,8 +107,6 @@ class Decoder:
 
 
 def _pass(model: Any, tokens: int, read: int, gradients: Gradients, *, backward: bool = True) -> None:
-    import torch
-
     model.requires_grad_(gradients == "parameters")
     with torch.set_grad_enabled(gradients != "none"):
         embedded = model.get_input_embeddings()(torch.zeros(1, tokens, dtype=torch.long, device="meta"))
@@ -127,7 +119,7 @@ def _pass(model: Any, tokens: int, read: int, gradients: Gradients, *, backward:
             logits.sum().backward()
 
 
-def decoder_of(study: Study, model_directories: "Sequence[Path]", parameters: int | None = None) -> Decoder:
+def decoder_of(study: Study, model_directories: Sequence[Path], parameters: int | None = None) -> Decoder:
     """A study's model; with `parameters`, a Llama of about that many with its vocabulary.
 
     Raises:
@@ -155,7 +147,7 @@ def decoder_of(study: Study, model_directories: "Sequence[Path]", parameters: in
         raise InputError(f"{place}: {error}; give --parameters") from None
 
 
-def known_decoder(checkpoint: str, model_directories: "Sequence[Path]") -> Decoder | None:
+def known_decoder(checkpoint: str, model_directories: Sequence[Path]) -> Decoder | None:
     """A model in bfloat16 that lies here or is among CONFIGS; None where it is neither, or no decoder."""
     try:
         config = _known(checkpoint, model_directories)
@@ -164,9 +156,7 @@ def known_decoder(checkpoint: str, model_directories: "Sequence[Path]") -> Decod
         return None
 
 
-def _known(checkpoint: str, model_directories: "Sequence[Path]") -> "PreTrainedConfig | None":
-    from transformers import AutoConfig
-
+def _known(checkpoint: str, model_directories: Sequence[Path]) -> PreTrainedConfig | None:
     folder = Path(find_checkpoint(checkpoint, model_directories))
     if not (folder.is_absolute() and (folder / "config.json").is_file()):
         return _configured(CONFIGS[checkpoint]) if checkpoint in CONFIGS else None
@@ -177,13 +167,11 @@ def _known(checkpoint: str, model_directories: "Sequence[Path]") -> "PreTrainedC
         raise InputError(f"{folder / 'config.json'}: {reason}; give --parameters") from None
 
 
-def _configured(settings: dict[str, Any]) -> "PreTrainedConfig":
-    from transformers import AutoConfig
-
+def _configured(settings: dict[str, Any]) -> PreTrainedConfig:
     return AutoConfig.for_model(**settings, bos_token_id=None, eos_token_id=None, pad_token_id=None)
 
 
-def _resized(config: "PreTrainedConfig", parameters: int) -> "PreTrainedConfig":
+def _resized(config: PreTrainedConfig, parameters: int) -> PreTrainedConfig:
     """In the proportions of Llama's 7B and 70B: a layer for every 128 of width, which has 12 width^2 parameters."""
     tables = config.vocab_size * (1 if config.tie_word_embeddings else 2)
 

@@ -33,13 +33,12 @@ class Hardware:
         )
 
 
-_ALL = (
-    Hardware("cpu"),
-    Hardware("a100-80gb", 312e12, 2.0e12, 80e9),
-    Hardware("h100-80gb", 989e12, 3.35e12, 80e9),
-    Hardware("8xh100", 989e12, 3.35e12, 80e9, devices=8),
-)
-HARDWARE = {hardware.name: hardware for hardware in _ALL}
+HARDWARE = {
+    "cpu": Hardware("cpu"),
+    "a100-80gb": Hardware("a100-80gb", 312e12, 2.0e12, 80e9),
+    "h100-80gb": Hardware("h100-80gb", 989e12, 3.35e12, 80e9),
+    "8xh100": Hardware("8xh100", 989e12, 3.35e12, 80e9, devices=8),
+}
 
 
 def hardware_of(name: str) -> Hardware:

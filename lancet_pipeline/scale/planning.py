@@ -21,6 +21,7 @@ DAY = 86_400.0
 LARGE_HOST = 1e12
 """Host memory that a machine with GPUs is taken to have."""
 HOST = "samples are held in memory whole; streaming over shards is not built yet, so take a random part of them"
+UNSHARDED = "its parameters and matrices sharded over devices, which is not built yet"
 REMEDIES = {
     "base_model": "model.training.optimizer_states: 8bit, a smaller model.training.batch_size, compute.engine: ray on more "
     "devices (FSDP), or source: given with a model that was trained elsewhere",
@@ -160,28 +161,23 @@ def _limits(costs: Costs, hardware: Hardware, host: float, seconds: Mapping[str,
 def _memory(costs: Costs, hardware: Hardware, host: float) -> list[dict[str, Any]]:
     """Assets that share a remedy in one entry."""
     found: dict[tuple[str, float, str], list[tuple[float, str]]] = {}
-
-    def passed(asset: str, needed: float, bound: float, of: str, then: str) -> None:
-        if needed > bound:
-            found.setdefault((of, bound, then), []).append((needed, asset))
-
     for asset, (device, memory, _) in costs.bytes().items():
         on_host, remedy = HOST, REMEDIES.get(asset, "a smaller judge or model, or a larger device")
+        shards = asset in ("base_model", "corrected_model")
         if asset == "corrected_model":
             on_host = (
                 "fewer correction.steps or retain_per_step, or retain_tokens: logits of D0 samples are kept in memory"
             )
         if hardware.memory is None:
-            passed(asset, device + memory, host, "this machine has", remedy if device > memory else on_host)
-            continue
-        if device > hardware.memory * hardware.devices:
-            passed(asset, device, hardware.memory * hardware.devices, "all devices have", remedy)
+            bounds = [(device + memory, host, "this machine has", remedy if device > memory else on_host)]
         else:
-            then = "its parameters and matrices sharded over devices, which is not built yet"
-            if asset in ("base_model", "corrected_model"):
-                then = "compute.engine: ray, which shards it over the devices (FSDP)"
-            passed(asset, device, hardware.memory, "one device has", then)
-        passed(asset, memory, host, "the host is taken to have", on_host)
+            one, every = hardware.memory, hardware.memory * hardware.devices
+            split = "compute.engine: ray, which shards it over the devices (FSDP)" if shards else UNSHARDED
+            place = (one, "one device has", split) if device <= every else (every, "all devices have", remedy)
+            bounds = [(device, *place), (memory, host, "the host is taken to have", on_host)]
+        for needed, bound, of, then in bounds:
+            if needed > bound:
+                found.setdefault((of, bound, then), []).append((needed, asset))
     return [
         {
             "assets": [asset for _, asset in members],

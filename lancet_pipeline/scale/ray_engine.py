@@ -18,8 +18,9 @@ import torch
 
 from lancet_pipeline.config.study import ComputeSettings
 from lancet_pipeline.data.batches import TokenBatch
-from lancet_pipeline.errors import InputError, IntegrityError, LancetError
+from lancet_pipeline.errors import InputError, LancetError, error_named
 from lancet_pipeline.models.engine import Pass
+from lancet_pipeline.models.loading import load_model
 from lancet_pipeline.progress import Track, no_progress
 from lancet_pipeline.scale.cluster import connect, data_module, resources, worker_device, workers
 
@@ -49,7 +50,10 @@ class RayEngine:
             LancetError: what a worker raised, as it was.
             InputError: no Ray cluster, or a node that does not see the model.
         """
-        shards = list(_shards(batches, _batches_of_a_shard(total, work.most_pieces, self.settings.shard_batches)))
+        # The size of a shard does not depend on the number of workers, and so neither does the result.
+        pieces, size = work.most_pieces, self.settings.shard_batches
+        size, waiting = max(1, -(-total // pieces)) if pieces else size, iter(batches)
+        shards = [_packed(shard) for shard in iter(lambda: list(itertools.islice(waiting, size)), [])]
         if not shards:
             return
         ray, data = connect(self.settings), data_module()
@@ -87,8 +91,6 @@ class Worker:
 
     @cached_property
     def _model(self) -> Any:
-        from lancet_pipeline.models.loading import load_model
-
         torch.set_num_threads(self._threads)
         if not Path(self._folder).is_dir():
             raise InputError(
@@ -106,24 +108,13 @@ class Worker:
 def _read(table: pa.Table, work: Pass[T]) -> Iterator[T]:
     if ERROR in table.column_names:
         row = table.to_pylist()[0]
-        kinds = {kind.__name__: kind for kind in (InputError, IntegrityError)}
-        raise kinds.get(row[ERROR], LancetError)(row["message"])
+        raise error_named(row[ERROR], row["message"])
     yield from work.from_table(table)
 
 
-def _batches_of_a_shard(total: int, most_pieces: int | None, shard_batches: int) -> int:
-    """Batches of each shard; it does not depend on the number of workers, and so neither does the result."""
-    return shard_batches if most_pieces is None else max(1, -(-total // most_pieces))
-
-
-def _shards(batches: Iterable[TokenBatch], size: int) -> Iterator[pa.Table]:
-    """Tables of `size` batches each, a row a batch."""
-    batches = iter(batches)
-    while group := list(itertools.islice(batches, size)):
-        yield _packed(group)
-
-
 def _packed(batches: Sequence[TokenBatch]) -> pa.Table:
+    """A row for each batch."""
+
     def column(name: str, dtype: type) -> pa.Array:
         return pa.array([getattr(batch, name).numpy().astype(dtype).reshape(-1) for batch in batches])
 
@@ -139,16 +130,10 @@ def _packed(batches: Sequence[TokenBatch]) -> pa.Table:
 
 
 def _unpacked(shard: pa.Table) -> Iterator[TokenBatch]:
-    for row in shard.to_batches():
-        for i in range(len(row)):
-            shape = (row["sequences"][i].as_py(), -1)
+    for row in shard.to_pylist():
 
-            def tensor(name: str, row=row, i=i, shape=shape) -> torch.Tensor:
-                return torch.from_numpy(row[name][i].values.to_numpy().reshape(shape).copy())
+        def tensor(name: str, row: dict[str, Any] = row) -> torch.Tensor:
+            return torch.tensor(row[name]).view(row["sequences"], -1)
 
-            yield TokenBatch(
-                tensor("input_ids").long(),
-                tensor("attention_mask").long(),
-                tensor("loss_mask").bool(),
-                tuple(row["names"][i].as_py()),
-            )
+        masks = tensor("attention_mask").long(), tensor("loss_mask").bool()
+        yield TokenBatch(tensor("input_ids").long(), *masks, tuple(row["names"]))

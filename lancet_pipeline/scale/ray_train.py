@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lancet_pipeline.config.study import ComputeSettings
-from lancet_pipeline.errors import InputError, LancetError
+from lancet_pipeline.errors import InputError, LancetError, error_named
 from lancet_pipeline.models import distributed
 from lancet_pipeline.progress import Track, no_progress
 from lancet_pipeline.scale.cluster import connect, on_gpu, worker_device, workers
@@ -111,8 +111,7 @@ def _result(running: "Future[Any]", run: Path) -> Any:
     failure = running.exception()
     for file in _errors(run):
         error = json.loads(file.read_text())
-        kinds = {kind.__name__: kind for kind in (LancetError, *_subclasses(LancetError))}
-        raise kinds.get(error["kind"], LancetError)(error["message"])
+        raise error_named(error["kind"], error["message"])
     if failure is not None:
         raise _cause(failure)
     return running.result().return_value
@@ -143,10 +142,6 @@ def _all_failed(run: Path, ranks: int) -> bool:
     while len(_errors(run)) < ranks and time.monotonic() < until:
         time.sleep(_SECONDS / 10)
     return len(_errors(run)) == ranks
-
-
-def _subclasses(kind: type) -> list[type]:
-    return [found for child in kind.__subclasses__() for found in (child, *_subclasses(child))]
 
 
 def _started(function: Callable[[], Any]) -> "Future[Any]":

@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from lancet_pipeline.config.study import DataSource, Study
 from lancet_pipeline.data.readers import read_samples
+from lancet_pipeline.data.tokenization import load_tokenizer, tokenize, train_tokenizer
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.evaluation.paraphrases import read_paraphrases
 from lancet_pipeline.models.loading import find_checkpoint
@@ -77,10 +80,6 @@ def _slice(source: DataSource) -> int | None:
 def _lengths(study: Study, rows: list[dict], model_directories: Sequence[Path]) -> tuple[float, float, tuple[str, ...]]:
     """Mean tokens of a sequence and of its response, no longer than data.max_length, from up to LOOKED_AT samples; and what was
     assumed."""
-    import numpy as np
-
-    from lancet_pipeline.data.tokenization import load_tokenizer, tokenize, train_tokenizer
-
     chosen = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[:LOOKED_AT]]
     longest, folder = study.data.max_length, find_checkpoint(study.model.checkpoint or "", model_directories)
     if study.model.architecture is not None:

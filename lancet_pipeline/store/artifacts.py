@@ -11,14 +11,14 @@ URL/artifacts/STUDY/ASSET/current
 """
 
 import fnmatch
-import hashlib
 import json
 import os
 import platform
 import resource
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,16 @@ from filelock import FileLock
 
 from lancet_pipeline.config.environment import Deployment
 from lancet_pipeline.errors import InputError, IntegrityError
-from lancet_pipeline.files import MANIFEST, full_disk, hash_files, sha256, take_over, verify_files, whole_or_absent
+from lancet_pipeline.files import (
+    MANIFEST,
+    digest,
+    full_disk,
+    hash_files,
+    sha256,
+    take_over,
+    verify_files,
+    whole_or_absent,
+)
 from lancet_pipeline.store.locks import lease, study_lock
 from lancet_pipeline.store.objects import Remote
 
@@ -65,12 +74,11 @@ class ArtifactStore:
     def lock(self, study: str, wait: float = 0.0) -> Iterator[None]:
         """One run on a study at a time, in all processes and on all machines that share the URL; see `locks`. The same
         process may hold it more than once. Raises Busy after `wait` seconds."""
-        with study_lock(self.root, study, wait) as first:
+        with ExitStack() as held:
+            first = held.enter_context(study_lock(self.root, study, wait))
             if first and self.remote is not None:
-                with lease(self.remote, self.root, study, wait):
-                    yield
-            else:
-                yield
+                held.enter_context(lease(self.remote, self.root, study, wait))
+            yield
 
     def has(self, study: str, asset: str, version: str) -> bool:
         """Whether an artifact is there and, where it says on which bytes of its inputs it was built, those are."""
@@ -79,14 +87,12 @@ class ArtifactStore:
 
     def _built_on_what_is_there(self, study: str, record: Mapping[str, Any]) -> bool:
         built_on = record.get("built_on", {})
-        return all(self.digest(study, name, record["inputs"][name]) == digest for name, digest in built_on.items())
+        return all(self.digest(study, name, record["inputs"][name]) == found for name, found in built_on.items())
 
     def digest(self, study: str, asset: str, version: str) -> str | None:
         """SHA-256 over the list of an artifact's files; None where it is not there."""
         record = self._find(study, asset, version)
-        if record is None:
-            return None
-        return hashlib.sha256(json.dumps(record["files"], sort_keys=True).encode()).hexdigest()
+        return None if record is None else digest(record["files"])
 
     def manifest(self, study: str, asset: str, version: str) -> dict[str, Any]:
         record = self._find(study, asset, version)
@@ -95,14 +101,13 @@ class ArtifactStore:
         return record
 
     def _find(self, study: str, asset: str, version: str) -> dict[str, Any] | None:
-        if self.remote is not None:
-            content = self.remote.get(f"{_key(study, asset, version)}/{MANIFEST}")
-            return None if content is None else json.loads(content)
-        return self._cached(study, asset, version)
+        content = self._get(f"{_key(study, asset, version)}/{MANIFEST}")
+        return None if content is None else json.loads(content)
 
-    def _cached(self, study: str, asset: str, version: str) -> dict[str, Any] | None:
-        path = self.folder(study, asset, version) / MANIFEST
-        return json.loads(path.read_text()) if path.is_file() else None
+    def _get(self, key: str) -> bytes | None:
+        if self.remote is not None:
+            return self.remote.get(key)
+        return (self.root / key).read_bytes() if (self.root / key).is_file() else None
 
     def read(self, study: str, asset: str, version: str) -> Path:
         """Folder of an artifact, once its bytes agree with its manifest (`files.sha256` reads them once a process). What the
@@ -180,11 +185,11 @@ class ArtifactStore:
         Returns:
             Whether the artifact is there now.
         """
-        manifest = self._cached(study, asset, version)
-        if self.remote is None or manifest is None or not self._built_on_what_is_there(study, manifest):
-            return False
         folder = self.folder(study, asset, version)
-        if not _agrees(folder, manifest):
+        if self.remote is None or not (folder / MANIFEST).is_file():
+            return False
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if not self._built_on_what_is_there(study, manifest) or not _agrees(folder, manifest):
             return False
         self._upload(folder, manifest)
         self.confirm(study, asset, version)
@@ -231,12 +236,8 @@ class ArtifactStore:
 
     def current(self, study: str, asset: str) -> str | None:
         """Version that was written or confirmed last, None where there is none."""
-        key = f"artifacts/{study}/{asset}/current"
-        if self.remote is not None:
-            content = self.remote.get(key)
-            return None if content is None else content.decode().strip()
-        pointer = self.root / key
-        return pointer.read_text().strip() if pointer.is_file() else None
+        content = self._get(f"artifacts/{study}/{asset}/current")
+        return None if content is None else content.decode().strip()
 
     def confirm(self, study: str, asset: str, version: str) -> None:
         """Make a version that is there the current one."""
@@ -282,8 +283,6 @@ def _agrees(folder: Path, manifest: Mapping[str, Any]) -> bool:
 
 def environment() -> dict[str, str]:
     """Versions of what a result depends on."""
-    from importlib.metadata import version
-
     packages = ("lancet-pipeline", "torch", "transformers", "numpy", "pyarrow", "peft", "dagster", "mlflow")
     return {"python": platform.python_version(), "platform": platform.platform()} | {p: version(p) for p in packages}
 

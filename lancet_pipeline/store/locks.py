@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,31 +34,33 @@ class Busy(InputError):
 
 
 @contextmanager
-def study_lock(root: Path, study: str, wait: float = 0.0) -> Iterator[bool]:
-    """One run on a study at a time, in all processes; the same process may hold it more than once.
+def file_lock(path: Path, wait: float, busy: LancetError) -> Iterator[bool]:
+    """One holder at a time, in all processes; the same process may hold it more than once.
 
     Args:
-        wait: seconds that another run is waited for.
+        wait: seconds that another process is waited for.
+        busy: raised after that.
 
     Yields:
         Whether this process did not hold it before.
-
-    Raises:
-        Busy: another run holds it.
     """
-    path = root / "locks" / f"{study}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, timeout=0, is_singleton=True, thread_local=False)
+    lock = FileLock(path, is_singleton=True, thread_local=False)
     try:
         lock.acquire(timeout=wait)
     except Timeout:
-        raise Busy(
-            f"study '{study}': another run is going on ({path}); wait for it to end, or use another --home"
-        ) from None
+        raise busy from None
     try:
         yield lock.lock_counter == 1
     finally:
         lock.release()
+
+
+def study_lock(root: Path, study: str, wait: float = 0.0) -> AbstractContextManager[bool]:
+    """One run on a study at a time, as `file_lock`. Raises Busy."""
+    path = root / "locks" / f"{study}.lock"
+    busy = Busy(f"study '{study}': another run is going on ({path}); wait for it to end, or use another --home")
+    return file_lock(path, wait, busy)
 
 
 def is_locked(root: Path, study: str) -> bool:
@@ -100,7 +102,12 @@ def lease(remote: Remote, root: Path, study: str, wait: float = 0.0) -> Iterator
 def _take(remote: Remote, study: str, entry: dict[str, Any], deadline: float) -> int:
     while True:
         number, held = _newest(remote, study)
-        if held is None or held.get("ended") or held["home"] == entry["home"] or _expired(held):
+        if (
+            held is None
+            or held.get("ended")
+            or held["home"] == entry["home"]
+            or time.time() - held["renewed"] > LEASE_SECONDS
+        ):
             if remote.create(_key(study, number + 1), _content(entry)) and _newest(remote, study)[0] == number + 1:
                 for key in remote.keys(f"locks/{study}"):
                     if key < _key(study, number + 1):
@@ -135,10 +142,6 @@ def _newest(remote: Remote, study: str) -> tuple[int, dict[str, Any] | None]:
         if content is not None:
             return int(Path(newest).stem), json.loads(content)
     return 0, None
-
-
-def _expired(held: dict[str, Any]) -> bool:
-    return time.time() - held["renewed"] > LEASE_SECONDS
 
 
 def _key(study: str, number: int) -> str:

@@ -16,7 +16,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import ExitStack
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,13 +68,14 @@ def find_unreferenced(home: Path, registry: Registry, now: float | None = None, 
     locked: list[str] = []
     for study in _studies(store):
         registered = registry(study)  # before the lock, which a run may wait for
-        with ExitStack() as stack:
-            if not _at_rest(stack, store, study):
-                locked.append(study)
-                continue
-            known = {item.path for item in items}  # studies that share a checkpoint's artifact both name it
-            found = _of_study(store, study, registered, now or time.time())
-            items += [item for item in found if item.path not in known]
+        known = {item.path for item in items}  # studies that share a checkpoint's artifact both name it
+        try:
+            with store.lock(study):
+                found = _of_study(store, study, registered, now or time.time())
+        except Busy:
+            locked.append(study)
+            continue
+        items += [item for item in found if item.path not in known]
     return Found(items, locked)
 
 
@@ -91,9 +92,7 @@ def remove(home: Path, items: Sequence[Unreferenced], registry: Registry, artifa
     removed = 0
     for study in sorted({item.study for item in items}):
         wanted = {item.path for item in items if item.study == study}
-        with ExitStack() as stack:
-            if not _at_rest(stack, store, study):
-                continue
+        with suppress(Busy), store.lock(study):
             still = {item.path for item in _of_study(store, study, registry(study), time.time())}
             remote = store.remote and _RemoteArtifacts(store, study)
             for path in sorted(wanted & still, key=str):
@@ -108,15 +107,6 @@ def remove(home: Path, items: Sequence[Unreferenced], registry: Registry, artifa
 def journal_bytes(home: Path) -> int:
     """Size of the scoring journal: whose model a part of it belongs to cannot be told from its name."""
     return _size(ArtifactStore(home).journal)
-
-
-def _at_rest(stack: ExitStack, store: ArtifactStore, study: str) -> bool:
-    """Whether no run on the study is going on; none begins then until `stack` ends."""
-    try:
-        stack.enter_context(store.lock(study))
-    except Busy:
-        return False
-    return True
 
 
 def _studies(store: ArtifactStore) -> list[str]:
@@ -157,13 +147,9 @@ def _referenced(store: ArtifactStore, study: str, registered: Sequence[Mapping[s
     """Asset and first 16 digits of the version of the artifacts that something refers to, and of all that they were
     computed from."""
     present = store.versions(study)
-    waiting: list[tuple[str, str]] = []
-    for asset in sorted({asset for asset, _ in present}):
-        version = store.current(study, asset)
-        if version is not None:
-            waiting.append((asset, version))
-    for artifacts in registered:
-        waiting += artifacts.items()
+    last = {asset: store.current(study, asset) for asset in sorted({asset for asset, _ in present})}
+    waiting = [(asset, version) for asset, version in last.items() if version is not None]
+    waiting += [named for artifacts in registered for named in artifacts.items()]
     waiting += [(asset, version) for asset, version in present if asset == "audit_bundle"]
     kept: set[tuple[str, str]] = set()
     while waiting:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from lancet_pipeline.config.experiment import experiment_of, is_variant
 from lancet_pipeline.config.loading import leaves
 from lancet_pipeline.errors import Unreachable, first_line, without_credentials
-from lancet_pipeline.tracking.logged_model import card, components, data_set, model_metrics
+from lancet_pipeline.tracking.logged_model import components, data_set, model_metrics
 from lancet_pipeline.tracking.registration import Registration
 
 VERSION_TAG, BUNDLE_TAG = "lancet.version.", "lancet.bundle"
@@ -72,8 +72,7 @@ class Tracking:
     def experiment_id(self, client: Any, study: str) -> str:
         study = experiment_of(study) if is_variant(study) else study  # variants stand side by side, to be compared
         name = f"lancet/{study}"
-        experiment = client.get_experiment_by_name(name)
-        if experiment is not None:
+        if (experiment := client.get_experiment_by_name(name)) is not None:
             return experiment.experiment_id
         location = None
         if not self.uri:
@@ -133,6 +132,7 @@ class Tracking:
         Raises:
             Unreachable: the server or database is lost.
         """
+        from huggingface_hub import ModelCard
         from mlflow.models import infer_signature
         from mlflow.transformers import log_model
 
@@ -153,7 +153,7 @@ class Tracking:
                     name="corrected_model",
                     task="text-generation",
                     signature=signature,
-                    model_card=card(entry.card),
+                    model_card=ModelCard(entry.card),
                     model_type="corrected",
                     tags=dict(entry.tags),
                     pip_requirements=["torch", "transformers"],

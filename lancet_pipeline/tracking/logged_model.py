@@ -47,9 +47,3 @@ def model_metrics(entry: Registration, model_id: str) -> list[Any]:
         for name, (value, data) in entry.metrics.items()
         if math.isfinite(value)
     ]
-
-
-def card(text: str | None) -> Any:
-    from huggingface_hub import ModelCard
-
-    return ModelCard(text) if text else None

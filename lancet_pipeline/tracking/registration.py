@@ -1,7 +1,7 @@
 """What the registry records of a corrected model: a description, its figures, and the data behind them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class Registration:
     metrics: Mapping[str, tuple[float, str | None]]
     data: Sequence[DataSet]
     max_new_tokens: int
-    card: str | None = field(default=None, repr=False)
+    card: str
 
 
 def data_sets(study: Study, versions: Mapping[str, str]) -> list[DataSet]:

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from lancet_pipeline.cli.difference import print_difference
 from lancet_pipeline.config.environment import Signing
 from lancet_pipeline.errors import IntegrityError
 from lancet_pipeline.governance.bundle import write_bundle
-from lancet_pipeline.governance.difference import compare_bundles, print_difference
+from lancet_pipeline.governance.difference import compare_bundles
 from lancet_pipeline.governance.evidence import Evidence
 from lancet_pipeline.lineage.stages import STAGES
 

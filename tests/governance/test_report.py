@@ -217,8 +217,8 @@ def test_every_traced_output_unfolds_to_samples_tokens_pairs_and_the_corrected_a
             assert "".join(p.text for p in shown["response_pieces"]) == texts[sample["sample_id"]]["response"]
             assert len(shown["strongest"]) == len(sample["tokens"])
             assert shown["anchor"] == trail.anchors[sample["sample_id"]]
-            assert {name for name, _ in shown["counterparts"].first} <= partners.get(sample["sample_id"], set())
-            counted = shown["counterparts"].others + len(shown["counterparts"].first)
+            assert {name for name, _ in shown["counterparts"]["first"]} <= partners.get(sample["sample_id"], set())
+            counted = shown["counterparts"]["others"] + len(shown["counterparts"]["first"])
             assert counted == len(partners.get(sample["sample_id"], ()))
 
 
@@ -229,8 +229,8 @@ def test_counterparts_in_the_same_trace_are_named_first(evidence: Evidence) -> N
     kept = [{"sample_id": name, "role": "driving", "score": 1.0, "tokens": []} for name in (one, other)]
     evidence.traces[0]["samples"] = kept
     first, second = Trail(evidence).outputs[0]["behind"]
-    assert first["counterparts"].first[0][0] == other
-    assert second["counterparts"].first[0][0] == one
+    assert first["counterparts"]["first"][0][0] == other
+    assert second["counterparts"]["first"][0][0] == one
 
 
 def test_answer_that_was_traced_links_to_its_trace(evidence: Evidence, page: Page) -> None:
@@ -254,7 +254,7 @@ def test_token_that_stands_again_beyond_the_shown_text_is_not_shaded(evidence: E
     sample = evidence.samples[0]
     sample["response"] = "one culprit " + "plain " * 1000 + "culprit"
     sample["tokens"] = [{"position": 30, "token": " culprit", "share": 2.0}]
-    shown = next(s for s in Trail(evidence).roles[0].shown if s["sample_id"] == sample["sample_id"])
+    shown = next(s for s in Trail(evidence).roles[0]["shown"] if s["sample_id"] == sample["sample_id"])
     assert not [piece for piece in shown["response_pieces"] if piece.share]
 
 
