@@ -137,7 +137,7 @@ _STAGES = (
             "linfac.max_dim",
             "seed",
         ),
-        "3",
+        "4",
         _REUSE,
     ),
     Stage(
@@ -153,7 +153,7 @@ _STAGES = (
             "data.max_length",
             "seed",
         ),
-        "3",
+        "4",
         _REUSE,
     ),
     Stage("pareto_pairs", "selection", ("influence_scores", "prepared_data"), ("pareto", "seed"), "2"),
