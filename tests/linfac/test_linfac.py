@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,8 +9,6 @@ from hypothesis import strategies as st
 from linfac.small import batch, gpt2, llama, split
 from scipy.stats import spearmanr
 
-from benchmarks.small import TRAINING, batches, trained, walks
-from lancet_pipeline.data.batches import collate
 from lancet_pipeline.errors import InputError, IntegrityError
 from lancet_pipeline.linfac import (
     Factors,
@@ -313,23 +310,6 @@ def test_bfloat16_keeps_the_ranking():
         assert factors.blocks[0].gradient_values.dtype == torch.float32
         scores.append(score_sequences(model, [data], query_gradient(model, split(data, 8, 40)[:1], factors)))
     assert spearmanr(*scores)[0] > 0.98
-
-
-def test_reliability_grows_with_the_sample_and_tells_how_far_scores_would_still_move():
-    sequences = walks(0, 320)
-    model = trained(sequences, 0, TRAINING.model_copy(update={"epochs": 3}))
-    data = batches(sequences)
-    query_rows = [collate(sequences[:16])]
-    config = LinfacConfig(units="sublayer_output")
-    best = score_sequences(model, data, query_gradient(model, query_rows, fit_factors(model, data, config)))
-    estimates, found = [], []
-    for count in (8, 32, 160):
-        factors = fit_factors(model, batches(sequences[160 : 160 + count]), config)
-        estimates.append(factors.reliability)
-        scores = score_sequences(model, data, query_gradient(model, query_rows, factors))
-        found.append(float(np.corrcoef(scores, best)[0, 1]))
-    assert estimates == sorted(estimates)
-    assert found == sorted(found)
 
 
 def test_parameters_and_mode_are_left_as_they_were():
