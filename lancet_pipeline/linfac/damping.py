@@ -33,8 +33,11 @@ damping gives curvature away."""
 
 FOLDS = 4
 
+LAYERS = 4
+"""Of a deep model, at least so many layers take part."""
+
 ELEMENTS = 2**28
-"""Preconditioned queries held at once, in float32 elements (1 GiB) at the widths of the factors; one layer at least."""
+"""Preconditioned queries held at once, in float32 elements (1 GiB), or those of one candidate in LAYERS layers."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ def choose_damping(
     one nearest to PREFERRED is taken, of two as near the stronger (Breiman et al. 1984, the one-standard-error rule).
     Scores are taken undivided even where a study divides them by norms: areas of divided ones are so near to 1 that
     they tell little. Costs two passes over the queries and one over `unlabelled`. On a large model only some layers take
-    part, spread over its depth: one damping serves all of them.
+    part, spread over its depth: one damping serves all of them. Where LAYERS layers do not fit under all candidates at once, the
+    sequences are passed over once more for each further part of the candidates.
 
     Raises:
         InputError: fewer than 2 queries, factors of another model, or candidates whose matrices do not fit into memory.
@@ -74,19 +78,25 @@ def choose_damping(
     if count < 2:
         raise InputError("choose_damping: needs at least 2 queries; give more, or a value of damping")
     folds = cut(queries, min(FOLDS, count))
-    groups, remedy = len(folds) * len(candidates), "give linfac.damping a number"
-    sizes = [groups * len(b.gradient_vectors) * len(b.input_vectors) for b in factors.blocks]
-    factors = factors.only(spread_layers(sizes, model.config.num_hidden_layers, ELEMENTS))
-    groups_at_once(model, factors.units, 1.5, "linfac.damping: auto", remedy, least=groups)
-    query = _queries_of_othercut(model, folds, factors, candidates)
-    shape = (-1, len(folds), len(candidates))
-    training = score_sequences(model, unlabelled, query).numpy().reshape(shape)
-    placed = []
-    for number, fold in enumerate(folds):
-        held_out = score_sequences(model, fold, query).numpy().reshape(shape)
-        pairs = zip(held_out[:, number].T, training[:, number].T, strict=True)
-        placed.append(np.stack([_placements(positive, unlabelled) for positive, unlabelled in pairs], 1))
-    return _chosen(candidates, np.concatenate(placed))
+    layers, remedy = model.config.num_hidden_layers, "give linfac.damping a number"
+    sizes = [len(folds) * len(b.gradient_vectors) * len(b.input_vectors) for b in factors.blocks]
+    used = spread_layers(sizes, layers, ELEMENTS // len(candidates), least=LAYERS)
+    factors, size = factors.only(used), max(1, ELEMENTS // sum(sizes[index] for index in used))
+    chunks = [candidates[start : start + size] for start in range(0, len(candidates), size)]
+    groups_at_once(model, factors.units, 1.5, "linfac.damping: auto", remedy, least=len(folds) * len(chunks[0]))
+    gradients = _gradients_of_others(model, folds, factors)
+    kept, placed = list(unlabelled), []
+    for chunk in chunks:
+        query = _preconditioned(gradients, factors, chunk)
+        shape = (-1, len(folds), len(chunk))
+        training = score_sequences(model, kept, query).numpy().reshape(shape)
+        rows = []
+        for number, fold in enumerate(folds):
+            held_out = score_sequences(model, fold, query).numpy().reshape(shape)
+            pairs = zip(held_out[:, number].T, training[:, number].T, strict=True)
+            rows.append(np.stack([_placements(positive, others) for positive, others in pairs], 1))
+        placed.append(np.concatenate(rows))
+    return _chosen(candidates, np.concatenate(placed, 1))
 
 
 def _chosen(candidates: Sequence[float], placements: np.ndarray) -> DampingChoice:
@@ -112,19 +122,27 @@ def cut(sequences: Sequence[TokenBatch], count: int) -> list[list[TokenBatch]]:
     return folds
 
 
-def _queries_of_othercut(
-    model: "PreTrainedModel", folds: list[list[TokenBatch]], factors: Factors, candidates: Sequence[float]
-) -> Query:
-    """A group for each fold and candidate, candidates innermost: all queries but the fold's, as one batch."""
+def _gradients_of_others(
+    model: "PreTrainedModel", folds: list[list[TokenBatch]], factors: Factors
+) -> list[torch.Tensor]:
+    """For each unit [folds, d_s, d_a]: the mean gradient of all queries but the fold's."""
     found = [mean_gradient(model, fold, factors.units, "queries") for fold in folds]
     counts = torch.tensor([count for _, count in found], dtype=torch.float32)
-    matrices = []
+    gradients = []
     for index in range(len(factors.units)):
-        sums = torch.stack([gradients[index] * count for gradients, count in found])
-        others = (sums.sum(0) - sums) / (counts.sum() - counts).to(sums.device)[:, None, None]
-        matrices.append(torch.stack(factors.precondition_each(index, others, candidates), 1).flatten(0, 1))
-    names = tuple(f"{fold}:{rho:g}" for fold in range(len(folds)) for rho in candidates)
-    return Query(names, factors.units, tuple(matrices), (1 / len(names),) * len(names), factors.model)
+        sums = torch.stack([of_units[index] * count for of_units, count in found])
+        gradients.append((sums.sum(0) - sums) / (counts.sum() - counts).to(sums.device)[:, None, None])
+    return gradients
+
+
+def _preconditioned(gradients: list[torch.Tensor], factors: Factors, candidates: Sequence[float]) -> Query:
+    """A group for each fold and candidate, candidates innermost."""
+    matrices = tuple(
+        torch.stack(factors.precondition_each(index, gradient, candidates), 1).flatten(0, 1)
+        for index, gradient in enumerate(gradients)
+    )
+    names = tuple(f"{fold}:{rho:g}" for fold in range(len(gradients[0])) for rho in candidates)
+    return Query(names, factors.units, matrices, (1 / len(names),) * len(names), factors.model)
 
 
 def _placements(positives: np.ndarray, unlabelled: np.ndarray) -> np.ndarray:

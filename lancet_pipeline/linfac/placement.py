@@ -40,14 +40,16 @@ def groups_at_once(
     return 2 ** (int(room // one).bit_length() - 1)
 
 
-def spread_layers(sizes: Sequence[int], layers: int, budget: int, most: int | None = None) -> list[int]:
-    """Indices of the units of as many layers as `budget` elements hold, one at least and `most` at most, spread over the depth.
+def spread_layers(
+    sizes: Sequence[int], layers: int, budget: int, *, least: int = 1, most: int | None = None
+) -> list[int]:
+    """Indices of the units of as many layers as `budget` elements hold, within `least` and `most`, spread over the depth.
 
     sizes: elements of each unit, layer by layer.
     """
     per_layer = max(1, len(sizes) // layers)
     layers = len(sizes) // per_layer
-    count = min(max(1, budget * layers // sum(sizes)), layers, most or layers)
+    count = min(max(least, budget * layers // sum(sizes)), layers, most or layers)
     chosen = {(2 * number + 1) * layers // (2 * count) for number in range(count)}
     return [index for index in range(len(sizes)) if index // per_layer in chosen]
 

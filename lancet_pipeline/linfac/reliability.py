@@ -43,7 +43,7 @@ def reliabilities(
     config, groups = factors.config, 2 * len(CANDIDATES)
     products = [next(filter(None, sums[index].products)) for index in range(len(factors.units))]
     sizes = [groups * len(gradients) * len(inputs) for gradients, inputs, _ in products]
-    chosen = spread_layers(sizes, model.config.num_hidden_layers, ELEMENTS, LAYERS)
+    chosen = spread_layers(sizes, model.config.num_hidden_layers, ELEMENTS, most=LAYERS)
     asked, *others = cut(held_out, 4)
     units = tuple(factors.units[index] for index in chosen)
     gradients, _ = mean_gradient(model, asked, units, "held out")

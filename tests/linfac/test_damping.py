@@ -38,6 +38,16 @@ def test_areas_are_those_of_queries_really_left_out():
     assert max(choice.areas, key=choice.areas.__getitem__) in choice.tied
 
 
+def test_a_model_too_large_for_all_candidates_at_once_is_scored_in_parts(monkeypatch):
+    model, unlabelled, queries = llama(), [batch(rows=12, seed=1)], [batch(rows=7, seed=2)]
+    factors = fit_factors(model, [batch(rows=16, seed=3)], LinfacConfig())
+    whole = choose_damping(model, queries, unlabelled, factors)
+    monkeypatch.setattr("lancet_pipeline.linfac.damping.ELEMENTS", 3 * FOLDS * 2 * (16 * 16 + 16 * 24))
+    parts = choose_damping(model, queries, iter(unlabelled), factors)
+    assert parts.areas == pytest.approx(whole.areas)
+    assert parts.damping == whole.damping
+
+
 def test_queries_that_do_not_tell_dampings_apart_leave_the_middle_one():
     choice = _chosen(CANDIDATES, np.ones((8, len(CANDIDATES))))
     assert (choice.damping, choice.tied) == (0.1, CANDIDATES)

@@ -14,8 +14,9 @@ from benchmarks.small import TRAINING, batches, trained, walks
 from lancet_pipeline.data.batches import collate
 from lancet_pipeline.data.tokenization import load_tokenizer, tokenize
 from lancet_pipeline.errors import LancetError
-from lancet_pipeline.linfac import LinfacConfig, fit_factors, query_gradient, score_sequences, self_influence
+from lancet_pipeline.linfac import LinfacConfig, Query, fit_factors, score_sequences, self_influence
 from lancet_pipeline.linfac.eigen import Side, eigenpairs, probe_matrix
+from lancet_pipeline.linfac.scores import mean_gradient
 from lancet_pipeline.models.loading import load_model
 
 PROJECT = Path(__file__).parents[2]
@@ -98,15 +99,16 @@ def small_case():
 
 def agreements(model, data, queries, others, max_dim, dampings, **config) -> list[float]:
     """Correlation of scores with those of whole sides, for each damping."""
-    narrow, whole = (fit_factors(model, data, LinfacConfig(max_dim=wide, **config)) for wide in (max_dim, 4096))
-    found = []
-    for rho in dampings:
-        scores = [
-            score_sequences(model, others, query_gradient(model, queries, factors.damped(rho))).numpy()
-            for factors in (narrow, whole)
-        ]
-        found.append(float(np.corrcoef(*scores)[0, 1]))
-    return found
+    matrices = []
+    for width in (max_dim, 4096):
+        factors = fit_factors(model, data, LinfacConfig(max_dim=width, **config))
+        gradients, _ = mean_gradient(model, queries, factors.units, "")
+        matrices.append([torch.stack(factors.precondition_each(i, g, dampings)) for i, g in enumerate(gradients)])
+    names = tuple(map(str, range(2 * len(dampings))))
+    both = tuple(map(torch.cat, zip(*matrices, strict=True)))
+    query = Query(names, factors.units, both, (1 / len(names),) * len(names), factors.model)
+    scores = score_sequences(model, others, query).numpy().T
+    return [float(np.corrcoef(scores[i], scores[i + len(dampings)])[0, 1]) for i in range(len(dampings))]
 
 
 @pytest.mark.parametrize("config", [{}, {"eigenvalue_correction": True}, {"factors": "token"}, {"units": "linear"}])

@@ -60,7 +60,8 @@ def test_the_host_is_never_crowded_and_a_full_device_keeps_no_factors(tmp_path, 
 )
 def test_layers_are_spread_over_the_depth(budget, most, layers):
     sizes = [3, 7] * 8
-    chosen = placement.spread_layers(sizes, 8, budget, most)
+    chosen = placement.spread_layers(sizes, 8, budget, most=most)
     assert {index // 2 for index in chosen} == layers
     assert len(chosen) == 2 * len(layers)
-    assert placement.spread_layers([5], 1, 1) == [0]
+    assert placement.spread_layers([5], 1, 1, least=4) == [0]
+    assert placement.spread_layers(sizes, 8, 1, least=2) == [4, 5, 12, 13]
