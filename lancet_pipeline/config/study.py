@@ -174,7 +174,10 @@ class LinfacSettings(Settings):
     factor_samples: Count | None = Field(
         default=None, description="Training sequences that the factors are fitted on, at most; an eighth where absent."
     )
-    max_dim: Count = Field(default=4096, description="Wider factor sides are sketched to this width.")
+    max_dim: Count = Field(
+        default=4096,
+        description="Of wider factor sides that many leading eigenvectors are kept, and the mean of the rest.",
+    )
     normalisation: Literal["none", "length", "gradient_norm", "self_influence"] = Field(
         default="gradient_norm",
         description="Divide a score by the number of response tokens, by the norm of the sample's gradient, or by the root "

@@ -13,6 +13,7 @@ from lancet_pipeline.linfac.damping import choose_damping
 from lancet_pipeline.linfac.factors import Factors, LinfacConfig
 from lancet_pipeline.linfac.fitting import fit_factors
 from lancet_pipeline.linfac.journal import Scores, score_dataset
+from lancet_pipeline.linfac.low_rank import query_each
 from lancet_pipeline.linfac.refinement import Refinement
 from lancet_pipeline.linfac.scores import (
     Query,
@@ -36,6 +37,7 @@ __all__ = [
     "find_units",
     "fit_factors",
     "gradient_norms",
+    "query_each",
     "query_gradient",
     "score_dataset",
     "score_sequences",

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from lancet_pipeline.config.study import FactorKind, LabelKind, LinfacSettings, UnitKind
@@ -34,7 +35,8 @@ class LinfacConfig:
     labels: `sampled` from the model (true Fisher, equal to Gauss-Newton here) or `true` (empirical Fisher).
     damping: rho; lambda = rho x the mean eigenvalue over all units, one lambda for all of them. Only what follows the fit
         depends on it: see `Factors.damped` and `damping.choose_damping`.
-    max_dim: a side wider than this, of inputs or of gradients, is sketched by a fixed random orthonormal projection.
+    max_dim: of a side wider than this, of inputs or of gradients, that many leading eigenvectors are kept, and all else has
+        one eigenvalue, their mean (`eigen`).
     seed: of sampled labels and of sketches.
     """
 
@@ -61,10 +63,10 @@ class LinfacConfig:
 
 @dataclass(frozen=True)
 class KroneckerFactor:
-    """G_hat = A (x) S of one unit, as eigenpairs: gradients [d_s, d_s], inputs [d_a, d_a], float32.
+    """G_hat = A (x) S of one unit, as eigenpairs: vectors [d_s, d_s] and [d_a, d_a], values [d_s] and [d_a], float32.
 
-    A sketched side has the sketch's width in place of d_s or d_a. `corrected` [d_s, d_a] stands in for the products of
-    eigenvalues where the factors were fitted with eigenvalue correction.
+    Of a side wider than `max_dim` = k the vectors are [d, k], and the values [1 + k] begin with that of their complement.
+    `corrected` stands in for the products of eigenvalues where the factors were fitted with eigenvalue correction.
     """
 
     gradient_values: torch.Tensor
@@ -74,8 +76,35 @@ class KroneckerFactor:
     corrected: torch.Tensor | None = None
 
     def eigenvalues(self) -> torch.Tensor:
-        """Curvature along each pair of eigenvectors, [d_s, d_a]."""
+        """Curvature along each pair of eigenvectors and complements, [(1 +) k_s, (1 +) k_a]."""
         return torch.outer(self.gradient_values, self.input_values) if self.corrected is None else self.corrected
+
+    def dimensions(self) -> torch.Tensor:
+        """Of the space that each of `eigenvalues` belongs to: 1, but for complements."""
+        sides = (self.gradient_values, self.gradient_vectors), (self.input_values, self.input_vectors)
+        gradient, inputs = (torch.ones_like(values) for values, _ in sides)
+        for ones, (_, vectors) in zip((gradient, inputs), sides, strict=True):
+            ones[0] += len(vectors) - len(ones)
+        return torch.outer(gradient, inputs)
+
+    @staticmethod
+    def parts(values: torch.Tensor, vectors: torch.Tensor) -> list[torch.Tensor]:
+        """Values [..., d] in the complement of vectors [d, k], where there is one, and rotated into them [..., k]."""
+        rotated = values.float() @ vectors
+        return [rotated] if vectors.shape[0] == vectors.shape[1] else [values.float() - rotated @ vectors.T, rotated]
+
+    def energies(self, inputs_bta: torch.Tensor, gradients_bts: torch.Tensor) -> torch.Tensor:
+        """Squared norm of what M_b = sum_t ds_bt a_bt^T has in the space of each of `eigenvalues`, [B, (1 +) k_s, (1 +) k_a]."""
+        block = self.to(inputs_bta.device)
+        rows = []
+        for left in (gradients := block.parts(gradients_bts, block.gradient_vectors)):
+            row = []
+            for right in (inputs := block.parts(inputs_bta, block.input_vectors)):
+                squares = (left.mT @ right).square_()
+                squares = squares if left is gradients[-1] else squares.sum(-2, keepdim=True)
+                row.append(squares if right is inputs[-1] else squares.sum(-1, keepdim=True))
+            rows.append(torch.cat(row, -1))
+        return torch.cat(rows, -2)
 
     def to(self, device: torch.device) -> "KroneckerFactor":
         return KroneckerFactor(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
@@ -95,8 +124,8 @@ class FactorHealth:
 class Factors:
     """Fitted factors of every unit, in the order of `units`.
 
-    model: fingerprint of the model they were fitted on. reliability: estimated correlation of scores with those that
-    unlimited sequences to fit on would give, at the damping they were fitted with; not a number for a single sequence.
+    model: fingerprint of the model they were fitted on. reliabilities: rho -> estimated correlation of scores with those that
+    unlimited sequences to fit on would give (`reliability`); empty where nothing was held out of the fit.
     """
 
     config: LinfacConfig
@@ -105,7 +134,17 @@ class Factors:
     mean_eigenvalue: float
     sequences: int
     model: str
-    reliability: float
+    reliabilities: dict[float, float]
+
+    @property
+    def reliability(self) -> float:
+        """At the present rho, between the values it was estimated at; not a number where it was not estimated."""
+        if not self.reliabilities:
+            return math.nan
+        known = sorted(self.reliabilities)
+        return float(
+            np.interp(math.log(self.config.damping), np.log(known), [self.reliabilities[rho] for rho in known])
+        )
 
     @property
     def damping_value(self) -> float:
@@ -133,45 +172,31 @@ class Factors:
         return replace(self, units=tuple(self.units[i] for i in indices), blocks=tuple(self.blocks[i] for i in indices))
 
     def precondition(self, index: int, gradient: torch.Tensor) -> torch.Tensor:
-        """(G_hat + lambda I)^-1 applied to modular gradients [G, d_s, d_a] of unit `index`, in its eigenbasis.
-
-        A sketched side comes back lifted to its full width, so that scoring never sees the sketch.
-        """
+        """(G_hat + lambda I)^-1 applied to modular gradients [G, d_s, d_a] of unit `index`, in its eigenbasis."""
         return self.precondition_each(index, gradient, [self.config.damping])[0]
 
     def precondition_each(self, index: int, gradient: torch.Tensor, dampings: Sequence[float]) -> list[torch.Tensor]:
         """The same under each of several values of rho, for one rotation into the eigenbasis."""
-        block, rotated = self.blocks[index].to(gradient.device), self._rotated(index, gradient)
-        gradient_sketch, input_sketch = self._sketches(gradient)
+        block = self.blocks[index].to(gradient.device)
+        lift, vectors = block.gradient_vectors, block.input_vectors
+        rows = lift.T @ gradient
+        rest = gradient - lift @ rows if lift.shape[0] > lift.shape[1] else None
+        rotated = rows @ vectors, None if rest is None else rest @ vectors
         found = []
         for rho in dampings:
-            damped = rotated / (block.eigenvalues() + self.damped(rho).damping_value)
-            solved = block.gradient_vectors @ damped @ block.input_vectors.T
-            if gradient_sketch is not None:
-                solved = gradient_sketch @ solved
-            found.append(solved if input_sketch is None else solved @ input_sketch.T)
+            weights = 1 / (block.eigenvalues() + self.damped(rho).damping_value)
+            of_rest, of_kept = weights.split([len(weights) - lift.shape[1], lift.shape[1]])
+            solved = lift @ _weighted(rows, rotated[0], of_kept, vectors)
+            if rest is not None and rotated[1] is not None:
+                solved += _weighted(rest, rotated[1], of_rest, vectors)
+            found.append(solved)
         return found
 
-    def squared_norm(self, index: int, gradient: torch.Tensor) -> torch.Tensor:
-        """M^T (G_hat + lambda I)^-1 M of modular gradients [B, d_s, d_a] of unit `index`: [B]."""
-        damped = self.blocks[index].eigenvalues().to(gradient.device) + self.damping_value
-        return (self._rotated(index, gradient).square_() / damped).flatten(1).sum(1)
-
-    def _rotated(self, index: int, gradient: torch.Tensor) -> torch.Tensor:
-        """Gradients [..., d_s, d_a] in the eigenbasis of unit `index`, after its sketches."""
-        block = self.blocks[index].to(gradient.device)
-        gradient_sketch, input_sketch = self._sketches(gradient)
-        if gradient_sketch is not None:
-            gradient = gradient_sketch.T @ gradient
-        if input_sketch is not None:
-            gradient = gradient @ input_sketch
-        return block.gradient_vectors.T @ gradient @ block.input_vectors
-
-    def _sketches(self, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Of the gradient side and the input side of gradients [..., d_s, d_a]."""
-        rows, columns = gradient.shape[-2:]
-        max_dim, seed, device = self.config.max_dim, self.config.seed, gradient.device
-        return _sketch(rows, max_dim, seed, device), _sketch(columns, max_dim, seed, device)
+    def squared_norm(self, index: int, inputs_bta: torch.Tensor, gradients_bts: torch.Tensor) -> torch.Tensor:
+        """M^T (G_hat + lambda I)^-1 M of the modular gradients of unit `index`, M_b = sum_t ds_bt a_bt^T: [B]."""
+        block = self.blocks[index].to(inputs_bta.device)
+        energies = block.energies(inputs_bta, gradients_bts)
+        return (energies / (block.eigenvalues() + self.damping_value)).flatten(1).sum(1)
 
     def health(self) -> "FactorHealth":
         """What the numeric checks look at."""
@@ -180,7 +205,7 @@ class Factors:
             finite = finite and all(bool(torch.isfinite(tensor).all()) for tensor in block.tensors().values())
             lowest = min(lowest, block.gradient_values.min().item(), block.input_values.min().item())
             for vectors in (block.gradient_vectors, block.input_vectors):
-                identity = torch.eye(len(vectors), device=vectors.device)
+                identity = torch.eye(vectors.shape[1], device=vectors.device)
                 error = max(error, (vectors.T @ vectors - identity).abs().max().item())
         return FactorHealth(finite, lowest, error)
 
@@ -208,7 +233,7 @@ class Factors:
             "mean_eigenvalue": repr(self.mean_eigenvalue),
             "sequences": str(self.sequences),
             "model": self.model,
-            "reliability": repr(self.reliability),
+            "reliabilities": json.dumps(list(self.reliabilities.items())),
             "sha256": _checksum(tensors),
         }
         save_file(tensors, folder / "factors.safetensors", metadata=header)
@@ -241,26 +266,17 @@ class Factors:
             float(header["mean_eigenvalue"]),
             int(header["sequences"]),
             header["model"],
-            float(header["reliability"]),
+            dict(json.loads(header["reliabilities"])),
         ).to(device)
 
 
-def sketched(values: torch.Tensor, config: LinfacConfig) -> torch.Tensor:
-    """Inputs or gradients [..., d] as float32, no wider than `max_dim`."""
-    sketch = _sketch(values.shape[-1], config.max_dim, config.seed, values.device)
-    return values.float() if sketch is None else values.float() @ sketch
-
-
-def _sketch(width: int, max_dim: int, seed: int, device: torch.device) -> torch.Tensor | None:
-    """Orthonormal [width, max_dim] projection, the same for all units of that width; None where not needed."""
-    return None if width <= max_dim else _projection(width, max_dim, seed, device)
-
-
-@lru_cache(maxsize=8)
-def _projection(width: int, max_dim: int, seed: int, device: torch.device) -> torch.Tensor:
-    digest = hashlib.sha256(f"{seed}:{width}:{max_dim}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    return torch.linalg.qr(torch.randn(width, max_dim, generator=generator)).Q.to(device)
+def _weighted(rows: torch.Tensor, rotated: torch.Tensor, weights: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    """Rows [..., r, d], `rotated` into eigenvectors [d, k], by weights [r, k] there; or [r, 1 + k], of which the first is that
+    of their complement."""
+    if vectors.shape[0] == vectors.shape[1]:
+        return (rotated * weights) @ vectors.T
+    rest = weights[:, :1]
+    return rows * rest + (rotated * (weights[:, 1:] - rest)) @ vectors.T
 
 
 def _checksum(tensors: dict[str, torch.Tensor]) -> str:

@@ -18,9 +18,12 @@ from lancet_pipeline.linfac.damping import DampingChoice, choose_damping
 from lancet_pipeline.linfac.factors import Factors, LinfacConfig
 from lancet_pipeline.linfac.fitting import fit_factors
 from lancet_pipeline.linfac.journal import Scores, score_dataset
+from lancet_pipeline.linfac.low_rank import EXACT_ELEMENTS, low_rank_elements, query_each
 from lancet_pipeline.linfac.placement import groups_at_once
 from lancet_pipeline.linfac.refinement import Refinement
+from lancet_pipeline.linfac.reliability import HELD_OUT
 from lancet_pipeline.linfac.scores import Query, SelfInfluencePass, floored, query_gradient
+from lancet_pipeline.linfac.units import gradient_elements
 from lancet_pipeline.models.base import load_study_model
 from lancet_pipeline.models.loading import fingerprint
 from lancet_pipeline.models.memory import Backoff
@@ -41,9 +44,10 @@ def fit_study_factors(
 ) -> Factors:
     """Factors from a random part of the training sequences: `linfac.factor_samples`, or an eighth of them."""
     budget = study.linfac.factor_samples or default_budget(len(sequences))
-    batches, _ = _batches(_sample(sequences, budget, study.seed), runtime.batch_tokens)
+    drawn = _sample(sequences, budget + HELD_OUT, study.seed)
+    (batches, _), (held_out, _) = (_batches(part, runtime.batch_tokens) for part in (drawn[:budget], drawn[budget:]))
     config = LinfacConfig.of(study.linfac, study.seed)
-    return fit_factors(model, batches, config, engine=runtime.engine(model), track=runtime.track)
+    return fit_factors(model, batches, config, held_out=held_out, engine=runtime.engine(model), track=runtime.track)
 
 
 def write_study_factors(
@@ -143,8 +147,16 @@ def influence(
     factors = factors.damped(damping)
     scored = partial(score_dataset, model, sequences, runtime=runtime, top_tokens=top_tokens)
 
+    elements = gradient_elements(model, factors.units)
+    thin = settings.query_groups == "query" and not settings.refinement and len(asked) * elements > EXACT_ELEMENTS
+    if thin:
+        size = max(1, size * elements // low_rank_elements(factors))
+
     def scored_part(part: dict[str, list[TokenSequence]]) -> tuple[Scores, Query]:
-        query = preconditioned_queries(model, factors, part, sequences, study, batch_tokens)
+        if thin:
+            query = query_each(model, [group[0] for group in part.values()], factors, batch_tokens)
+        else:
+            query = preconditioned_queries(model, factors, part, sequences, study, batch_tokens)
         return scored(query), query.pooled()  # and the part's matrices are let go
 
     grouped = _grouped(model, asked, queries, study, batch_tokens)

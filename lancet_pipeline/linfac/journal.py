@@ -216,7 +216,7 @@ def largest_shares(shares_bt: torch.Tensor, lengths: list[int], top_tokens: int)
 
 def _settings_key(query: Query, top_tokens: int) -> str:
     digest = hashlib.sha256(f"2:{query.model}:{query.units}:{query.weights}:{top_tokens}".encode())
-    for matrix in query.matrices:
+    for matrix in query.tensors():
         digest.update(matrix.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]
 

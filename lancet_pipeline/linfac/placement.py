@@ -40,6 +40,20 @@ def groups_at_once(
     return 2 ** (int(room // one).bit_length() - 1)
 
 
+def spread_layers(
+    sizes: Sequence[int], layers: int, budget: int, *, least: int = 1, most: int | None = None
+) -> list[int]:
+    """Indices of the units of as many layers as `budget` elements hold, within `least` and `most`, spread over the depth.
+
+    sizes: elements of each unit, layer by layer.
+    """
+    per_layer = max(1, len(sizes) // layers)
+    layers = len(sizes) // per_layer
+    count = min(max(least, budget * layers // sum(sizes)), layers, most or layers)
+    chosen = {(2 * number + 1) * layers // (2 * count) for number in range(count)}
+    return [index for index in range(len(sizes)) if index // per_layer in chosen]
+
+
 def settled(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """`tensors` where they are, or on the host where less than RESERVE of their device's memory is free."""
     return tuple(tensor.cpu() for tensor in tensors) if is_crowded(tensors[0].device) else tensors

@@ -12,15 +12,40 @@ from lancet_pipeline.data.batches import TokenBatch
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.linfac.factors import Factors
 from lancet_pipeline.linfac.refinement import Refinement, refine
-from lancet_pipeline.linfac.units import Unit, backward_pass, sum_over
+from lancet_pipeline.linfac.units import GRADIENT_ELEMENTS, Unit, backward_pass, row_chunks, squared_norms, sum_over
 from lancet_pipeline.models.loading import fingerprint
 from lancet_pipeline.models.memory import Backoff
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-GRADIENT_ELEMENTS = 2**24
-"""Per-sample gradients held at once, in float32 elements (64 MiB)."""
+
+@dataclass(frozen=True)
+class LowRank:
+    """G matrices left_g^T right_g [d_s, d_a], as left [G, r, d_s] and right [G, r, d_a] float32."""
+
+    left: torch.Tensor
+    right: torch.Tensor
+
+    @staticmethod
+    def joined(parts: "Sequence[LowRank]") -> "LowRank":
+        return LowRank(torch.cat([part.left for part in parts]), torch.cat([part.right for part in parts]))
+
+    def rows(self, chosen: torch.Tensor) -> "LowRank":
+        return LowRank(self.left[chosen.to(self.left.device)], self.right[chosen.to(self.right.device)])
+
+    def to(self, device: torch.device | str) -> "LowRank":
+        return LowRank(self.left.to(device), self.right.to(device))
+
+    def shares(self, inputs_bta: torch.Tensor, gradients_bts: torch.Tensor) -> torch.Tensor:
+        """ds_t^T V_g a_t of every token, [B, T, G], in r (d_s + d_a) products each."""
+        inputs, gradients = inputs_bta.float(), gradients_bts.float()
+        size = max(1, GRADIENT_ELEMENTS // (inputs.shape[0] * inputs.shape[1] * self.left.shape[1]))
+        found = []
+        for left, right in zip(self.left.split(size), self.right.split(size), strict=True):
+            products = (gradients @ left.flatten(0, 1).T).mul_(inputs @ right.flatten(0, 1).T)
+            found.append(products.unflatten(-1, left.shape[:2]).sum(-1))
+        return torch.cat(found, -1)
 
 
 @dataclass(frozen=True)
@@ -28,7 +53,8 @@ class Query:
     """Preconditioned query gradients: for each unit [G, d_s, d_a] float32, one matrix a group.
 
     `groups` is None for a single unnamed group; scores then have no group axis. `weights` is each group's share of all
-    queries, `model` the fingerprint of the model they belong to.
+    queries, `model` the fingerprint of the model they belong to. With `each`, the groups are thin matrices, `matrices`
+    [1, d_s, d_a] are of all queries as one batch, and `truncation` is the root of the share of squared norm that was lost.
     """
 
     groups: tuple[str, ...] | None
@@ -36,14 +62,28 @@ class Query:
     matrices: tuple[torch.Tensor, ...]
     weights: tuple[float, ...]
     model: str
+    each: tuple[LowRank, ...] | None = None
+    truncation: float = 0.0
 
     def to(self, device: torch.device | str) -> "Query":
-        return replace(self, matrices=tuple(matrix.to(device) for matrix in self.matrices))
+        each = None if self.each is None else tuple(thin.to(device) for thin in self.each)
+        return replace(self, matrices=tuple(matrix.to(device) for matrix in self.matrices), each=each)
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [*self.matrices, *(tensor for thin in self.each or () for tensor in (thin.left, thin.right))]
+
+    def by_group(self, index: int, inputs_bta: torch.Tensor, gradients_bts: torch.Tensor) -> torch.Tensor:
+        """<M_b, V_g> of unit `index` for every sequence and group, [B, G]."""
+        if self.each is not None:
+            return self.each[index].shares(inputs_bta, gradients_bts).sum(1)
+        return contract_groups(inputs_bta, gradients_bts, self.matrices[index])
 
     def pooled(self) -> "Query":
         """All queries as one batch: the mean of the groups by their number of queries."""
         if len(self.weights) == 1:
-            return replace(self, groups=None)
+            return replace(self, groups=None, each=None)
+        if self.each is not None:
+            return replace(self, groups=None, each=None, weights=(1.0,))
         weights = torch.tensor(self.weights, device=self.matrices[0].device)
         return replace(
             self,
@@ -110,10 +150,14 @@ def score_sequences(model: "PreTrainedModel", batches: Iterable[TokenBatch], que
 def score_tokens(model: "PreTrainedModel", batch: TokenBatch, query: Query) -> torch.Tensor:
     """Each token's share of its sequence's influence: [B, T], or [B, T, groups] float32; shares add up to the score."""
     total = _Sum()
-    matrices = dict(zip(query.units, query.matrices, strict=True))
-    backward_pass(
-        model, batch, query.units, lambda unit, inputs, gradients: total.add(_shares(inputs, gradients, matrices[unit]))
-    )
+    places = {unit: index for index, unit in enumerate(query.units)}
+
+    def contract(unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
+        index = places[unit]
+        thin = None if query.each is None else query.each[index].shares(inputs, gradients)
+        total.add(_shares(inputs, gradients, query.matrices[index]) if thin is None else thin)
+
+    backward_pass(model, batch, query.units, contract)
     return total.value[..., 0] if query.groups is None else total.value
 
 
@@ -154,7 +198,7 @@ def score_batch(model: "PreTrainedModel", batch: TokenBatch, query: Query) -> Ba
         norms.add(squared_norms(inputs, gradients))
         shares.add(_shares(inputs, gradients, pooled.matrices[index]))
         if len(query.weights) > 1:
-            scores.add(contract_groups(inputs, gradients, query.matrices[index]))
+            scores.add(query.by_group(index, inputs, gradients))
 
     backward_pass(model, batch, query.units, contract)
     by_token = shares.value[..., 0]
@@ -177,8 +221,7 @@ def gradient_norms(model: "PreTrainedModel", batches: Iterable[TokenBatch], unit
 def self_influence(model: "PreTrainedModel", batches: Iterable[TokenBatch], factors: Factors) -> torch.Tensor:
     """Influence of every sequence on itself, grad^T (G_hat + lambda I)^-1 grad: [N] float32, never negative.
 
-    Forms each sample's gradient, unit by unit, and rotates it into the eigenbasis: on a large model several times the
-    cost of scoring.
+    Rotates each token into the eigenbasis and forms the sample's gradient there, unit by unit.
 
     Raises:
         InputError: factors of another model.
@@ -203,8 +246,8 @@ class SelfInfluencePass:
 
             def add(unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
                 norms = [
-                    factors.squared_norm(places[unit], gradients[rows].float().mT @ inputs[rows].float())
-                    for rows in _row_chunks(inputs, gradients)
+                    factors.squared_norm(places[unit], inputs[rows], gradients[rows])
+                    for rows in row_chunks(inputs, gradients)
                 ]
                 total.add(torch.cat(norms))
 
@@ -240,19 +283,9 @@ def contract_groups(inputs_bta: torch.Tensor, gradients_bts: torch.Tensor, matri
     return torch.cat(
         [
             (gradients_bts[rows].float().mT @ inputs_bta[rows].float()).flatten(1) @ flat
-            for rows in _row_chunks(inputs_bta, gradients_bts)
+            for rows in row_chunks(inputs_bta, gradients_bts)
         ]
     )
-
-
-def squared_norms(inputs_bta: torch.Tensor, gradients_bts: torch.Tensor) -> torch.Tensor:
-    """||M_b||^2 of every sequence, [B]: from inner products of tokens, or from M_b itself where it is smaller."""
-    inputs, gradients = inputs_bta.float(), gradients_bts.float()
-    length, width_a, width_s = inputs.shape[1], inputs.shape[2], gradients.shape[2]
-    if length * (width_a + width_s) <= width_a * width_s:
-        return ((inputs @ inputs.mT) * (gradients @ gradients.mT)).sum((1, 2)).clamp_min(0)
-    chunks = _row_chunks(inputs, gradients)
-    return torch.cat([(gradients[rows].mT @ inputs[rows]).square().sum((1, 2)) for rows in chunks])
 
 
 def floored(norms: np.ndarray) -> np.ndarray:
@@ -282,12 +315,12 @@ def mean_gradient(
 
 def _group_scores(model: "PreTrainedModel", batch: TokenBatch, query: Query) -> torch.Tensor:
     total = _Sum()
-    matrices = dict(zip(query.units, query.matrices, strict=True))
+    places = {unit: index for index, unit in enumerate(query.units)}
     backward_pass(
         model,
         batch,
         query.units,
-        lambda unit, inputs, gradients: total.add(contract_groups(inputs, gradients, matrices[unit])),
+        lambda unit, inputs, gradients: total.add(query.by_group(places[unit], inputs, gradients)),
     )
     return total.value
 
@@ -297,12 +330,6 @@ def _shares(inputs_bta: torch.Tensor, gradients_bts: torch.Tensor, matrices_gsa:
     every matrix once a sequence."""
     inputs, gradients = inputs_bta.float(), gradients_bts.float()
     return torch.stack([((inputs @ matrix.T) * gradients).sum(-1) for matrix in matrices_gsa], -1)
-
-
-def _row_chunks(inputs_bta: torch.Tensor, gradients_bts: torch.Tensor) -> list[slice]:
-    """Slices of the batch whose per-sample gradients fit into GRADIENT_ELEMENTS."""
-    size = max(1, GRADIENT_ELEMENTS // (inputs_bta.shape[-1] * gradients_bts.shape[-1]))
-    return [slice(start, start + size) for start in range(0, len(inputs_bta), size)]
 
 
 class _Sum:

@@ -1,7 +1,7 @@
 """The sums over data that factors are made of: passes that any engine can run."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -10,14 +10,16 @@ import pyarrow as pa
 import torch
 
 from lancet_pipeline.data.batches import TokenBatch
-from lancet_pipeline.linfac.factors import KroneckerFactor, LinfacConfig, sketched
+from lancet_pipeline.linfac.eigen import Side, probe_matrix
+from lancet_pipeline.linfac.factors import KroneckerFactor, LinfacConfig
 from lancet_pipeline.linfac.placement import settled
-from lancet_pipeline.linfac.units import Labels, Unit, sum_over
+from lancet_pipeline.linfac.units import Labels, Unit, squared_norms, sum_over
 from lancet_pipeline.models.memory import Backoff
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Products = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 MOST_PIECES = 16
 """Sums of a whole model are large, and as many are under way at once."""
 
@@ -27,20 +29,20 @@ class UnitSums:
     """Sums of outer products of one unit, kept apart for every other sequence: two halves, whose disagreement tells how far
     the sample sufficed.
 
-    unit: its index. products: for each half the sums [d_s, d_s] and [d_a, d_a], or None before its first sequence.
-    sequences, tokens: of each half.
+    unit: its index. products: for each half the sums [d_s, d_s] and [d_a, d_a], of a wide side their products with its probe
+    matrix, and the traces of both [2]; or None before its first sequence. sequences, tokens: of each half.
     """
 
     unit: int
-    products: list[tuple[torch.Tensor, torch.Tensor] | None] = field(default_factory=lambda: [None, None])
+    products: list[Products | None] = field(default_factory=lambda: [None, None])
     sequences: list[int] = field(default_factory=lambda: [0, 0])
     tokens: list[int] = field(default_factory=lambda: [0, 0])
 
-    def add(self, half: int, products: tuple[torch.Tensor, torch.Tensor], sequences: int, tokens: int) -> None:
+    def add(self, half: int, products: Products, sequences: int, tokens: int) -> None:
         held = self.products[half]
         if held is None:
-            gradients, inputs = settled(*products)
-            self.products[half] = gradients, inputs
+            gradients, inputs, traces = settled(*products)
+            self.products[half] = gradients, inputs, traces
         else:
             for total, part in zip(held, products, strict=True):
                 total.add_(part.to(total.device))
@@ -54,17 +56,20 @@ class UnitSums:
             if products is not None:
                 self.add((half + first) % 2, products, later.sequences[half], later.tokens[half])
 
-    def factors(self, config: LinfacConfig, half: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def factors(self, config: LinfacConfig, half: int | None = None) -> tuple[Side, Side]:
         """S and A of all sequences or of one half of them."""
         halves = [half] if half is not None else [0, 1]
         parts = [products for h in halves if (products := self.products[h]) is not None]
         sequences, tokens = (sum(counts[h] for h in halves) for counts in (self.sequences, self.tokens))
-        (first, second), *others = parts
-        for gradient, inputs in others:  # each may be on the device or the host
-            first, second = first + gradient.to(first.device), second + inputs.to(second.device)
-        gradient_factor = first / sequences
-        scale = sequences * gradient_factor.trace().item() if config.factors == "sequence" else tokens
-        return gradient_factor, second / max(scale, torch.finfo(torch.float32).tiny)
+        (gradients, inputs, traces), *others = parts
+        for part in others:  # each may be on the device or the host
+            gradients, inputs, traces = (
+                one + other.to(one.device) for one, other in zip((gradients, inputs, traces), part, strict=True)
+            )
+        of_gradients, of_inputs = traces.tolist()
+        scale = of_gradients if config.factors == "sequence" else tokens
+        scale = max(scale, torch.finfo(torch.float32).tiny)
+        return Side(gradients / sequences, of_gradients / sequences), Side(inputs / scale, of_inputs / scale)
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ class OuterProducts:
             def add(
                 part: slice, unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor, batch=batch, seen=seen
             ) -> None:
-                inputs, gradients = (sketched(values, self.config) for values in (inputs, gradients))
+                inputs, gradients = inputs.float(), gradients.float()
                 attention = batch.attention_mask[part].bool()
                 halves = [slice(half, None, 2) for half in range(min(2, len(attention)))]
                 products = [self._products(inputs[rows], gradients[rows], attention[rows]) for rows in halves]
@@ -96,20 +101,37 @@ class OuterProducts:
             seen += len(batch)
         yield from sums.values()
 
-    def _products(
-        self, inputs_bta: torch.Tensor, gradients_bts: torch.Tensor, attended_bt: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _products(self, inputs_bta: torch.Tensor, gradients_bts: torch.Tensor, attended_bt: torch.Tensor) -> Products:
+        of_gradients, of_inputs = (self._probe(values) for values in (gradients_bts, inputs_bta))
         if self.config.factors == "sequence":
-            return sequence_outer_products(inputs_bta, gradients_bts)
-        return token_outer_product(gradients_bts.flatten(0, 1)), token_outer_product(inputs_bta[attended_bt])
+            products = sequence_outer_products(inputs_bta, gradients_bts, of_inputs, of_gradients)
+            whole = [matrix for matrix in products if matrix.shape[0] == matrix.shape[1]]
+            trace = whole[0].trace() if whole else squared_norms(inputs_bta, gradients_bts).sum()
+            return *products, trace.repeat(2)
+        gradients, inputs = gradients_bts.flatten(0, 1), inputs_bta[attended_bt]
+        products = token_outer_product(gradients, of_gradients), token_outer_product(inputs, of_inputs)
+        return *products, torch.stack([gradients.square().sum(), inputs.square().sum()])
+
+    def _probe(self, values: torch.Tensor) -> torch.Tensor | None:
+        return probe_matrix(values.shape[-1], self.config.max_dim, self.config.seed, values.device)
 
     def to_table(self, part: UnitSums) -> pa.Table:
         halves = [
-            {"sequences": n, "tokens": t, "products": None if p is None else [_bytes(matrix) for matrix in p]}
+            {
+                "sequences": n,
+                "tokens": t,
+                "widths": None if p is None else [matrix.shape[-1] for matrix in p],
+                "products": None if p is None else [_bytes(matrix) for matrix in p],
+            }
             for n, t, p in zip(part.sequences, part.tokens, part.products, strict=True)
         ]
         half = pa.struct(
-            [("sequences", pa.int64()), ("tokens", pa.int64()), ("products", pa.large_list(pa.large_binary()))]
+            [
+                ("sequences", pa.int64()),
+                ("tokens", pa.int64()),
+                ("widths", pa.list_(pa.int64())),
+                ("products", pa.large_list(pa.large_binary())),
+            ]
         )
         return pa.table({"unit": [part.unit], "halves": pa.array([halves], pa.large_list(half))})
 
@@ -118,15 +140,18 @@ class OuterProducts:
             found = UnitSums(row["unit"])
             for half, part in enumerate(row["halves"]):
                 if part["products"] is not None:
-                    gradient, inputs = (_matrix(content) for content in part["products"])
-                    found.add(half, (gradient, inputs), part["sequences"], part["tokens"])
+                    gradient, inputs, traces = (
+                        _matrix(content, (-1, width))
+                        for content, width in zip(part["products"], part["widths"], strict=True)
+                    )
+                    found.add(half, (gradient, inputs, traces[0]), part["sequences"], part["tokens"])
             yield found
 
 
 @dataclass(frozen=True)
 class SquaredProjections:
-    """The pass that sums the squared modular gradients [d_s, d_a] along each pair of a block's eigenvectors, for each
-    unit by its index."""
+    """The pass that sums the squared modular gradients in the space of each of a block's eigenvalues, for each unit by its
+    index."""
 
     units: tuple[Unit, ...]
     blocks: tuple[KroneckerFactor, ...]
@@ -139,9 +164,7 @@ class SquaredProjections:
 
         def add(_part: slice, unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
             block, total = self.blocks[places[unit]], squares[places[unit]]
-            rotated_inputs = sketched(inputs, self.config) @ block.input_vectors.to(inputs.device)
-            rotated_gradients = sketched(gradients, self.config) @ block.gradient_vectors.to(inputs.device)
-            total += (rotated_gradients.mT @ rotated_inputs).square_().sum(0).to(total.device)
+            total += block.energies(inputs, gradients).sum(0).to(total.device)
 
         backoff = Backoff()
         for batch in batches:
@@ -154,7 +177,7 @@ class SquaredProjections:
 
     def from_table(self, table: pa.Table) -> Iterator[tuple[int, torch.Tensor]]:
         for row in table.to_pylist():
-            yield row["unit"], _matrix(row["squares"], like=self.blocks[row["unit"]].eigenvalues())
+            yield row["unit"], _matrix(row["squares"], self.blocks[row["unit"]].eigenvalues().shape)
 
 
 def label_choice(config: LinfacConfig) -> Labels | None:
@@ -164,29 +187,42 @@ def label_choice(config: LinfacConfig) -> Labels | None:
     return lambda logits, batch, rows: sample_labels(logits, batch, config.seed, rows)
 
 
-def token_outer_product(vectors_nd: torch.Tensor) -> torch.Tensor:
-    """sum_n v_n v_n^T, [d, d]."""
-    return vectors_nd.T @ vectors_nd
+def token_outer_product(vectors_nd: torch.Tensor, probe_dk: torch.Tensor | None = None) -> torch.Tensor:
+    """sum_n v_n v_n^T, [d, d]; times the probe matrix where there is one, [d, k]."""
+    return vectors_nd.T @ (vectors_nd if probe_dk is None else vectors_nd @ probe_dk)
 
 
-def sequence_outer_products(inputs_bta: torch.Tensor, gradients_bts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """sum_b M_b M_b^T [d_s, d_s] and sum_b M_b^T M_b [d_a, d_a], with M_b = sum_t ds_bt a_bt^T.
+def sequence_outer_products(
+    inputs_bta: torch.Tensor,
+    gradients_bts: torch.Tensor,
+    input_probe: torch.Tensor | None = None,
+    gradient_probe: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """sum_b M_b M_b^T [d_s, d_s] and sum_b M_b^T M_b [d_a, d_a], with M_b = sum_t ds_bt a_bt^T; each times its probe matrix where
+    there is one, [d, k].
 
     M^T M = a^T (ds ds^T) a needs no M; the cheaper of the two contractions is taken from the shapes.
     """
     _, length, width_a = inputs_bta.shape
     width_s = gradients_bts.shape[-1]
-    direct = length * width_s * width_a + width_s**2 * width_a + width_s * width_a**2
-    through_tokens = 2 * length**2 * (width_a + width_s) + length * (width_a**2 + width_s**2)
+    kept_a, kept_s = (
+        width if probe is None else probe.shape[1]
+        for width, probe in ((width_a, input_probe), (width_s, gradient_probe))
+    )
+    direct = length * width_s * width_a + width_s * width_a * (kept_s + kept_a)
+    through_tokens = 2 * length**2 * (width_a + width_s) + length * (width_a * kept_a + width_s * kept_s)
     if direct <= through_tokens:
         modular_bsa = gradients_bts.mT @ inputs_bta
         stacked_rows = modular_bsa.transpose(0, 1).flatten(1)
-        stacked_columns = modular_bsa.flatten(0, 1)
-        return stacked_rows @ stacked_rows.T, stacked_columns.T @ stacked_columns
+        return token_outer_product(stacked_rows.T, gradient_probe), token_outer_product(
+            modular_bsa.flatten(0, 1), input_probe
+        )
     token_gradients_btu = gradients_bts @ gradients_bts.mT
     token_inputs_btu = inputs_bta @ inputs_bta.mT
-    gradient_outer = gradients_bts.flatten(0, 1).T @ (token_inputs_btu @ gradients_bts).flatten(0, 1)
-    input_outer = inputs_bta.flatten(0, 1).T @ (token_gradients_btu @ inputs_bta).flatten(0, 1)
+    gradients_btk = gradients_bts if gradient_probe is None else gradients_bts @ gradient_probe
+    inputs_btk = inputs_bta if input_probe is None else inputs_bta @ input_probe
+    gradient_outer = gradients_bts.flatten(0, 1).T @ (token_inputs_btu @ gradients_btk).flatten(0, 1)
+    input_outer = inputs_bta.flatten(0, 1).T @ (token_gradients_btu @ inputs_btk).flatten(0, 1)
     return gradient_outer, input_outer
 
 
@@ -211,6 +247,5 @@ def _bytes(matrix: torch.Tensor) -> bytes:
     return matrix.float().cpu().contiguous().numpy().tobytes()
 
 
-def _matrix(content: bytes, like: torch.Tensor | None = None) -> torch.Tensor:
-    values = torch.from_numpy(np.frombuffer(content, np.float32).copy())
-    return values.view(like.shape) if like is not None else values.view(round(len(values) ** 0.5), -1)
+def _matrix(content: bytes, shape: Sequence[int]) -> torch.Tensor:
+    return torch.from_numpy(np.frombuffer(content, np.float32).copy()).view(*shape)

@@ -29,6 +29,10 @@ class Unit:
     output_module: str
 
 
+GRADIENT_ELEMENTS = 2**24
+"""Per-sample gradients held at once, in float32 elements (64 MiB)."""
+
+
 Consume = Callable[[Unit, torch.Tensor, torch.Tensor], None]
 Labels = Callable[[torch.Tensor, TokenBatch, slice], torch.Tensor]
 
@@ -169,6 +173,22 @@ def sum_over(
             summed[rows] = [before | done] * (rows.stop - rows.start)
 
     backoff.run(work, len(batch), batch.input_ids.shape[1], batch.name)
+
+
+def squared_norms(inputs_bta: torch.Tensor, gradients_bts: torch.Tensor) -> torch.Tensor:
+    """||M_b||^2 of every sequence, [B]: from inner products of tokens, or from M_b itself where it is smaller."""
+    inputs, gradients = inputs_bta.float(), gradients_bts.float()
+    length, width_a, width_s = inputs.shape[1], inputs.shape[2], gradients.shape[2]
+    if length * (width_a + width_s) <= width_a * width_s:
+        return ((inputs @ inputs.mT) * (gradients @ gradients.mT)).sum((1, 2)).clamp_min(0)
+    chunks = row_chunks(inputs, gradients)
+    return torch.cat([(gradients[rows].mT @ inputs[rows]).square().sum((1, 2)) for rows in chunks])
+
+
+def row_chunks(inputs_bta: torch.Tensor, gradients_bts: torch.Tensor) -> list[slice]:
+    """Slices of the batch whose per-sample gradients fit into GRADIENT_ELEMENTS."""
+    size = max(1, GRADIENT_ELEMENTS // (inputs_bta.shape[-1] * gradients_bts.shape[-1]))
+    return [slice(start, start + size) for start in range(0, len(inputs_bta), size)]
 
 
 def _check(model: "PreTrainedModel", batch: TokenBatch) -> None:

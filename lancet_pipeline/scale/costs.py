@@ -16,7 +16,7 @@ from lancet_pipeline.scale.workload import Workload
 SELECTED = 0.2
 """Share of the samples on the driving and countering side together, at most; the Pareto rule rarely takes more."""
 EIGH = 41.0
-"""Operations of a symmetric eigendecomposition, and of rotations for the reliability, over the cube of the side."""
+"""Operations of a symmetric eigendecomposition, and of those of halves for the reliability, over the cube of the side."""
 GUARD_PROMPT, GUARD_TOKENS = 200, 16
 """Tokens of a guard's own instructions, and of its verdict."""
 ROW_BYTES, TOKEN_BYTES, LIBRARIES = 2500, 12, 9e8
@@ -59,7 +59,8 @@ class Costs:
         self.factor_samples = min(data.samples, linfac.factor_samples or default_budget(data.samples))
         self.units = model.units(linfac.units)
         self.sides = [(min(s, linfac.max_dim), min(a, linfac.max_dim)) for s, a in self.units]
-        self.factor_bytes = 4.0 * model.layers * sum(s**2 + a**2 for s, a in self.sides)
+        widths = zip(self.units, self.sides, strict=True)  # vectors are as long as a side is wide
+        self.factor_bytes = 4.0 * model.layers * sum(s * kept_s + a * kept_a for (s, a), (kept_s, kept_a) in widths)
         self.gradient = model.layers * sum(s * a for s, a in self.units)
         self.rotation = model.layers * sum(4.0 * s * a * (s + a) for s, a in self.sides)
         ranks = model.layers * sum(s + a for s, a in model.units("linear"))

@@ -1,8 +1,12 @@
 """Automatic damping: the scores of held-out queries it rests on, and that it looks at no label."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from linfac.small import batch, llama, split
 
 from lancet_pipeline.errors import InputError
@@ -13,7 +17,7 @@ from lancet_pipeline.linfac import (
     query_gradient,
     score_sequences,
 )
-from lancet_pipeline.linfac.damping import CANDIDATES, FOLDS, _affordable_units
+from lancet_pipeline.linfac.damping import CANDIDATES, FOLDS, _chosen
 
 
 def test_areas_are_those_of_queries_really_left_out():
@@ -30,14 +34,45 @@ def test_areas_are_those_of_queries_really_left_out():
             among = score_sequences(model, [unlabelled], query)
             above += [(score > among).double().mean() for score in own]
         assert area == pytest.approx(float(np.mean(above)), abs=1e-6)
-    assert choice.areas[choice.damping] == max(choice.areas.values())
+    assert choice.damping in choice.tied
+    assert max(choice.areas, key=choice.areas.__getitem__) in choice.tied
 
 
-def test_a_large_model_gives_every_other_layer(monkeypatch):
-    factors = fit_factors(llama(), [batch()], LinfacConfig())
-    assert _affordable_units(factors, len(CANDIDATES), 2) == [0, 1, 2, 3]
-    monkeypatch.setattr("lancet_pipeline.linfac.damping.ELEMENTS", 8 * (16 * 16 + 16 * 24))
-    assert _affordable_units(factors, len(CANDIDATES), 2) == [2, 3]
+def test_a_model_too_large_for_all_candidates_at_once_is_scored_in_parts(monkeypatch):
+    model, unlabelled, queries = llama(), [batch(rows=12, seed=1)], [batch(rows=7, seed=2)]
+    factors = fit_factors(model, [batch(rows=16, seed=3)], LinfacConfig())
+    whole = choose_damping(model, queries, unlabelled, factors)
+    monkeypatch.setattr("lancet_pipeline.linfac.damping.ELEMENTS", 3 * FOLDS * 2 * (16 * 16 + 16 * 24))
+    parts = choose_damping(model, queries, iter(unlabelled), factors)
+    assert parts.areas == pytest.approx(whole.areas)
+    assert parts.damping == whole.damping
+
+
+def test_queries_that_do_not_tell_dampings_apart_leave_the_middle_one():
+    choice = _chosen(CANDIDATES, np.ones((8, len(CANDIDATES))))
+    assert (choice.damping, choice.tied) == (0.1, CANDIDATES)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    best=st.integers(0, 7),
+    slope=st.floats(0.02, 0.1),
+    noise=st.floats(0, 0.02),
+    shift=st.floats(0, 0.3),
+    seed=st.integers(0, 99),
+)
+def test_ties_are_of_queries_in_pairs_and_go_towards_the_middle(best, slope, noise, shift, seed):
+    """Queries differ much among themselves (`shift`), which counts for nothing; what counts is how candidates differ on each."""
+    draw = np.random.default_rng(seed)
+    placements = (
+        0.6 - slope * np.abs(np.arange(8) - best) + draw.normal(0, noise, (12, 8)) + draw.normal(0, shift, (12, 1))
+    )
+    choice = _chosen(CANDIDATES, placements)
+    assert choice == replace(_chosen(CANDIDATES, placements + draw.normal(0, 1, (12, 1))), areas=choice.areas)
+    highest = max(choice.areas, key=choice.areas.__getitem__)
+    assert abs(np.log(choice.damping / 0.1)) <= abs(np.log(highest / 0.1)) + 1e-9
+    if noise < slope / 10:
+        assert choice.tied == (CANDIDATES[best],)
 
 
 def test_one_query_is_not_enough():

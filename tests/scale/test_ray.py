@@ -150,7 +150,6 @@ def test_factors_are_those_of_one_process(engine, model, factors):
     """Nine batches of seven sequences in as many pieces: every other piece starts with the other half."""
     found = fit_factors(model, BATCHES, factors.config, engine=engine)
     assert found.sequences == factors.sequences
-    assert found.reliability == pytest.approx(factors.reliability, rel=0.05)
     for there, here in zip(found.blocks, factors.blocks, strict=True):
         torch.testing.assert_close(there.eigenvalues(), here.eigenvalues(), rtol=1e-3, atol=1e-5)
 
