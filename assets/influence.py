@@ -3,6 +3,8 @@
 import json
 import time
 
+import numpy as np
+
 from lancet_pipeline import plots
 from lancet_pipeline.assets.stage import stage_asset
 from lancet_pipeline.assets.stage_run import Check, Outcome, StageRun
@@ -85,7 +87,8 @@ def influence_scores(run: StageRun) -> Outcome:
     model, tokenizer = run.model("base_model")
     samples, sequences = load_prepared(run.input("prepared_data"))
     factors = Factors.load(run.input("linfac_factors"), run.runtime.device)
-    queries = read_rows(run.input("undesirable_outputs") / "queries.parquet")
+    outputs = run.input("undesirable_outputs")
+    queries, controls = read_rows(outputs / "queries.parquet"), read_rows(outputs / "controls.parquet")
     factors_hash = sha256(run.input("linfac_factors") / "factors.safetensors")
     started = time.monotonic()
     found = influence(
@@ -96,6 +99,7 @@ def influence_scores(run: StageRun) -> Outcome:
         queries,
         run.study,
         run.runtime,
+        controls=controls,
         damping=_known_damping(run, factors_hash),
     )
     seconds = time.monotonic() - started
@@ -116,10 +120,13 @@ def influence_scores(run: StageRun) -> Outcome:
             "samples": len(sequences),
             "reused": found.raw.reused,
             "queries": len(queries),
+            "controls": len(controls),
+            "clusters": len(set(found.clusters)),
             "damping": found.damping,
+            "typical_norm": float(np.median(found.raw.norms)),
             "scoring_seconds": seconds,
             **({} if reliability is None else {"reliability": reliability}),
-            **({"truncation": found.query.truncation} if found.query.truncation else {}),
+            **({"truncation": found.truncation} if found.truncation else {}),
             **quality,
         },
         plots=precision_recall,
@@ -128,6 +135,10 @@ def influence_scores(run: StageRun) -> Outcome:
             .slice(0, 10)
             .drop_columns(["tokens", "groups"])
             .to_pylist(),
+            "clusters": [
+                {"cluster": cluster, "prompt": row["prompt"], "response": row["response"]}
+                for cluster, row in sorted(zip(found.clusters, queries, strict=True), key=lambda pair: pair[0])
+            ],
             **({"damping": found.choice.rows()} if found.choice else {}),
         },
         checks=[
@@ -180,6 +191,7 @@ def output_traces(run: StageRun) -> Outcome:
         run.study,
         run.runtime,
         damping=scores["metrics"]["damping"],
+        typical_norm=scores["metrics"]["typical_norm"],
     )
     seconds = time.monotonic() - started
     write_traces(outputs, found, run.out)

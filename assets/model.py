@@ -8,8 +8,9 @@ from lancet_pipeline import plots
 from lancet_pipeline.assets.stage import stage_asset
 from lancet_pipeline.assets.stage_run import Check, Outcome, StageRun
 from lancet_pipeline.data.expectations import generation_expectations, meets
+from lancet_pipeline.data.schema import kind
 from lancet_pipeline.evaluation.judges import study_judge
-from lancet_pipeline.evaluation.queries import gather, kind, write_rows
+from lancet_pipeline.evaluation.queries import gather, write_rows
 from lancet_pipeline.models.base import kept_base_model, write_base_model, write_reference_models
 
 FINITE = {"parameters_are_finite": "No parameter is infinite or not a number."}

@@ -112,8 +112,14 @@ def _with_absolute_paths(settings: S, folder: Path) -> S:
         elif isinstance(value, str) and (
             name in ("path", "words") or (name in ("checkpoint", "model") and value.startswith((".", "/", "~")))
         ):
-            changes[name] = os.path.normpath(folder / Path(value).expanduser())
+            changes[name] = _absolute(value, folder)
+        elif name == "apart_from":
+            changes[name] = tuple(_absolute(path, folder) for path in value)
     return settings.model_copy(update=changes)
+
+
+def _absolute(path: str, folder: Path) -> str:
+    return os.path.normpath(folder / Path(path).expanduser())
 
 
 def _explain(root: type[BaseModel], place: str, problem: Any) -> str:

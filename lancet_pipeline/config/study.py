@@ -52,6 +52,9 @@ class DataSource(Origin):
     rows: tuple[int, int] | None = Field(
         default=None, description="Half-open range of rows in the order of sample_id, for disjoint parts of one file."
     )
+    apart_from: tuple[str, ...] = Field(
+        default=(), description="Files or folders: rows whose prompt stands there too, or nearly, are left out."
+    )
     overlength: Literal["error", "truncate", "drop"] = Field(
         default="error", description="What happens to a row that is longer than data.max_length."
     )
@@ -180,13 +183,13 @@ class LinfacSettings(Settings):
     )
     normalisation: Literal["none", "length", "gradient_norm", "self_influence"] = Field(
         default="gradient_norm",
-        description="Divide a score by the number of response tokens, by the norm of the sample's gradient, or by the root "
-        "of its self-influence.",
+        description="Divide a score by the number of response tokens, by the norm of the sample's gradient (with an eighth of "
+        "the median norm added, in squares), or by the root of its self-influence.",
     )
     query_groups: Literal["none", "category", "cluster", "query"] = Field(
-        default="none", description="Further scores, one for each group of queries."
+        default="none",
+        description="Further scores, one for each group of queries. cluster: queries that compete, as other wordings do, apart.",
     )
-    query_clusters: Count = Field(default=4, description="Clusters of queries, where they are grouped so.")
     refinement: RefinementSettings | None = Field(
         default=None, description="Steps towards the exact Gauss-Newton solution; none where absent."
     )
@@ -196,6 +199,17 @@ class LinfacSettings(Settings):
         if self.refinement is not None and self.units == "sublayer_input":
             raise ValueError("refinement needs units with weights; use sublayer_output or linear")
         return self
+
+
+class InfluenceSettings(Settings):
+    """Which method says how much a training sample has to do with the queries (`lancet_pipeline.attribution`)."""
+
+    method: Literal[
+        "linfac", "gradient_dot", "gradient_cosine", "bm25", "tf_idf", "embeddings", "repsim", "probe", "random"
+    ] = "linfac"
+    embedding_model: str = Field(
+        default="sentence-transformers/all-MiniLM-L6-v2", description="embeddings: directory or hub name."
+    )
 
 
 class ParetoSettings(Settings):
@@ -386,6 +400,7 @@ class Study(Settings):
     data: DataSettings
     model: ModelSettings
     queries: QuerySettings = QuerySettings()
+    influence: InfluenceSettings = InfluenceSettings()
     linfac: LinfacSettings = LinfacSettings()
     pareto: ParetoSettings = ParetoSettings()
     correction: CorrectionSettings = CorrectionSettings()

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lancet_pipeline.config.study import DataSource, Origin
+from lancet_pipeline.data.duplicates import nearly_among
 from lancet_pipeline.data.expected_answers import EXPECTED
 from lancet_pipeline.data.presets import apply_preset
 from lancet_pipeline.data.schema import to_samples
@@ -45,6 +46,14 @@ def read_samples(source: DataSource, *, responses: bool = False, required: Seque
         tables[describe(one)] = _samples(one, place, responses, required)
     table = _joined(tables, repeats_dropped=source.preset != "plain")
     table = table if responses else _distinct_prompts(table, place)
+    if source.apart_from:
+        others = [
+            row["prompt"] for path in source.apart_from for row in read_samples(DataSource(path=path)).to_pylist()
+        ]
+        kept = ~nearly_among(table["prompt"].to_pylist(), others)
+        if not kept.any():
+            raise InputError(f"{place}: every prompt stands in {', '.join(source.apart_from)} too; give others")
+        table = table.filter(pa.array(kept))
     if source.rows is None:
         return table
     start, stop = source.rows

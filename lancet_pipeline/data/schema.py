@@ -32,6 +32,11 @@ def sample_id(prompt: str, response: str | None) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def kind(row: Mapping[str, Any]) -> str:
+    """What a prompt is grouped by: its category, or its source where it has none."""
+    return row.get("category") or row.get("source") or "uncategorised"
+
+
 def to_samples(
     rows: Iterable[Mapping[str, Any]],
     place: str,

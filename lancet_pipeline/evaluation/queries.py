@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lancet_pipeline.config.study import Study
+from lancet_pipeline.data.schema import kind
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.evaluation.judges import Judge
 from lancet_pipeline.evaluation.reports import answers
@@ -63,11 +64,6 @@ def representative(rows: Rows, maximum: int, seed: int) -> Rows:
         members = np.flatnonzero([other == name for other in kinds])
         turns[members] = generator.permutation(len(members)) + generator.random()  # which kind goes first is drawn too
     return [rows[i] for i in sorted(np.argsort(turns, kind="stable")[:maximum])]
-
-
-def kind(row: Mapping[str, Any]) -> str:
-    """What a query is grouped by: its category, or its source where it has none."""
-    return row.get("category") or row.get("source") or "uncategorised"
 
 
 def write_rows(rows: Rows, path: Path) -> None:

@@ -1,6 +1,6 @@
 """LinFAC on the data of a study: which sequences it uses, in which batches, and the table it writes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 
 from lancet_pipeline.config.study import Study
 from lancet_pipeline.data.batches import TokenBatch, TokenSequence, bucketed, collate
+from lancet_pipeline.data.schema import kind
 from lancet_pipeline.data.tokenization import load_prepared, tokenize
 from lancet_pipeline.files import take_over
+from lancet_pipeline.linfac.contrast import competing, equal_weights, less_controls, relations
 from lancet_pipeline.linfac.damping import DampingChoice, choose_damping
 from lancet_pipeline.linfac.factors import Factors, LinfacConfig
 from lancet_pipeline.linfac.fitting import fit_factors
@@ -26,7 +28,6 @@ from lancet_pipeline.linfac.scores import Query, SelfInfluencePass, floored, que
 from lancet_pipeline.linfac.units import gradient_elements
 from lancet_pipeline.models.base import load_study_model
 from lancet_pipeline.models.loading import fingerprint
-from lancet_pipeline.models.memory import Backoff
 from lancet_pipeline.models.reuse import Drift, may_stay, record_seen
 from lancet_pipeline.models.runtime import Runtime
 
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SMALLEST_BUDGET, LARGEST_UNLABELLED = 32, 256
+
+NORM_FLOOR = 1 / 8
+"""Of the median norm: what is added to norms, in squares, before scores are divided by them. A sample that the model has long learnt
+has a small gradient whose direction tells little."""
 
 
 def fit_study_factors(
@@ -96,9 +101,9 @@ def query_sequences(
 class Influence:
     """Scores of a study's training sequences on its queries, as the study normalises them.
 
-    score: [N] float64, on all queries as one batch. groups: name -> [N] float64, for each group of queries, empty where
-    the study asks for none. raw: the scores and token shares before they are normalised; `scale` [N] is what they
-    were divided by. query: all queries as one batch.
+    score: [N] float64, on all queries, less what their controls share with them. groups: name -> [N] float64, for each group
+    of queries, empty where the study asks for none. raw: the scores and token shares before they are normalised; `scale`
+    [N] is what they were divided by. query: of the clusters, less controls. clusters: of each query, which stand apart where they compete (`contrast.competing`).
     """
 
     score: np.ndarray
@@ -106,8 +111,10 @@ class Influence:
     raw: Scores
     scale: np.ndarray
     query: Query
+    clusters: list[str]
     damping: float
     choice: DampingChoice | None
+    truncation: float = 0.0
 
 
 def influence(
@@ -119,23 +126,26 @@ def influence(
     study: Study,
     runtime: Runtime = Runtime(),
     *,
+    controls: Sequence[Mapping[str, Any]] = (),
     damping: float | None = None,
     top_tokens: int = 8,
 ) -> Influence:
     """Influence of every training sequence on `queries` (rows with sample_id, prompt, response).
 
     Args:
+        controls: harmless outputs to compare the queries with, where there are any.
         damping: in place of the study's.
 
-    Groups whose matrices do not fit into memory at once take a pass each time as many as fit, and a last one for all
-    queries as one batch.
+    Costs one pass over the sequences. Groups that the study asks for besides take another one, or several where their matrices
+    do not fit into memory at once.
 
     Raises:
         InputError: the matrices of a single group do not fit into memory, before anything is computed.
     """
     settings, batch_tokens = study.linfac, runtime.batch_tokens
     size = fitting_groups(model, factors, study, f"linfac.query_groups: {settings.query_groups}")
-    asked = query_sequences(tokenizer, queries, study.data.max_length)
+    asked = _numbered(query_sequences(tokenizer, queries, study.data.max_length), "query")
+    against = _numbered(query_sequences(tokenizer, controls, study.data.max_length), "control") if controls else []
     choice = None
     if damping is None:
         damping = settings.damping if settings.damping != "auto" else None
@@ -145,40 +155,66 @@ def influence(
         choice = choose_damping(model, held_out, runtime.track(batches, count, "choosing the damping"), factors)
         damping = choice.damping
     factors = factors.damped(damping)
+    related = relations(model, [*asked, *against], factors, batch_tokens)
+    weights = dict(zip([s.sample_id for s in (*asked, *against)], equal_weights(related).tolist(), strict=True))
+    labels = competing(related[: len(asked), : len(asked)])
+    if labels.max() + 1 + bool(against) > size:
+        labels[:] = 0
+    clusters = [f"cluster {label + 1}" for label in labels]
+    groups = {name: [s for s, of in zip(asked, clusters, strict=True) if of == name] for name in sorted(set(clusters))}
+    parts = groups | ({"controls": against} if against else {})
+    query = preconditioned_queries(model, factors, parts, sequences, study, batch_tokens, weights)
     scored = partial(score_dataset, model, sequences, runtime=runtime, top_tokens=top_tokens)
+    query = less_controls(query, len(groups), len(against))
+    raw = scored(query)
+    scale = score_scale(model, sequences, raw, factors, study, runtime)
+    found = Influence(raw.pooled / scale, {}, raw, scale, query, clusters, damping, choice)
+    if settings.query_groups == "none":
+        return found
+    if settings.query_groups == "cluster":
+        return replace(found, groups={name: raw.by_group[:, k] / scale for k, name in enumerate(groups)})
+    names = [row["sample_id"] if settings.query_groups == "query" else kind(row) for row in queries]
+    return _with_groups(found, names, model, asked, sequences, factors, study, size, scored, batch_tokens)
 
+
+def _with_groups(
+    found: Influence,
+    names: list[str],
+    model: "PreTrainedModel",
+    asked: list[TokenSequence],
+    sequences: Sequence[TokenSequence],
+    factors: Factors,
+    study: Study,
+    size: int,
+    scored: Callable[[Query], Scores],
+    batch_tokens: int,
+) -> Influence:
+    """Scores on the queries of each name by themselves, uncontrasted: as many at once as fit."""
+    grouped: dict[str, list[TokenSequence]] = {}
+    for name, sequence in zip(names, asked, strict=True):
+        grouped.setdefault(name, []).append(sequence)
     elements = gradient_elements(model, factors.units)
-    thin = settings.query_groups == "query" and not settings.refinement and len(asked) * elements > EXACT_ELEMENTS
-    if thin:
-        size = max(1, size * elements // low_rank_elements(factors))
-
-    def scored_part(part: dict[str, list[TokenSequence]]) -> tuple[Scores, Query]:
+    thin = (
+        study.linfac.query_groups == "query" and not study.linfac.refinement and len(asked) * elements > EXACT_ELEMENTS
+    )
+    size = max(1, size * elements // low_rank_elements(factors)) if thin else size
+    ordered, truncation = sorted(grouped), 0.0
+    columns: dict[str, np.ndarray] = {}
+    for start in range(0, len(ordered), size):
+        part = {name: grouped[name] for name in ordered[start : start + size]}
         if thin:
             query = query_each(model, [group[0] for group in part.values()], factors, batch_tokens)
+            truncation = max(truncation, query.truncation)
         else:
             query = preconditioned_queries(model, factors, part, sequences, study, batch_tokens)
-        return scored(query), query.pooled()  # and the part's matrices are let go
+        by_group = scored(query).by_group.astype(np.float64)
+        columns |= {name: by_group[:, k] / found.scale for k, name in enumerate(part)}
+    return replace(found, groups=columns, truncation=truncation)
 
-    grouped = _grouped(model, asked, queries, study, batch_tokens)
-    names = list(grouped)
-    parts = [{name: grouped[name] for name in names[start : start + size]} for start in range(0, len(names), size)]
-    raw, query = scored_part(parts[0])
-    if len(parts) > 1:
-        columns, seen = [raw.by_group], sum(map(len, parts[0].values()))
-        for part in parts[1:]:
-            raw, mean = scored_part(part)
-            count = sum(map(len, part.values()))
-            seen += count
-            query = query.mixed(mean, count / seen)
-            columns.append(raw.by_group)
-        raw = replace(scored(query), by_group=np.concatenate(columns, 1))
-    scale = score_scale(model, sequences, raw, factors, study, runtime)
-    groups = {
-        name: raw.by_group[:, column].astype(np.float64) / scale
-        for column, name in enumerate(names)
-        if settings.query_groups != "none"
-    }
-    return Influence(raw.pooled / scale, groups, raw, scale, query, damping, choice)
+
+def _numbered(sequences: Sequence[TokenSequence], role: str) -> list[TokenSequence]:
+    """Named by their place: a query and a control may have one prompt, and so one `sample_id`."""
+    return [replace(sequence, sample_id=f"{role} {number}") for number, sequence in enumerate(sequences, start=1)]
 
 
 def influence_table(
@@ -248,6 +284,7 @@ def preconditioned_queries(
     sequences: Sequence[TokenSequence],
     study: Study,
     batch_tokens: int,
+    weights: Mapping[str, float] | None = None,
 ) -> Query:
     """Preconditioned queries, refined on a random part of the training `sequences` where the study says so."""
     settings, refinement = study.linfac.refinement, None
@@ -255,60 +292,7 @@ def preconditioned_queries(
         used, _ = _batches(_sample(sequences, settings.samples, study.seed + 1), batch_tokens)
         refinement = Refinement(used, settings.steps)
     batches = {name: _batches(group, batch_tokens)[0] for name, group in groups.items()}
-    return query_gradient(model, batches, factors, refinement=refinement)
-
-
-def _grouped(
-    model: "PreTrainedModel",
-    asked: list[TokenSequence],
-    queries: Sequence[Mapping[str, Any]],
-    study: Study,
-    batch_tokens: int,
-) -> dict[str, list[TokenSequence]]:
-    """The queries by category (source, where they have none), by cluster or one by one, or all of them as one batch."""
-    by = study.linfac.query_groups
-    if by == "none":
-        return {"": asked}
-    if by == "query":
-        names = [sequence.sample_id for sequence in asked]
-    elif by == "category":
-        kinds = {row["sample_id"]: row.get("category") or row.get("source") or "uncategorised" for row in queries}
-        names = [kinds[sequence.sample_id] for sequence in asked]
-    else:
-        names = _clusters(model, asked, study, batch_tokens)
-    groups: dict[str, list[TokenSequence]] = {}
-    for name, sequence in zip(names, asked, strict=True):
-        groups.setdefault(name, []).append(sequence)
-    return dict(sorted(groups.items()))
-
-
-def _clusters(model: "PreTrainedModel", asked: list[TokenSequence], study: Study, batch_tokens: int) -> list[str]:
-    """k-means over the mean hidden state of each query's response in the last layer."""
-    import torch
-    from sklearn.cluster import KMeans
-
-    states = np.empty((len(asked), model.config.hidden_size), dtype=np.float32)
-
-    def mean_states(chosen: Sequence[TokenSequence]) -> np.ndarray:
-        batch = collate(chosen).to(model.device)
-        hidden = model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            position_ids=batch.position_ids,
-            output_hidden_states=True,
-            use_cache=False,
-        ).hidden_states[-1]
-        mask = batch.loss_mask[..., None]
-        return ((hidden * mask).sum(1) / mask.sum(1)).float().cpu().numpy()
-
-    backoff = Backoff()
-    with torch.no_grad():
-        for group in bucketed(asked, batch_tokens):
-            states[group] = np.concatenate(backoff.over(mean_states, [asked[i] for i in group]))
-    count = min(study.linfac.query_clusters, len(asked))
-    starts: Any = 4  # declared as text, since "auto" is allowed
-    labels = KMeans(count, random_state=study.seed, n_init=starts).fit_predict(states)
-    return [f"cluster {label + 1}" for label in labels]
+    return query_gradient(model, batches, factors, refinement=refinement, weights=weights)
 
 
 def score_scale(
@@ -318,10 +302,13 @@ def score_scale(
     factors: Factors,
     study: Study,
     runtime: Runtime,
+    typical_norm: float | None = None,
 ) -> np.ndarray:
-    """What each score is divided by, [N] float64."""
+    """What each score is divided by, [N] float64. typical_norm: of gradients of all training sequences; where absent, the
+    median of these."""
     if study.linfac.normalisation == "gradient_norm":
-        return floored(raw.norms).astype(np.float64)
+        typical = float(np.median(raw.norms)) if typical_norm is None else typical_norm
+        return floored(np.hypot(raw.norms.astype(np.float64), NORM_FLOOR * typical))
     if study.linfac.normalisation == "length":
         return np.array([len(s) - max(s.response_start, 1) for s in sequences], dtype=np.float64)
     if study.linfac.normalisation == "self_influence":

@@ -37,7 +37,8 @@ COLUMNS = ("by_group", "pooled", "norms", "positions", "shares")
 class Scores:
     """Influence of N sequences, in their order.
 
-    by_group: [N, G] float32, one column a query group. pooled: [N] float64, on all queries as one batch.
+    by_group: [N, G] float32, one column a query group. pooled: [N] float64, on all queries as one batch, or as of
+    `scores.combination` where groups compete.
     norms: [N] float32, of their gradients over all units. positions, shares: [N, K] int32 and float32, the tokens with the
     largest share of the pooled score, largest first; position -1 where a sequence has fewer than K. reused: how many
     needed no scoring, since the journal or an equal sequence has theirs.
@@ -215,7 +216,7 @@ def largest_shares(shares_bt: torch.Tensor, lengths: list[int], top_tokens: int)
 
 
 def _settings_key(query: Query, top_tokens: int) -> str:
-    digest = hashlib.sha256(f"2:{query.model}:{query.units}:{query.weights}:{top_tokens}".encode())
+    digest = hashlib.sha256(f"3:{query.model}:{query.units}:{query.weights}:{query.competing}:{top_tokens}".encode())
     for matrix in query.tensors():
         digest.update(matrix.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]

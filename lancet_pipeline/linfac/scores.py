@@ -19,6 +19,8 @@ from lancet_pipeline.models.memory import Backoff
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+COMPETING = 0.5
+
 
 @dataclass(frozen=True)
 class LowRank:
@@ -55,6 +57,7 @@ class Query:
     `groups` is None for a single unnamed group; scores then have no group axis. `weights` is each group's share of all
     queries, `model` the fingerprint of the model they belong to. With `each`, the groups are thin matrices, `matrices`
     [1, d_s, d_a] are of all queries as one batch, and `truncation` is the root of the share of squared norm that was lost.
+    `competing` groups give one score as of `combination`, in place of that of their mean.
     """
 
     groups: tuple[str, ...] | None
@@ -64,6 +67,7 @@ class Query:
     model: str
     each: tuple[LowRank, ...] | None = None
     truncation: float = 0.0
+    competing: bool = False
 
     def to(self, device: torch.device | str) -> "Query":
         each = None if self.each is None else tuple(thin.to(device) for thin in self.each)
@@ -104,11 +108,13 @@ def query_gradient(
     factors: Factors,
     *,
     refinement: Refinement | None = None,
+    weights: Mapping[str, float] | None = None,
 ) -> Query:
     """Mean modular gradient of each group of queries times the damped inverse (docs/method.md, Queries).
 
     Args:
         query_batches: the queries, or a mapping from group name to its queries.
+        weights: of queries by name, in the mean; 1 where absent.
         refinement: takes LinFAC's solution nearer to the exact one.
 
     Raises:
@@ -119,7 +125,7 @@ def query_gradient(
     named = cast(Mapping[str, Iterable[TokenBatch]], query_batches if grouped else {"": query_batches})
     gradients, counts = [], []
     for name, batches in named.items():
-        gradient, count = mean_gradient(model, batches, factors.units, name)
+        gradient, count = mean_gradient(model, batches, factors.units, name, weights)
         gradients.append(gradient)
         counts.append(count)
     # Unit by unit, and what has been used is let go: the matrices are held once.
@@ -177,10 +183,26 @@ def score_row_tokens(model: "PreTrainedModel", batch: TokenBatch, query: Query, 
     return total.value
 
 
+def combination(by_group_bg: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
+    """By how much each of several competing groups enters the one score of a sequence: [B, G].
+
+    Half of the score is that of all queries, half that of the group which the sequence drives most, where it drives one; or of
+    the group which it counters most. It counters only where it drives no group by COMPETING of what it counters another;
+    where it does, and does not drive queries on the whole, all are 0: the sequence only shifts weight between groups.
+    """
+    shares = torch.tensor(weights, dtype=by_group_bg.dtype, device=by_group_bg.device)
+    pooled = by_group_bg @ shares
+    (top, highest), (bottom, lowest) = by_group_bg.max(1), by_group_bg.min(1)
+    driving = (pooled + top > 0) & (top >= -COMPETING * bottom)
+    countering = ~driving & (pooled + bottom < 0) & (top <= -COMPETING * bottom)
+    strongest = torch.nn.functional.one_hot(torch.where(driving, highest, lowest), len(weights))
+    return (shares + strongest) / 2 * (driving | countering)[:, None]
+
+
 @dataclass(frozen=True)
 class BatchScores:
     """by_group: [B, G]. squared_norms: [B], of each sequence's gradient over all units. shares: [B, T], of each token in
-    the pooled score."""
+    the score on all queries."""
 
     by_group: torch.Tensor
     squared_norms: torch.Tensor
@@ -191,19 +213,22 @@ def score_batch(model: "PreTrainedModel", batch: TokenBatch, query: Query) -> Ba
     """All that one pass over a batch tells of its influence on the query."""
     scores, shares, norms = _Sum(), _Sum(), _Sum()
     places = {unit: index for index, unit in enumerate(query.units)}
-    pooled = query.pooled()
+    shared = query if query.competing else query.pooled()
+    by_groups = len(query.weights) > 1 and not query.competing
 
     def contract(unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
         index = places[unit]
         norms.add(squared_norms(inputs, gradients))
-        shares.add(_shares(inputs, gradients, pooled.matrices[index]))
-        if len(query.weights) > 1:
+        shares.add(_shares(inputs, gradients, shared.matrices[index]))
+        if by_groups:
             scores.add(query.by_group(index, inputs, gradients))
 
     backward_pass(model, batch, query.units, contract)
-    by_token = shares.value[..., 0]
-    by_group = scores.value if len(query.weights) > 1 else by_token.sum(1, keepdim=True)
-    return BatchScores(by_group, norms.value, by_token)
+    by_group = scores.value if by_groups else shares.value.sum(1)
+    if query.competing:
+        combined = (shares.value * combination(by_group, query.weights)[:, None]).sum(2)
+        return BatchScores(by_group, norms.value, combined)
+    return BatchScores(by_group, norms.value, shares.value[..., 0])
 
 
 def gradient_norms(model: "PreTrainedModel", batches: Iterable[TokenBatch], units: Sequence[Unit]) -> torch.Tensor:
@@ -294,13 +319,21 @@ def floored(norms: np.ndarray) -> np.ndarray:
 
 
 def mean_gradient(
-    model: "PreTrainedModel", batches: Iterable[TokenBatch], units: tuple[Unit, ...], group: str
+    model: "PreTrainedModel",
+    batches: Iterable[TokenBatch],
+    units: tuple[Unit, ...],
+    group: str,
+    weights: Mapping[str, float] | None = None,
 ) -> tuple[list[torch.Tensor], int]:
-    """Modular gradient of each unit [d_s, d_a], averaged over the sequences of `batches`; and their number."""
+    """Modular gradient of each unit [d_s, d_a], averaged over the sequences of `batches`, each times its weight; and their
+    number."""
     sums: dict[Unit, torch.Tensor] = {}
     count = 0
 
-    def accumulate(_part: slice, unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
+    def accumulate(part: slice, unit: Unit, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
+        if weights is not None:
+            of_rows = torch.tensor([weights[name] for name in batch.names[part]], device=gradients.device)
+            gradients = gradients.float() * of_rows[:, None, None]
         gradient = gradients.float().flatten(0, 1).T @ inputs.float().flatten(0, 1)
         sums[unit] = sums[unit] + gradient if unit in sums else gradient
 

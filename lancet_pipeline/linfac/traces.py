@@ -39,6 +39,7 @@ def trace_outputs(
     runtime: Runtime = Runtime(),
     *,
     damping: float,
+    typical_norm: float | None = None,
 ) -> list[list[dict[str, Any]]]:
     """The selected training samples that drive or counter each output most, that output alone being the query.
 
@@ -51,6 +52,7 @@ def trace_outputs(
         roles: sample_id -> role; only those in KEPT are scored.
         outputs: rows with sample_id, prompt, response, finished.
         damping: of the run.
+        typical_norm: of the gradients of all training sequences; of the selected ones where absent.
 
     Returns:
         For each output, `{sample_id, role, score, tokens [{position, token, share}]}`: of the driving samples those with
@@ -77,7 +79,7 @@ def trace_outputs(
         query = preconditioned_queries(model, damped, groups, sequences, study, runtime.batch_tokens)
         raw = score_dataset(model, chosen, query, runtime, top_tokens=1)
         if scale is None:
-            scale = score_scale(model, chosen, raw, damped, study, runtime)
+            scale = score_scale(model, chosen, raw, damped, study, runtime, typical_norm)
         kept = [(column, i) for column in range(len(groups)) for i in _strongest(raw.by_group[:, column] / scale, role)]
         strongest, columns = [chosen[i] for _, i in kept], [column for column, _ in kept]
         tokens = _tokens(model, tokenizer, strongest, query, columns, runtime.batch_tokens)

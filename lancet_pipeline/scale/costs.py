@@ -52,7 +52,7 @@ class Costs:
         self.weights = model.parameters * (2.0 if study.model.dtype == "bfloat16" else 4.0)
         self.recomputed = model.parameters >= LARGE_MODEL if again == "auto" else again
         self.queries = min(study.queries.maximum, data.probes)
-        by = {"none": 1, "query": self.queries, "cluster": linfac.query_clusters, "category": 14}
+        by = {"none": 2, "query": self.queries, "cluster": 2, "category": 14}
         self.groups = by[linfac.query_groups]
         traced = study.governance.traced_outputs
         self.traced = self.queries + min(traced, data.harmful) + min(traced, data.ood)

@@ -1,0 +1,71 @@
+"""What every attribution method is given, and what it gives back."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from lancet_pipeline.config.study import Study
+from lancet_pipeline.data.batches import TokenSequence
+from lancet_pipeline.errors import InputError
+from lancet_pipeline.linfac.factors import Factors
+from lancet_pipeline.linfac.influence import query_sequences
+from lancet_pipeline.models.runtime import Runtime
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """The training samples of a model, and its own outputs that they are asked about.
+
+    samples, sequences: N training samples, in one order. asked: the outputs (rows with sample_id, prompt, response), of which
+    the first `queries` are harmful and the rest their controls. factors: of the model, damped, for methods that need them.
+    """
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    samples: pa.Table
+    sequences: Sequence[TokenSequence]
+    asked: Sequence[Row]
+    queries: int
+    study: Study
+    runtime: Runtime = Runtime()
+    factors: Factors | None = None
+
+    @property
+    def fitted(self) -> Factors:
+        """The factors. Raises InputError where there are none."""
+        if self.factors is None:
+            raise InputError("attribution: this method needs factors of the model; give them")
+        return self.factors
+
+    @cached_property
+    def documents(self) -> list[str]:
+        """Prompt and response of each training sample as one text."""
+        return [_text(row) for row in self.samples.select(["prompt", "response"]).to_pylist()]
+
+    @cached_property
+    def asked_texts(self) -> list[str]:
+        return [_text(row) for row in self.asked]
+
+    @cached_property
+    def asked_sequences(self) -> list[TokenSequence]:
+        """Each output as tokens, numbered by its place: two prompts may have one answer."""
+        rows = [{**row, "sample_id": str(number)} for number, row in enumerate(self.asked)]
+        return query_sequences(self.tokenizer, rows, self.study.data.max_length)
+
+
+Method = Callable[[Case], np.ndarray]
+"""Similarity of each training sample to each output, or its influence on it: [N, len(asked)] float64; or one score for all
+queries, [N]."""
+
+
+def _text(row: Row) -> str:
+    return f"{row['prompt']}\n{row['response']}"
