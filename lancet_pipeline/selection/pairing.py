@@ -1,7 +1,7 @@
 """Pairs of a countering and a driving sample. They need not share a prompt."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -36,12 +36,9 @@ def pair(
     else:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        vectorizer = TfidfVectorizer().fit(prompts)
-        similarity = (
-            vectorizer.transform([prompts[i] for i in positive])
-            @ vectorizer.transform([prompts[i] for i in negative]).T
-        )
-        closest = negative[np.asarray(similarity.toarray()).argmax(1)]
+        vectors: Any = TfidfVectorizer().fit_transform(prompts)  # sparse rows of length 1
+        similarity = vectors[positive] @ vectors[negative].T
+        closest = negative[similarity.toarray().argmax(1)]
         preferred, dispreferred = np.resize(closest, count), np.resize(positive, count)
     influence = scores[dispreferred] - scores[preferred]
     weights = influence / influence.mean() if influence.any() else np.ones(len(influence))
