@@ -12,7 +12,7 @@ from lancet_pipeline.correction.losses import GENERATORS, METHODS, Method, Pairs
 from lancet_pipeline.correction.precision import trainable
 from lancet_pipeline.correction.reference import Reference
 from lancet_pipeline.correction.task_vector import negate
-from lancet_pipeline.data.batches import TokenSequence, collate
+from lancet_pipeline.data.batches import TokenSequence, collate, shuffled_passes
 from lancet_pipeline.errors import InputError, LancetError
 from lancet_pipeline.models import distributed
 from lancet_pipeline.models.checkpoints import CHECKPOINT_SECONDS, Checkpoint, CheckpointFile, training_key
@@ -126,8 +126,10 @@ class _Work:
         self.best: dict[str, torch.Tensor] = {}
         self.best_step, self.ended = 0, ""
         self._watched, self._batch_tokens = watched, batch_tokens
-        self._pairs = [pairs[i] for i in _schedule(len(pairs), settings.steps * settings.pairs_per_step, generator)]
-        order = _schedule(len(retained), settings.steps * settings.retain_per_step, generator)
+        self._pairs = [
+            pairs[i] for i in shuffled_passes(len(pairs), settings.steps * settings.pairs_per_step, generator)
+        ]
+        order = shuffled_passes(len(retained), settings.steps * settings.retain_per_step, generator)
         self._retained = [retained[i] for i in order]
         keep_logits = self.method.retain == "divergence" and settings.mu
         self._reference = Reference(
@@ -268,11 +270,6 @@ def hold_apart(
         tokens = settings.retain_tokens
         retained = [replace(s, input_ids=s.input_ids[: max(s.response_start, 1) + tokens]) for s in retained]
     return retained, watched, generator
-
-
-def _schedule(items: int, count: int, generator: np.random.Generator) -> list[int]:
-    """`count` indices in shuffled passes over all items."""
-    return [int(i) for _ in range(-(-count // items)) for i in generator.permutation(items)][:count]
 
 
 def _bytes(pairs: Sequence[RankedPair], neutral: Sequence[TokenSequence]) -> Iterator[bytes]:

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from lancet_pipeline.config.environment import Signing
 from lancet_pipeline.data.expected_answers import EXPECTED
 from lancet_pipeline.errors import InputError
+from lancet_pipeline.evaluation.traced_outputs import TOKEN, TRACES
 from lancet_pipeline.files import hash_files, sha256, whole_or_absent
 from lancet_pipeline.governance.bom import bill_of_materials
 from lancet_pipeline.governance.data_docs import render_data_docs
@@ -42,8 +43,6 @@ def _columns(kind: pa.DataType, *names: str) -> list[tuple[str, pa.DataType]]:
 
 
 _TEXT, _NUMBER, _FLAG = pa.string(), pa.float64(), pa.bool_()
-_TOKENS = pa.list_(pa.struct([("position", pa.int32()), ("token", _TEXT), ("share", _NUMBER)]))
-_INFLUENTIAL = pa.struct([*_columns(_TEXT, "sample_id", "role"), ("score", _NUMBER), ("tokens", _TOKENS)])
 _ANSWER = _columns(_TEXT, "sample_id", "prompt", "response", "verdict")
 _TABLES = {
     "samples": [
@@ -52,7 +51,7 @@ _TABLES = {
         *_columns(_TEXT, "source", "category"),
         ("is_safe", _FLAG),
         *_columns(_TEXT, "prompt", "response"),
-        ("tokens", _TOKENS),
+        ("tokens", pa.list_(TOKEN)),
     ],
     "queries": _ANSWER,
     "pairs": [
@@ -65,12 +64,7 @@ _TABLES = {
         *_columns(_FLAG, "harmful", "refusing"),
         *_columns(pa.list_(_TEXT), *EXPECTED),
     ],
-    "traces": [
-        ("report", _TEXT),
-        *_ANSWER,
-        *_columns(_TEXT, "corrected_response", "corrected_verdict"),
-        ("samples", pa.list_(_INFLUENTIAL)),
-    ],
+    "traces": list(TRACES),
 }
 
 

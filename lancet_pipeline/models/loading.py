@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from lancet_pipeline.config.study import Architecture
 
+LoadedModel = tuple["PreTrainedModel", "PreTrainedTokenizerBase"]
+
 
 def find_checkpoint(checkpoint: str, model_directories: Sequence[Path]) -> str:
     """A local directory for `checkpoint` where there is one (its path, or its last part below `model_directories`);
