@@ -78,11 +78,10 @@ def correct(
         LancetError: a diverging loss, or a budget that is broken at the first look already.
     """
     _require_pairs(pairs)
-    retained, watched, generator = hold_apart(neutral, settings, seed)
     key = training_key(model, settings, seed, _bytes(pairs, neutral))
     file = CheckpointFile(runtime.checkpoint, key, checkpoint_seconds)
     with trainable(model, settings.lora, seed), activation_checkpointing(model, runtime.activation_checkpointing):
-        work = _Work(model, pairs, retained, watched, settings, generator, runtime.batch_tokens)
+        work = _Work(model, pairs, neutral, settings, seed, runtime.batch_tokens)
         if (found := file.load()) is not None:
             work.restore(found)
         try:
@@ -113,19 +112,18 @@ class _Work:
         self,
         model: "PreTrainedModel",
         pairs: Sequence[RankedPair],
-        retained: Sequence[TokenSequence],
-        watched: Sequence[TokenSequence],
+        neutral: Sequence[TokenSequence],
         settings: CorrectionSettings,
-        generator: np.random.Generator,
+        seed: int,
         batch_tokens: int,
     ) -> None:
-        self.model, self.settings = model, settings
+        self.model, self.settings, self._batch_tokens = model, settings, batch_tokens
+        retained, self._watched, generator = hold_apart(neutral, settings, seed)
         self.method: Method = METHODS[settings.method]
         self.optimiser = Optimiser(model, steps=settings.steps, weight_decay=0.0, **optimiser_settings(settings))
         self.curve: list[dict[str, float]] = []
         self.best: dict[str, torch.Tensor] = {}
         self.best_step, self.ended = 0, ""
-        self._watched, self._batch_tokens = watched, batch_tokens
         self._pairs = [
             pairs[i] for i in shuffled_passes(len(pairs), settings.steps * settings.pairs_per_step, generator)
         ]
@@ -138,7 +136,7 @@ class _Work:
             [s for step in range(settings.steps) for s in self._own_retained(step)[0]] if keep_logits else [],
             batch_tokens,
         )
-        self._initial_perplexity = perplexity(model, watched, batch_tokens)
+        self._initial_perplexity = perplexity(model, self._watched, batch_tokens)
         keep_start = settings.gamma > 0 or settings.method == "task_vector"
         self.start = {name: p.detach().clone() for name, p in self._trained()} if keep_start else {}
         self._parts: list[tuple[float, float, float]] = []  # since the last look

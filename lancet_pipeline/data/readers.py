@@ -157,16 +157,14 @@ def _state(of: os.stat_result) -> tuple[int, int, int]:
 
 def _json_lines(path: Path, content: bytes) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(io.BytesIO(content), start=1):
+        if not line.strip():
+            continue
         try:
-            text = line.decode()
+            row = json.loads(line.decode())
         except UnicodeDecodeError as error:
             raise InputError(
                 f"{path}: row {number}: byte {error.start + 1} is not UTF-8; save the file as UTF-8"
             ) from None
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
         except json.JSONDecodeError as error:
             cut = "" if line.endswith(b"\n") else "; the file ends inside this row: write it whole"
             raise InputError(f"{path}: row {number}: not JSON ({error.msg}, column {error.colno}){cut}") from None

@@ -222,7 +222,7 @@ def answers(
         seed=seed,
         runtime=runtime,
     )
-    verdicts = judge.verdicts(asked, [answer.text for answer in generated], runtime.track, prompts)
+    decisions = judge.decisions(asked, [answer.text for answer in generated], runtime.track, prompts)
     return [
         {
             "model": name,
@@ -238,7 +238,7 @@ def answers(
             "refusing": verdict in judge.refusing,
             **{column: row[column] for column in EXPECTED if column in row},
         }
-        for row, prompt, answer, verdict in zip(prompts, asked, generated, verdicts, strict=True)
+        for row, prompt, answer, (verdict, _) in zip(prompts, asked, generated, decisions, strict=True)
     ]
 
 

@@ -14,15 +14,14 @@ from elsewhere, or gives the key to `lancet verify`.
 """
 
 import json
-import math
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic_core import to_jsonable_python
 
 from lancet_pipeline.config.environment import Signing
 from lancet_pipeline.data.expected_answers import EXPECTED
@@ -153,7 +152,8 @@ def _manifest(evidence: Evidence, signing: Signing) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    _write_text(path, json.dumps(_finite(value), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+    finite = to_jsonable_python(value, inf_nan_mode="null")
+    _write_text(path, json.dumps(finite, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -163,11 +163,3 @@ def _write_text(path: Path, text: str) -> None:
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

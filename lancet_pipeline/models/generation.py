@@ -111,16 +111,13 @@ class GumbelNoise:
 
     def __init__(self, prompts: Sequence[str], temperature: float, seed: int) -> None:
         self.temperature = temperature
-        self.generators = [torch.Generator().manual_seed(_prompt_seed(prompt, seed)) for prompt in prompts]
+        digests = [hashlib.sha256(f"{seed}\x1f{prompt}".encode()).digest() for prompt in prompts]
+        self.generators = [torch.Generator().manual_seed(int.from_bytes(digest[:7])) for digest in digests]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Noisy logits [B, vocab] float32 from those that predict the next token, [B, vocab]."""
         waits = [torch.empty(scores.shape[1]).exponential_(generator=generator) for generator in self.generators]
         return scores.float() / self.temperature - torch.stack(waits).to(scores.device).log()
-
-
-def _prompt_seed(prompt: str, seed: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}\x1f{prompt}".encode()).digest()[:7])
 
 
 def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> list[int]:

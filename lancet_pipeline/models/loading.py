@@ -64,7 +64,7 @@ def check_checkpoint(folder: Path) -> None:
     except InputError as error:
         raise InputError(f"{folder}: {error}") from None
     except (ValueError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"{folder}: the sublayers are unknown, since this is no decoder known ({reason})") from None
 
 
@@ -151,9 +151,8 @@ def load_model_for(
             output_loading_info=True,
         )
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
         raise InputError(
-            f"{checkpoint}: could not be loaded ({reason}); check name, revision and connection"
+            f"{checkpoint}: could not be loaded ({first_line(error)}); check name, revision and connection"
         ) from error
     model, found = loaded
     if found["missing_keys"]:

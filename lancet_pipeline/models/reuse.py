@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from lancet_pipeline.config.study import ReuseSettings, Study
 from lancet_pipeline.data.batches import TokenSequence
-from lancet_pipeline.models.likelihood import mean_loss
+from lancet_pipeline.models.likelihood import perplexity
 from lancet_pipeline.models.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -70,10 +70,10 @@ def measure_drift(
         return Drift(len(added), left.total(), share, math.inf if added else 0.0)
     generator = np.random.default_rng(study.seed)
     arrived, known = (
-        mean_loss(model, [group[i] for i in generator.permutation(len(group))[:MEASURED]], runtime.batch_tokens)
+        perplexity(model, [group[i] for i in generator.permutation(len(group))[:MEASURED]], runtime.batch_tokens)
         for group in (added, stayed)
     )
-    return Drift(len(added), left.total(), share, len(added) / len(sequences) * (arrived - known))
+    return Drift(len(added), left.total(), share, len(added) / len(sequences) * math.log(arrived / known))
 
 
 def may_stay(

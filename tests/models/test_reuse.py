@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lancet_pipeline.config.study import Study
 from lancet_pipeline.data.batches import TokenSequence, collate
-from lancet_pipeline.models.likelihood import mean_loss, response_logps
+from lancet_pipeline.models.likelihood import perplexity, response_logps
 from lancet_pipeline.models.reuse import may_stay, measure_drift, record_seen
 
 
@@ -71,7 +71,7 @@ def test_a_model_stays_within_both_limits_only(model, tmp_path):
     assert may_stay(model, tmp_path, now, study(max_changed=0.01, max_drift=rise + 0.01)) is None
     assert may_stay(model, tmp_path, now, study()) is None
     others = [sequence(30, 31, i, 39 - i) for i in range(18)]
-    hardest = max(others, key=lambda s: mean_loss(model, [s]))
+    hardest = max(others, key=lambda s: perplexity(model, [s]))
     loss = measure_drift(model, tmp_path, [*SEEN, hardest], study(max_changed=0.5)).loss
     assert loss > 0
     assert may_stay(model, tmp_path, [*SEEN, hardest], study(max_changed=0.5, max_drift=loss / 2)) is None
