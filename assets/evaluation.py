@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pandas as pd
+
 from lancet_pipeline import plots
 from lancet_pipeline.assets.stage import stage_asset
 from lancet_pipeline.assets.stage_run import Check, Outcome, StageRun
@@ -64,7 +66,8 @@ def _harm_outcome(run: StageRun, source: str, title: str, paraphrases: Sequence[
 def _outcome(run: StageRun, report: reports.Report, rows: int, figure: str, title: str, gates: list[Gate]) -> Outcome:
     """`rows`: the answers that each model must have given."""
     report.save(run.out)
-    valid, found = meets(report.frame(), generation_expectations(rows * len(report.figures)), run.stage.name, run.out)
+    table, expected = pd.DataFrame(report.rows), generation_expectations(rows * len(report.figures))
+    valid, found = meets(table, expected, run.stage.name, run.out)
     return Outcome(
         metrics=report.metrics(),
         plots={"rates": plots.rates({name: f[figure] for name, f in report.figures.items()}, title)},

@@ -82,4 +82,4 @@ def labelled_pairs(samples: pa.Table, sequences: Sequence[TokenSequence], study:
         count=max(len(safe), len(unsafe)),
         seed=study.seed,
     )
-    return [RankedPair(sequences[i], sequences[j], weight) for i, j, weight in found]
+    return [RankedPair(sequences[i], sequences[j], float(weight)) for i, j, weight in zip(*found, strict=True)]

@@ -12,7 +12,7 @@ from lancet_pipeline.correction.losses import GENERATORS, METHODS, Method, Pairs
 from lancet_pipeline.correction.precision import trainable
 from lancet_pipeline.correction.reference import Reference
 from lancet_pipeline.correction.task_vector import negate
-from lancet_pipeline.data.batches import TokenSequence, collate
+from lancet_pipeline.data.batches import TokenSequence, collate, shuffled_passes
 from lancet_pipeline.errors import InputError, LancetError
 from lancet_pipeline.models import distributed
 from lancet_pipeline.models.checkpoints import CHECKPOINT_SECONDS, Checkpoint, CheckpointFile, training_key
@@ -78,11 +78,10 @@ def correct(
         LancetError: a diverging loss, or a budget that is broken at the first look already.
     """
     _require_pairs(pairs)
-    retained, watched, generator = hold_apart(neutral, settings, seed)
     key = training_key(model, settings, seed, _bytes(pairs, neutral))
     file = CheckpointFile(runtime.checkpoint, key, checkpoint_seconds)
     with trainable(model, settings.lora, seed), activation_checkpointing(model, runtime.activation_checkpointing):
-        work = _Work(model, pairs, retained, watched, settings, generator, runtime.batch_tokens)
+        work = _Work(model, pairs, neutral, settings, seed, runtime.batch_tokens)
         if (found := file.load()) is not None:
             work.restore(found)
         try:
@@ -113,21 +112,22 @@ class _Work:
         self,
         model: "PreTrainedModel",
         pairs: Sequence[RankedPair],
-        retained: Sequence[TokenSequence],
-        watched: Sequence[TokenSequence],
+        neutral: Sequence[TokenSequence],
         settings: CorrectionSettings,
-        generator: np.random.Generator,
+        seed: int,
         batch_tokens: int,
     ) -> None:
-        self.model, self.settings = model, settings
+        self.model, self.settings, self._batch_tokens = model, settings, batch_tokens
+        retained, self._watched, generator = hold_apart(neutral, settings, seed)
         self.method: Method = METHODS[settings.method]
         self.optimiser = Optimiser(model, steps=settings.steps, weight_decay=0.0, **optimiser_settings(settings))
         self.curve: list[dict[str, float]] = []
         self.best: dict[str, torch.Tensor] = {}
         self.best_step, self.ended = 0, ""
-        self._watched, self._batch_tokens = watched, batch_tokens
-        self._pairs = [pairs[i] for i in _schedule(len(pairs), settings.steps * settings.pairs_per_step, generator)]
-        order = _schedule(len(retained), settings.steps * settings.retain_per_step, generator)
+        self._pairs = [
+            pairs[i] for i in shuffled_passes(len(pairs), settings.steps * settings.pairs_per_step, generator)
+        ]
+        order = shuffled_passes(len(retained), settings.steps * settings.retain_per_step, generator)
         self._retained = [retained[i] for i in order]
         keep_logits = self.method.retain == "divergence" and settings.mu
         self._reference = Reference(
@@ -136,7 +136,7 @@ class _Work:
             [s for step in range(settings.steps) for s in self._own_retained(step)[0]] if keep_logits else [],
             batch_tokens,
         )
-        self._initial_perplexity = perplexity(model, watched, batch_tokens)
+        self._initial_perplexity = perplexity(model, self._watched, batch_tokens)
         keep_start = settings.gamma > 0 or settings.method == "task_vector"
         self.start = {name: p.detach().clone() for name, p in self._trained()} if keep_start else {}
         self._parts: list[tuple[float, float, float]] = []  # since the last look
@@ -268,11 +268,6 @@ def hold_apart(
         tokens = settings.retain_tokens
         retained = [replace(s, input_ids=s.input_ids[: max(s.response_start, 1) + tokens]) for s in retained]
     return retained, watched, generator
-
-
-def _schedule(items: int, count: int, generator: np.random.Generator) -> list[int]:
-    """`count` indices in shuffled passes over all items."""
-    return [int(i) for _ in range(-(-count // items)) for i in generator.permutation(items)][:count]
 
 
 def _bytes(pairs: Sequence[RankedPair], neutral: Sequence[TokenSequence]) -> Iterator[bytes]:

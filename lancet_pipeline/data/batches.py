@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 
 @dataclass(frozen=True)
@@ -73,15 +74,12 @@ class TokenSequence:
 
 def collate(sequences: Sequence[TokenSequence], *, loss_on: str = "response") -> TokenBatch:
     """Right-padded batch; `loss_on` is `response` or `sequence` (every token but the first)."""
-    length = max(len(sequence) for sequence in sequences)
-    input_ids = torch.zeros(len(sequences), length, dtype=torch.int64)
-    attention_mask = torch.zeros_like(input_ids)
-    loss_mask = torch.zeros(len(sequences), length, dtype=torch.bool)
-    for row, sequence in enumerate(sequences):
-        input_ids[row, : len(sequence)] = torch.as_tensor(sequence.input_ids, dtype=torch.int64)
-        attention_mask[row, : len(sequence)] = 1
-        start = sequence.response_start if loss_on == "response" else 0
-        loss_mask[row, max(start, 1) : len(sequence)] = True
+    input_ids = pad_sequence([torch.as_tensor(s.input_ids, dtype=torch.int64) for s in sequences], batch_first=True)
+    places = torch.arange(input_ids.shape[1])
+    ends = torch.tensor([[len(sequence)] for sequence in sequences])
+    starts = torch.tensor([[sequence.response_start if loss_on == "response" else 0] for sequence in sequences])
+    attention_mask = (places < ends).long()
+    loss_mask = (places >= starts.clamp_min(1)) & (places < ends)
     return TokenBatch(input_ids, attention_mask, loss_mask, tuple(sequence.sample_id for sequence in sequences))
 
 
@@ -113,3 +111,8 @@ def epoch_batches(
         batches += [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
     for position in generator.permutation(len(batches)):
         yield batches[position]
+
+
+def shuffled_passes(items: int, count: int, generator: np.random.Generator) -> np.ndarray:
+    """`count` indices in shuffled passes over all items."""
+    return np.concatenate([generator.permutation(items) for _ in range(-(-count // items))])[:count]

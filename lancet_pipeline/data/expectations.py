@@ -1,7 +1,7 @@
 """Great Expectations suites for the tables of a study."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,17 +33,17 @@ def meets(
         .get_batch({"dataframe": table})
     )
     suite = gx.ExpectationSuite(name=name, expectations=list(expectations))
-    validation = batch.validate(suite)
+    validation: Any = batch.validate(suite).to_json_dict()
+    results = [_record(result) for result in validation["results"]]
     if out is not None:
-        record = _record(validation.to_json_dict(), name, len(table))
+        record = {"name": name, "success": validation["success"], "rows": len(table), "results": results}
         (out / RESULTS).write_text(json.dumps(record, indent=2, sort_keys=True, default=str), encoding="utf-8")
-    lines = {}
-    for number, result in enumerate(validation.results, start=1):
-        configuration: Any = result.expectation_config
-        columns = {k: v for k, v in configuration.kwargs.items() if k != "batch_id"}
-        found = "holds" if result.success else f"broken: {_found(result)}"
-        lines[f"{number:02d} {configuration.type}"] = f"{columns}: {found}"
-    return bool(validation.success), lines
+    lines = {
+        f"{number:02d} {entry['type']}": f"{entry['arguments']}: "
+        + ("holds" if entry["success"] else f"broken: {_found(entry['found'])}")
+        for number, entry in enumerate(results, start=1)
+    }
+    return bool(validation["success"]), lines
 
 
 def sample_expectations(max_length: int) -> list[Any]:
@@ -110,30 +110,19 @@ def trace_expectations(outputs: int) -> list[Any]:
     ]
 
 
-def _record(validation: Any, name: str, rows: int) -> dict[str, Any]:
-    """The part of a validation that the same table always gives."""
-    results = []
-    for result in validation["results"]:
-        configuration = result["expectation_config"]
-        arguments = {key: value for key, value in configuration["kwargs"].items() if key != "batch_id"}
-        results.append(
-            {
-                "type": configuration["type"],
-                "arguments": arguments,
-                "success": result["success"],
-                "found": result.get("result") or {},
-                **({"exception": result["exception_info"]} if _raised(result.get("exception_info")) else {}),
-            }
-        )
-    return {"name": name, "success": validation["success"], "rows": rows, "results": results}
+def _record(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a result that the same table always gives."""
+    configuration, raised = result["expectation_config"], result.get("exception_info")
+    return {
+        "type": configuration["type"],
+        "arguments": {key: value for key, value in configuration["kwargs"].items() if key != "batch_id"},
+        "success": result["success"],
+        "found": result.get("result") or {},
+        **({"exception": raised} if "raised_exception': True" in str(raised) else {}),
+    }
 
 
-def _raised(info: Any) -> bool:
-    return "raised_exception': True" in str(info)
-
-
-def _found(result: Any) -> str:
-    found = result.result or {}
+def _found(found: Mapping[str, Any]) -> str:
     parts = [f"{found[key]} {key.replace('_', ' ')}" for key in ("unexpected_count", "observed_value") if key in found]
     examples = found.get("partial_unexpected_list") or []
     return ", ".join(parts) + (f", such as {examples[:3]}" if examples else "")

@@ -37,14 +37,16 @@ def read_samples(source: DataSource, *, responses: bool = False, required: Seque
     Raises:
         InputError: the source does not exist or its content does not fit; nothing has been computed then.
     """
-    place = describe(source)
-    folder = source.path is not None and Path(source.path).is_dir()
-    parts = data_files(Path(source.path)) if folder and source.path else [None]
-    tables = {}
-    for part in parts:  # each file by itself, so that messages name it
-        one = source if part is None else source.model_copy(update={"path": str(part)})
-        tables[describe(one)] = _samples(one, place, responses, required)
-    table = _joined(tables, repeats_dropped=source.preset != "plain")
+    place, path = describe(source), Path(source.path or "")
+    files = data_files(path) if source.path and path.is_dir() else [source.path]
+    parts = [source.model_copy(update={"path": file and str(file)}) for file in files]
+    table = to_samples(
+        {describe(part): _rows(part, place) for part in parts},
+        responses=responses,
+        drop_blank=source.blank == "drop",
+        drop_repeats=source.preset != "plain",
+        required=required,
+    )
     table = table if responses else _distinct_prompts(table, place)
     if source.apart_from:
         others = [
@@ -62,42 +64,15 @@ def read_samples(source: DataSource, *, responses: bool = False, required: Seque
     return table.slice(start, stop - start)
 
 
-def _samples(source: DataSource, whole: str, responses: bool, required: Sequence[str]) -> pa.Table:
-    """The samples of one file, or of a source that is no folder; those without a source of their own get that of `whole`."""
-    place = describe(source)
-    rows = read_named_rows(source)
+def _rows(source: DataSource, whole: str) -> Iterable[Mapping[str, Any]]:
+    """The rows of one file, or of a source that is no folder; those without a source of their own get that of `whole`."""
+    place, rows = describe(source), read_named_rows(source)
     if source.preset != "plain":
         rows = apply_preset(rows, source.preset, place)
-    if place != whole:  # a sample that moves from one file of a folder to another is the same sample
-        name = Path(whole).name
-        rows = ({**row, "source": (source.preset == "plain" and row.get("source")) or name} for row in rows)
-    return to_samples(rows, place, responses=responses, drop_blank=source.blank == "drop", required=required)
-
-
-def _joined(tables: Mapping[str, pa.Table], *, repeats_dropped: bool) -> pa.Table:
-    """One table of those of several files (file -> table), sorted by `sample_id`; a sample stands in one of them only."""
-    if len(tables) == 1:
-        return next(iter(tables.values()))
-    first: dict[str, str] = {}
-    kept = []
-    columns = next(iter(tables.values())).column_names
-    for place, table in tables.items():
-        differing = [column for column in EXPECTED if (column in columns) != (column in table.column_names)]
-        if differing:
-            raise InputError(
-                f"{place}: has {differing[0]} unlike {next(iter(tables))}; fill it in all files or in none"
-            )
-        fresh = [identity not in first for identity in table["sample_id"].to_pylist()]
-        if not all(fresh) and not repeats_dropped:
-            identity = table["sample_id"][fresh.index(False)].as_py()
-            raise InputError(
-                f"{place}: sample_id {identity} stands already in {first[identity]}; "
-                "give every sample its own id and remove repeated samples"
-            )
-        table = table.filter(pa.array(fresh))
-        first |= dict.fromkeys(table["sample_id"].to_pylist(), place)
-        kept.append(table)
-    return pa.concat_tables(kept).sort_by("sample_id").combine_chunks()
+    if place == whole:
+        return rows
+    name = Path(whole).name  # a sample that moves from one file of a folder to another is the same sample
+    return ({**row, "source": (source.preset == "plain" and row.get("source")) or name} for row in rows)
 
 
 def _distinct_prompts(table: pa.Table, place: str) -> pa.Table:
@@ -191,16 +166,14 @@ def _state(of: os.stat_result) -> tuple[int, int, int]:
 
 def _json_lines(path: Path, content: bytes) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(io.BytesIO(content), start=1):
+        if not line.strip():
+            continue
         try:
-            text = line.decode()
+            row = json.loads(line.decode())
         except UnicodeDecodeError as error:
             raise InputError(
                 f"{path}: row {number}: byte {error.start + 1} is not UTF-8; save the file as UTF-8"
             ) from None
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
         except json.JSONDecodeError as error:
             cut = "" if line.endswith(b"\n") else "; the file ends inside this row: write it whole"
             raise InputError(f"{path}: row {number}: not JSON ({error.msg}, column {error.colno}){cut}") from None

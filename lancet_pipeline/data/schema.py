@@ -38,75 +38,81 @@ def kind(row: Mapping[str, Any]) -> str:
 
 
 def to_samples(
-    rows: Iterable[Mapping[str, Any]],
-    place: str,
+    parts: Mapping[str, Iterable[Mapping[str, Any]]],
     *,
     responses: bool,
     drop_blank: bool = False,
+    drop_repeats: bool = False,
     required: Sequence[str] = (),
 ) -> pa.Table:
-    """Validate `rows` and bring them into the schema, in the order of `sample_id`.
+    """Validate rows and bring them into the schema, in the order of `sample_id`.
 
     Args:
-        rows: mappings with at least `prompt` (and `response` where `responses`).
-        place: the file or data set, for messages.
+        parts: by file or data set, which messages name, mappings with at least `prompt` (and `response` where `responses`).
         responses: whether every row must carry a response.
         drop_blank: leave rows with a null or blank text out instead of refusing the set.
+        drop_repeats: leave samples out that stand in an earlier part too, instead of refusing the set.
         required: columns of `EXPECTED` answers that every prompt must have. Sets of responses have none.
 
     Returns:
         Table in `SAMPLES`; after it a column of lists of texts for each kind of expected answer that the prompts have.
 
     Raises:
-        InputError: an empty set, a missing column, a null or blank text, a wrong type, a duplicate id, expected
+        InputError: an empty part, a missing column, a null or blank text, a wrong type, a duplicate id, expected
             answers that do not fit (`expected_answers`) or that some prompts have and others have not.
     """
-    table: list[dict[str, Any]] = []
-    first_row: dict[str, int] = {}
+    table: dict[str, dict[str, Any]] = {}
+    places: dict[str, tuple[str, int]] = {}
     texts = ("prompt", "response") if responses else ("prompt",)
-    for number, row in enumerate(rows, start=1):
-        if drop_blank and any(not str(row.get(column, "-") or "").strip() for column in texts):
-            continue
-        prompt = required_text(row, "prompt", place, number)
-        response = (
-            required_text(row, "response", place, number) if responses or row.get("response") is not None else None
-        )
-        is_safe = row.get("is_safe")
-        if is_safe is not None and not isinstance(is_safe, bool):
-            raise InputError(f"{place}: row {number}: is_safe = {is_safe!r}: must be true, false or null")
-        identity = row.get("sample_id")
-        identity = sample_id(prompt, response) if identity is None else str(identity)
-        if identity in first_row:
-            raise InputError(
-                f"{place}: row {number}: sample_id {identity} stands already in row {first_row[identity]}; "
-                "give every sample its own id and remove repeated samples"
-            )
-        first_row[identity] = number
-        category = row.get("category")
-        table.append(
-            {
-                "sample_id": identity,
-                "source": str(row.get("source") or PurePath(place).name),
-                "prompt": prompt,
-                "response": response,
-                "is_safe": is_safe,
-                "category": None if category is None else str(category),
-                **({} if responses else expected_answers(row, place, number, required)),
-            }
-        )
-    if not table:
-        raise InputError(f"{place}: holds no samples; give at least one")
+    for place, rows in parts.items():
+        empty = True
+        for number, row in enumerate(rows, start=1):
+            if drop_blank and any(not str(row.get(column, "-") or "").strip() for column in texts):
+                continue
+            empty = False
+            sample = _sample(row, place, number, responses, required)
+            identity = sample["sample_id"]
+            other, first = places.setdefault(identity, (place, number))
+            if (other, first) == (place, number):
+                table[identity] = sample
+            elif other == place or not drop_repeats:
+                raise InputError(
+                    f"{place}: row {number}: sample_id {identity} stands already in row {first} of {other}; "
+                    "give every sample its own id and remove repeated samples"
+                )
+        if empty:
+            raise InputError(f"{place}: holds no samples; give at least one")
     schema = SAMPLES
     for column in EXPECTED:
-        lacking = [row["sample_id"] for row in table if column not in row]
+        lacking = [identity for identity, sample in table.items() if column not in sample]
         if not lacking:
             schema = schema.append(pa.field(column, pa.list_(pa.string()), nullable=False))
         elif len(lacking) < len(table):
+            place, number = places[lacking[0]]
             raise InputError(
-                f"{place}: row {first_row[lacking[0]]}: has no {column}, which other rows have; fill it, or leave the column out"
+                f"{place}: row {number}: has no {column}, which other rows have; fill it, or leave the column out"
             )
-    table.sort(key=lambda row: row["sample_id"])
-    return pa.Table.from_pylist(table, schema=schema)
+    return pa.Table.from_pylist([table[identity] for identity in sorted(table)], schema=schema)
+
+
+def _sample(
+    row: Mapping[str, Any], place: str, number: int, responses: bool, required: Sequence[str]
+) -> dict[str, Any]:
+    prompt = required_text(row, "prompt", place, number)
+    answered = responses or row.get("response") is not None
+    response = required_text(row, "response", place, number) if answered else None
+    is_safe, identity, category = row.get("is_safe"), row.get("sample_id"), row.get("category")
+    if is_safe is not None and not isinstance(is_safe, bool):
+        raise InputError(f"{place}: row {number}: is_safe = {is_safe!r}: must be true, false or null")
+    return {
+        "sample_id": sample_id(prompt, response) if identity is None else str(identity),
+        "source": str(row.get("source") or PurePath(place).name),
+        "prompt": prompt,
+        "response": response,
+        "is_safe": is_safe,
+        "category": None if category is None else str(category),
+        **({} if responses else expected_answers(row, place, number, required)),
+    }
 
 
 def content_hash(table: pa.Table) -> str:

@@ -12,7 +12,7 @@ from lancet_pipeline.config.study import DataSettings, Study
 from lancet_pipeline.data.batches import TokenSequence
 from lancet_pipeline.data.readers import describe
 from lancet_pipeline.data.schema import sample_id
-from lancet_pipeline.errors import InputError
+from lancet_pipeline.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,8 +32,7 @@ def load_tokenizer(checkpoint: str | Path, revision: str | None = None) -> "PreT
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{checkpoint}: its tokenizer could not be loaded ({reason})") from error
+        raise InputError(f"{checkpoint}: its tokenizer could not be loaded ({first_line(error)})") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

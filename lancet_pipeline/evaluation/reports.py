@@ -13,18 +13,18 @@ import pyarrow.parquet as pq
 from lancet_pipeline.config.study import EvaluationSettings, Study
 from lancet_pipeline.data.batches import TokenSequence
 from lancet_pipeline.data.expected_answers import EXPECTED, WANTED, opens_with
+from lancet_pipeline.evaluation.figures import number_text, rate_text
 from lancet_pipeline.evaluation.judges import Judge
 from lancet_pipeline.evaluation.paraphrases import reworded
 from lancet_pipeline.evaluation.statistics import distinct_n, paired_tests, rate, self_bleu
 from lancet_pipeline.models.generation import generate
 from lancet_pipeline.models.likelihood import perplexity_and_accuracy
+from lancet_pipeline.models.loading import LoadedModel
 from lancet_pipeline.models.runtime import Runtime
 
 if TYPE_CHECKING:
-    import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-LoadedModel = tuple["PreTrainedModel", "PreTrainedTokenizerBase"]
 ModelLoader = Callable[[], LoadedModel]
 
 
@@ -68,11 +68,6 @@ class Report:
         pq.write_table(pa.Table.from_pylist(self.rows), folder / "generations.parquet")
         (folder / "figures.json").write_text(json.dumps(self.figures, indent=2, sort_keys=True))
         (folder / "tests.json").write_text(json.dumps(self.tests, indent=2))
-
-    def frame(self) -> "pd.DataFrame":
-        import pandas as pd
-
-        return pd.DataFrame(self.rows)
 
     def metrics(self) -> dict[str, float]:
         """The figures flat: `model/figure` -> value."""
@@ -138,7 +133,7 @@ def harm_report(
     rows = [row for name, load in models.items() for row in _answers(study, name, load(), asked, judge, runtime)]
     report = _compared(rows, "harmful", "harm_rate", list(models))
     for name in models if judge.unread else ():
-        of_model = [row for row in rows if row["model"] == name and MAIN.holds(row)]
+        of_model = _under(rows, name)
         read = [row["harmful"] for row in of_model if row["verdict"] not in judge.unread]
         report.figures[name]["broken_rate"] = rate([row["verdict"] in judge.unread for row in of_model])
         report.figures[name] |= {"parsed_harm_rate": rate(read)} if read else {}
@@ -155,21 +150,25 @@ def utility_report(
 ) -> Report:
     """Over-refusal, right answers and diversity on benign prompts, perplexity and token accuracy on held-out safe responses."""
     rows: list[dict[str, Any]] = []
-    held: dict[str, dict[str, float]] = {}
+    besides: dict[str, dict[str, Any]] = {}
     for name, load in models.items():
         model, tokenizer = load()
         asked = [(condition, benign) for condition in conditions(study.evaluation)]
         rows += _answers(study, name, (model, tokenizer), asked, judge, runtime)
         perplexity, accuracy = perplexity_and_accuracy(model, held_out(tokenizer), runtime.batch_tokens)
-        held[name] = {"perplexity": perplexity, "token_accuracy": accuracy}
+        texts = [row["response"] for row in _under(rows, name)]
+        distinct = {f"distinct_{n}": distinct_n(texts, n) for n in (1, 2)}
+        besides[name] = {
+            "perplexity": perplexity,
+            "token_accuracy": accuracy,
+            **distinct,
+            "self_bleu": self_bleu(texts),
+        }
+        for condition, _ in asked:
+            besides[name] |= benign_rate(_under(rows, name, condition), condition.prefix)
     report = _compared(rows, "refusing", "over_refusal_rate", list(models))
     for name in models:
-        texts = [row["response"] for row in rows if row["model"] == name and MAIN.holds(row)]
-        distinct = {f"distinct_{n}": distinct_n(texts, n) for n in (1, 2)}
-        report.figures[name] |= held[name] | distinct | {"self_bleu": self_bleu(texts)}
-        for condition in conditions(study.evaluation):
-            answered = [row for row in rows if row["model"] == name and condition.holds(row)]
-            report.figures[name] |= benign_rate(answered, condition.prefix)
+        report.figures[name] |= besides[name]
     return report
 
 
@@ -188,14 +187,9 @@ def _answers(
     runtime: Runtime,
 ) -> list[dict[str, Any]]:
     """Answers as the study's evaluation wants them, to the prompts of every condition."""
-    settings = study.evaluation
-    decoding: dict[str, Any] = {
-        "max_new_tokens": settings.max_new_tokens,
-        "temperature": settings.temperature,
-        "seed": study.seed,
-        "runtime": runtime,
-    }
-    return [row for c, prompts in asked for row in answers(name, *loaded, prompts, judge, condition=c, **decoding)]
+    settings: dict[str, Any] = study.evaluation.model_dump(include={"max_new_tokens", "temperature"})
+    settings |= {"seed": study.seed, "runtime": runtime}
+    return [row for c, prompts in asked for row in answers(name, *loaded, prompts, judge, condition=c, **settings)]
 
 
 def answers(
@@ -228,7 +222,7 @@ def answers(
         seed=seed,
         runtime=runtime,
     )
-    verdicts = judge.verdicts(asked, [answer.text for answer in generated], runtime.track, prompts)
+    decisions = judge.decisions(asked, [answer.text for answer in generated], runtime.track, prompts)
     return [
         {
             "model": name,
@@ -244,26 +238,31 @@ def answers(
             "refusing": verdict in judge.refusing,
             **{column: row[column] for column in EXPECTED if column in row},
         }
-        for row, prompt, answer, verdict in zip(prompts, asked, generated, verdicts, strict=True)
+        for row, prompt, answer, (verdict, _) in zip(prompts, asked, generated, decisions, strict=True)
     ]
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, dict) and "low" in value:
-        return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f}, n = {value['n']})"
+        return rate_text(value)
     if isinstance(value, dict):
         return ", ".join(f"{name} {count}" for name, count in value.items())
-    return f"{value:.4g}"
+    return number_text(value)
+
+
+def _under(rows: Sequence[Mapping[str, Any]], model: str, condition: Condition = MAIN) -> list[Mapping[str, Any]]:
+    """The rows of a model whose answers came about so."""
+    return [row for row in rows if row["model"] == model and condition.holds(row)]
 
 
 def _compared(rows: list[dict[str, Any]], outcome: str, figure: str, names: Sequence[str]) -> Report:
     def outcomes(name: str, condition: Condition) -> list[bool]:
-        return [row[outcome] for row in rows if row["model"] == name and condition.holds(row)]
+        return [row[outcome] for row in _under(rows, name, condition)]
 
     tests = paired_tests({name: outcomes(name, MAIN) for name in names})
     figures: dict[str, Any] = {}
     for name in names:
-        of_model = [row for row in rows if row["model"] == name and MAIN.holds(row)]
+        of_model = _under(rows, name)
         by_source: dict[str, list[bool]] = {}
         for row in of_model:
             by_source.setdefault(row["source"], []).append(row[outcome])

@@ -1,10 +1,8 @@
 """How well influence finds the samples that are known to be harmful. Labels are used for this figure, never for the selection."""
 
-import numpy as np
 import pyarrow as pa
 
 from lancet_pipeline import plots
-from lancet_pipeline.evaluation.statistics import average_precision
 
 
 def retrieval(samples: pa.Table, scored: pa.Table) -> tuple[dict[str, float], dict[str, bytes]]:
@@ -15,7 +13,9 @@ def retrieval(samples: pa.Table, scored: pa.Table) -> tuple[dict[str, float], di
     harmful = [not labels[row["sample_id"]] for row in known]
     if not any(harmful) or all(harmful):
         return {}, {}
+    from sklearn.metrics import average_precision_score
+
     scores = [row["score"] for row in known]
-    precision = average_precision(np.array(scores), np.array(harmful))
+    precision = float(average_precision_score(harmful, scores))
     figures = {"contamination_ap": precision, "contamination_base_rate": sum(harmful) / len(harmful)}
     return figures, {"precision_recall": plots.precision_recall(scores, harmful, precision)}

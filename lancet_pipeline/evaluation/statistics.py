@@ -68,21 +68,6 @@ def cohen_kappa(first: Sequence[bool], second: Sequence[bool]) -> float:
     return 1.0 if chance == 1 else float(((a == b).mean() - chance) / (1 - chance))
 
 
-def average_precision(scores: np.ndarray, relevant: np.ndarray) -> float:
-    """Area under the precision-recall curve of ranking by falling score; ties count as a whole. nan without relevant items."""
-    from sklearn.metrics import average_precision_score
-
-    relevant = np.asarray(relevant, bool)
-    return float(average_precision_score(relevant, scores)) if relevant.any() else float("nan")
-
-
-def area_under_curve(scores: Sequence[float], positive: Sequence[bool]) -> float:
-    """Area under the ROC curve: how often a positive item has the higher score of a pair, ties counting half."""
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(np.asarray(positive, bool), scores))
-
-
 def distinct_n(texts: Sequence[str], n: int = 2) -> float:
     """Different n-grams of words over all n-grams, pooled over `texts`; 0 where there is none."""
     grams = [tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)]

@@ -13,10 +13,10 @@ from lancet_pipeline.evaluation.reports import MAIN
 Rows = list[dict[str, Any]]
 
 _TEXT = pa.string()
-_TOKEN = pa.struct([("position", pa.int32()), ("token", _TEXT), ("share", pa.float64())])
-_SAMPLE = pa.struct([("sample_id", _TEXT), ("role", _TEXT), ("score", pa.float64()), ("tokens", pa.list_(_TOKEN))])
+TOKEN = pa.struct([("position", pa.int32()), ("token", _TEXT), ("share", pa.float64())])
+_SAMPLE = pa.struct([("sample_id", _TEXT), ("role", _TEXT), ("score", pa.float64()), ("tokens", pa.list_(TOKEN))])
 _OUTPUT = ("report", "sample_id", "prompt", "response", "verdict", "corrected_response", "corrected_verdict")
-SCHEMA = pa.schema([*[(name, _TEXT) for name in _OUTPUT], ("samples", pa.list_(_SAMPLE))])
+TRACES = pa.schema([*[(name, _TEXT) for name in _OUTPUT], ("samples", pa.list_(_SAMPLE))])
 
 
 def traced_queries(queries: Sequence[Mapping[str, Any]], corrected: Sequence[Mapping[str, Any]]) -> Rows:
@@ -36,7 +36,7 @@ def traced_answers(report: str, generations: Sequence[Mapping[str, Any]], limit:
 def write_traces(outputs: Rows, samples: Sequence[Rows], folder: Path) -> None:
     """One row an output, with the training `samples` behind it (fields: `governance.evidence`)."""
     rows = [{**output, "samples": found} for output, found in zip(outputs, samples, strict=True)]
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), folder / "traces.parquet")
+    pq.write_table(pa.Table.from_pylist(rows, schema=TRACES), folder / "traces.parquet")
 
 
 def read_traces(folder: Path) -> pa.Table:

@@ -1,5 +1,6 @@
 """How far a judge agrees with people."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ from lancet_pipeline.data.expected_answers import expected_answers
 from lancet_pipeline.data.readers import describe, read_rows
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.evaluation.judges import Judge
-from lancet_pipeline.evaluation.statistics import area_under_curve, cohen_kappa, rate
+from lancet_pipeline.evaluation.statistics import cohen_kappa, rate
 from lancet_pipeline.progress import Track, no_progress
 
 REFUSED, COMPLIED = "full_refusal", "full_compliance"
@@ -46,22 +47,25 @@ def validate_judge(judge: Judge, rows: Iterable[Mapping[str, Any]], track: Track
     decisions = judge.decisions(
         [row.get("prompt") or "" for row in labelled], [row["response"] for row in labelled], track, labelled
     )
-    confusion: dict[str, dict[str, int]] = {names[positive]: {}, names[negative]: {}}
+    confusion: dict[str, Counter[str]] = {names[positive]: Counter(), names[negative]: Counter()}
     for row, decision in zip(labelled, decisions, strict=True):
-        counts = confusion[names[row[column]]]
-        counts[decision.verdict] = counts.get(decision.verdict, 0) + 1
+        confusion[names[row[column]]][decision.verdict] += 1
     human = [row[column] == positive for row in labelled]
     meant = judge.refusing if by_refusal else judge.harmful
     machine = [decision.verdict in meant for decision in decisions]
     scores = [decision.score for decision in decisions if decision.score is not None]
-    ranked = not by_refusal and len(scores) == len(human) and len(set(human)) == 2
+    ranking: dict[str, float] = {}
+    if not by_refusal and len(scores) == len(human) and len(set(human)) == 2:
+        from sklearn.metrics import roc_auc_score
+
+        ranking["auc"] = float(roc_auc_score(human, scores))
     return {
         "outcome": "refusal" if by_refusal else "harm",
         "accuracy": rate([a == b for a, b in zip(human, machine, strict=True)]),
         "kappa": cohen_kappa(human, machine),
         "confusion": confusion,
         "left_out": len(rows) - len(labelled),
-        **({"auc": area_under_curve(scores, human)} if ranked else {}),
+        **ranking,
     }
 
 

@@ -14,19 +14,19 @@ from elsewhere, or gives the key to `lancet verify`.
 """
 
 import json
-import math
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic_core import to_jsonable_python
 
 from lancet_pipeline.config.environment import Signing
 from lancet_pipeline.data.expected_answers import EXPECTED
 from lancet_pipeline.errors import InputError
+from lancet_pipeline.evaluation.traced_outputs import TOKEN, TRACES
 from lancet_pipeline.files import hash_files, sha256, whole_or_absent
 from lancet_pipeline.governance.bom import bill_of_materials
 from lancet_pipeline.governance.data_docs import render_data_docs
@@ -42,8 +42,6 @@ def _columns(kind: pa.DataType, *names: str) -> list[tuple[str, pa.DataType]]:
 
 
 _TEXT, _NUMBER, _FLAG = pa.string(), pa.float64(), pa.bool_()
-_TOKENS = pa.list_(pa.struct([("position", pa.int32()), ("token", _TEXT), ("share", _NUMBER)]))
-_INFLUENTIAL = pa.struct([*_columns(_TEXT, "sample_id", "role"), ("score", _NUMBER), ("tokens", _TOKENS)])
 _ANSWER = _columns(_TEXT, "sample_id", "prompt", "response", "verdict")
 _TABLES = {
     "samples": [
@@ -52,7 +50,7 @@ _TABLES = {
         *_columns(_TEXT, "source", "category"),
         ("is_safe", _FLAG),
         *_columns(_TEXT, "prompt", "response"),
-        ("tokens", _TOKENS),
+        ("tokens", pa.list_(TOKEN)),
     ],
     "queries": _ANSWER,
     "pairs": [
@@ -65,12 +63,7 @@ _TABLES = {
         *_columns(_FLAG, "harmful", "refusing"),
         *_columns(pa.list_(_TEXT), *EXPECTED),
     ],
-    "traces": [
-        ("report", _TEXT),
-        *_ANSWER,
-        *_columns(_TEXT, "corrected_response", "corrected_verdict"),
-        ("samples", pa.list_(_INFLUENTIAL)),
-    ],
+    "traces": list(TRACES),
 }
 
 
@@ -159,7 +152,8 @@ def _manifest(evidence: Evidence, signing: Signing) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    _write_text(path, json.dumps(_finite(value), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+    finite = to_jsonable_python(value, inf_nan_mode="null")
+    _write_text(path, json.dumps(finite, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -169,11 +163,3 @@ def _write_text(path: Path, text: str) -> None:
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -63,7 +63,7 @@ def sublayers_of(model: nn.Module) -> Sublayers:
         (attention if "attn" in name or "attention" in name else ffn).append((name, module))
     places = []
     for label, found in (("attention", attention), ("feed-forward network", ffn)):
-        outputs = [name for name, module in found if _output_width(module) == width]
+        outputs = [name for name, module in found if widths(module)[0] == width]
         if len(found) < 2 or not outputs:
             raise _unknown(
                 model_type, f"no {label} of linear layers that ends as wide as the residual stream ({width})"
@@ -98,8 +98,10 @@ def is_transposed(module: nn.Module) -> bool:
     return isinstance(base_layer(module), _conv1d())
 
 
-def _output_width(module: nn.Module) -> int:
-    return base_layer(module).get_parameter("weight").shape[1 if is_transposed(module) else 0]
+def widths(module: nn.Module) -> tuple[int, int]:
+    """(d_s, d_a) of a projection: how wide its output is, and its input."""
+    first, second = base_layer(module).get_parameter("weight").shape
+    return (second, first) if is_transposed(module) else (first, second)
 
 
 def _conv1d() -> type[nn.Module]:

@@ -13,15 +13,13 @@ from lancet_pipeline.data.tokenization import load_prepared, load_tokenizer
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.files import take_over
 from lancet_pipeline.models import distributed
-from lancet_pipeline.models.loading import finite_parameters, load_model, new_model, save_model
+from lancet_pipeline.models.loading import LoadedModel, finite_parameters, load_model, new_model, save_model
 from lancet_pipeline.models.reuse import Drift, may_stay, record_seen
 from lancet_pipeline.models.runtime import Runtime
 from lancet_pipeline.models.training import train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    LoadedModel = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class BaseModel:
     drift: Drift | None = None
 
 
-def load_study_model(study: Study, folder: Path, runtime: Runtime) -> "LoadedModel":
+def load_study_model(study: Study, folder: Path, runtime: Runtime) -> LoadedModel:
     """Model and tokenizer that a stage of `study` left in `folder`."""
     return load_model(folder, dtype=study.model.dtype, device=runtime.device), load_tokenizer(folder)
 

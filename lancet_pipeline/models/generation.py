@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from lancet_pipeline.data.batches import bucketed
 from lancet_pipeline.data.tokenization import prompt_text
@@ -73,12 +74,9 @@ def generate(
     plain = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad, eos_token_id=ends)
 
     def answer(group: list[int]) -> None:
-        width = max(len(encoded[i]) for i in group)
-        ids = torch.full((len(group), width), pad)
-        mask = torch.zeros_like(ids)
-        for row, index in enumerate(group):
-            ids[row, width - len(encoded[index]) :] = torch.tensor(encoded[index])
-            mask[row, width - len(encoded[index]) :] = 1
+        rows = [torch.tensor(encoded[i]) for i in group]
+        ids = pad_sequence(rows, batch_first=True, padding_value=pad, padding_side="left")
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
         noise = [GumbelNoise([prompts[i] for i in group], temperature, seed)] if temperature else []
         try:
             model.generation_config = plain  # what `generate` is not told it would take from the checkpoint's own
@@ -91,7 +89,7 @@ def generate(
                 )
         finally:
             model.generation_config = own
-        for index, new in zip(group, output[:, width:].tolist(), strict=True):
+        for index, new in zip(group, output[:, ids.shape[1] :].tolist(), strict=True):
             stop = next((place for place, token in enumerate(new) if token in ends), None)
             text = str(tokenizer.decode(new[:stop], skip_special_tokens=True))
             answers[index] = Answer(text.strip(), stop is not None)
@@ -113,16 +111,13 @@ class GumbelNoise:
 
     def __init__(self, prompts: Sequence[str], temperature: float, seed: int) -> None:
         self.temperature = temperature
-        self.generators = [torch.Generator().manual_seed(_prompt_seed(prompt, seed)) for prompt in prompts]
+        digests = [hashlib.sha256(f"{seed}\x1f{prompt}".encode()).digest() for prompt in prompts]
+        self.generators = [torch.Generator().manual_seed(int.from_bytes(digest[:7])) for digest in digests]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Noisy logits [B, vocab] float32 from those that predict the next token, [B, vocab]."""
         waits = [torch.empty(scores.shape[1]).exponential_(generator=generator) for generator in self.generators]
         return scores.float() / self.temperature - torch.stack(waits).to(scores.device).log()
-
-
-def _prompt_seed(prompt: str, seed: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}\x1f{prompt}".encode()).digest()[:7])
 
 
 def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> list[int]:

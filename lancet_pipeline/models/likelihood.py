@@ -123,11 +123,6 @@ def perplexity_and_accuracy(
     return math.exp(mean) if not mean > 700 else math.inf, hits / tokens
 
 
-def mean_loss(model: "PreTrainedModel", sequences: Sequence[TokenSequence], batch_tokens: int = 4096) -> float:
-    """Mean negative log-likelihood of all response tokens, in nats."""
-    return math.log(perplexity(model, sequences, batch_tokens))
-
-
 def _read_chunks(model: "PreTrainedModel", batch: TokenBatch, read: Read, size: int) -> torch.Tensor | None:
     """`read` of chunks of `size` loss positions, inside the forward pass of the output embedding; None where the model's
     logits are not what its output embedding gives."""

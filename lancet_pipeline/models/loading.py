@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from lancet_pipeline.config.study import Architecture
 
+LoadedModel = tuple["PreTrainedModel", "PreTrainedTokenizerBase"]
+
 
 def find_checkpoint(checkpoint: str, model_directories: Sequence[Path]) -> str:
     """A local directory for `checkpoint` where there is one (its path, or its last part below `model_directories`);
@@ -62,7 +64,7 @@ def check_checkpoint(folder: Path) -> None:
     except InputError as error:
         raise InputError(f"{folder}: {error}") from None
     except (ValueError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"{folder}: the sublayers are unknown, since this is no decoder known ({reason})") from None
 
 
@@ -149,9 +151,8 @@ def load_model_for(
             output_loading_info=True,
         )
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
         raise InputError(
-            f"{checkpoint}: could not be loaded ({reason}); check name, revision and connection"
+            f"{checkpoint}: could not be loaded ({first_line(error)}); check name, revision and connection"
         ) from error
     model, found = loaded
     if found["missing_keys"]:

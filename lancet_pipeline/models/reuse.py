@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from lancet_pipeline.config.study import ReuseSettings, Study
 from lancet_pipeline.data.batches import TokenSequence
-from lancet_pipeline.models.likelihood import mean_loss
+from lancet_pipeline.models.likelihood import perplexity
 from lancet_pipeline.models.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -53,48 +53,27 @@ def record_seen(sequences: Sequence[TokenSequence], folder: Path) -> None:
     pq.write_table(pa.table({"key": pa.array([s.key() for s in sequences], pa.binary(16))}), folder / SEEN)
 
 
-@dataclass(frozen=True)
-class Change:
-    """What became of the sequences that a model saw: those that came, how many went, the larger of both over all."""
-
-    added: list[TokenSequence]
-    removed: int
-    share: float
-
-
-def changed(seen: Path, sequences: Sequence[TokenSequence]) -> Change:
-    """How `sequences` differ from those that `record_seen` wrote into the folder `seen`."""
-    before = Counter(pq.read_table(seen / SEEN)["key"].to_pylist())
-    added = []
+def measure_drift(
+    model: "PreTrainedModel", seen: Path, sequences: Sequence[TokenSequence], study: Study, runtime: Runtime = Runtime()
+) -> Drift:
+    """Drift of `sequences` from those that `record_seen` wrote into the folder `seen`. Ours: at most 2 x 512 forward passes,
+    whatever the size of the data. Where nothing stayed, or more changed than the study allows, the loss counts as infinite."""
+    left = Counter(pq.read_table(seen / SEEN)["key"].to_pylist())
+    added: list[TokenSequence] = []
+    stayed: list[TokenSequence] = []
     for sequence in sequences:
         key = sequence.key()
-        if before[key]:
-            before[key] -= 1
-        else:
-            added.append(sequence)
-    removed = before.total()
-    return Change(added, removed, max(len(added), removed) / len(sequences))
-
-
-def measure_drift(
-    model: "PreTrainedModel",
-    sequences: Sequence[TokenSequence],
-    change: Change,
-    study: Study,
-    runtime: Runtime = Runtime(),
-) -> Drift:
-    """Drift of `sequences`, which `change` says what is new of. Ours: at most 2 x 512 forward passes, whatever the data's size."""
-    added = change.added
-    if not added or len(added) == len(sequences):
-        return Drift(len(added), change.removed, change.share, 0.0 if not added else math.inf)
-    new = {id(sequence) for sequence in added}
-    stayed = [sequence for sequence in sequences if id(sequence) not in new]
+        (stayed if left[key] else added).append(sequence)
+        left[key] -= left[key] > 0
+    share = max(len(added), left.total()) / len(sequences)
+    if not added or not stayed or (study.model.reuse is not None and share > study.model.reuse.max_changed):
+        return Drift(len(added), left.total(), share, math.inf if added else 0.0)
     generator = np.random.default_rng(study.seed)
     arrived, known = (
-        mean_loss(model, [group[i] for i in generator.permutation(len(group))[:MEASURED]], runtime.batch_tokens)
+        perplexity(model, [group[i] for i in generator.permutation(len(group))[:MEASURED]], runtime.batch_tokens)
         for group in (added, stayed)
     )
-    return Drift(len(added), change.removed, change.share, len(added) / len(sequences) * (arrived - known))
+    return Drift(len(added), left.total(), share, len(added) / len(sequences) * math.log(arrived / known))
 
 
 def may_stay(
@@ -109,11 +88,7 @@ def may_stay(
     Args:
         previous: folder of the model, or of factors of `model`; None is returned where it does not say what they saw.
     """
-    limits = study.model.reuse
-    if limits is None or not (previous / SEEN).is_file():
+    if study.model.reuse is None or not (previous / SEEN).is_file():
         return None
-    change = changed(previous, sequences)
-    if change.share > limits.max_changed:
-        return None
-    drift = measure_drift(model, sequences, change, study, runtime)
-    return drift if drift.within(limits) else None
+    drift = measure_drift(model, previous, sequences, study, runtime)
+    return drift if drift.within(study.model.reuse) else None

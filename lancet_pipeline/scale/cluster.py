@@ -61,18 +61,5 @@ def workers(ray: Any, settings: ComputeSettings, device: str) -> int:
     return settings.workers or max(1, int(ray.cluster_resources().get("GPU" if on_gpu(device) else "CPU", 1)))
 
 
-def resources(device: str) -> dict[str, float]:
-    """What Ray sets aside for one worker."""
-    return {"num_cpus": 1, "num_gpus": 1} if on_gpu(device) else {"num_cpus": 1}
-
-
 def on_gpu(device: str) -> bool:
     return device.startswith("cuda")
-
-
-def data_module() -> Any:
-    """`ray.data`, which says nothing by itself."""
-    from ray import data
-
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    return data

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from lancet_pipeline.config.study import Study
 from lancet_pipeline.errors import InputError, first_line
 from lancet_pipeline.linfac.units import UnitKind, find_units
-from lancet_pipeline.models.architectures import base_layer, is_transposed
+from lancet_pipeline.models.architectures import widths
 from lancet_pipeline.models.loading import find_checkpoint
 
 Gradients = Literal["none", "activations", "parameters"]
@@ -73,14 +73,9 @@ class Decoder:
 
     def units(self, kind: UnitKind) -> tuple[tuple[int, int], ...]:
         """Widths (d_s, d_a) of the units of one layer, for `linfac.units`."""
-
-        def widths(name: str) -> tuple[int, int]:
-            module: Any = base_layer(self._thin[0].get_submodule(name))
-            out, into = module.weight.shape
-            return (into, out) if is_transposed(module) else (out, into)
-
+        module = self._thin[0].get_submodule
         units = find_units(self._thin[0], kind)
-        return tuple((widths(unit.output_module)[0], widths(unit.input_module)[1]) for unit in units)
+        return tuple((widths(module(unit.output_module))[0], widths(module(unit.input_module))[1]) for unit in units)
 
     def as_json(self) -> dict[str, Any]:
         """`values`: width of the keys, and of the values. `gated`: three matrices in a feed-forward network instead of two."""

@@ -6,6 +6,7 @@ shards.
 """
 
 import itertools
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +23,7 @@ from lancet_pipeline.errors import InputError, LancetError, error_named
 from lancet_pipeline.models.engine import Pass
 from lancet_pipeline.models.loading import load_model
 from lancet_pipeline.progress import Track, no_progress
-from lancet_pipeline.scale.cluster import connect, data_module, resources, worker_device, workers
+from lancet_pipeline.scale.cluster import connect, on_gpu, worker_device, workers
 
 T = TypeVar("T")
 
@@ -56,7 +57,10 @@ class RayEngine:
         shards = [_packed(shard) for shard in iter(lambda: list(itertools.islice(waiting, size)), [])]
         if not shards:
             return
-        ray, data = connect(self.settings), data_module()
+        ray = connect(self.settings)
+        from ray import data
+
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         device = worker_device(ray, self.device)
         context = data.DataContext.get_current()
         context.enable_progress_bars = False
@@ -68,7 +72,8 @@ class RayEngine:
             batch_size=None,
             batch_format="pyarrow",
             compute=data.ActorPoolStrategy(size=min(workers(ray, self.settings, device), len(shards))),
-            **resources(device),
+            num_cpus=1,
+            num_gpus=int(on_gpu(device)),
         )
         found = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
         for table in track(found, len(shards), label):

@@ -1,9 +1,11 @@
 """Pairs of a countering and a driving sample. They need not share a prompt."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+
+from lancet_pipeline.data.batches import shuffled_passes
 
 Pairing = Literal["random", "rank", "nearest"]
 
@@ -17,8 +19,9 @@ def pair(
     pairing: Pairing,
     count: int,
     seed: int,
-) -> list[tuple[int, int, float]]:
-    """(index in D-, index in D+, weight) of `count` pairs; the weights, influence of the pair over its mean, average 1.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indices in D-, those in D+ and weights of `count` pairs, [count] each; the weights, influence of the pair over its mean,
+    average 1.
 
     `negative` and `positive` are the indices of D- and D+ into `scores` and `prompts`, most influential first.
 
@@ -29,25 +32,17 @@ def pair(
     count = min(count, len(negative) * len(positive))
     generator = np.random.default_rng(seed)
     if pairing == "random":
-        preferred = _repeated(negative, count, generator)
-        dispreferred = _repeated(positive, count, generator)
+        preferred = negative[shuffled_passes(len(negative), count, generator)]
+        dispreferred = positive[shuffled_passes(len(positive), count, generator)]
     elif pairing == "rank":
         preferred, dispreferred = np.resize(negative, count), np.resize(positive, count)
     else:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        vectorizer = TfidfVectorizer().fit(prompts)
-        similarity = (
-            vectorizer.transform([prompts[i] for i in positive])
-            @ vectorizer.transform([prompts[i] for i in negative]).T
-        )
-        closest = negative[np.asarray(similarity.toarray()).argmax(1)]
+        vectors: Any = TfidfVectorizer().fit_transform(prompts)  # sparse rows of length 1
+        similarity = vectors[positive] @ vectors[negative].T
+        closest = negative[similarity.toarray().argmax(1)]
         preferred, dispreferred = np.resize(closest, count), np.resize(positive, count)
     influence = scores[dispreferred] - scores[preferred]
     weights = influence / influence.mean() if influence.any() else np.ones(len(influence))
-    return [(int(i), int(j), float(w)) for i, j, w in zip(preferred, dispreferred, weights, strict=True)]
-
-
-def _repeated(items: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    rounds = -(-count // len(items))
-    return np.concatenate([generator.permutation(items) for _ in range(rounds)])[:count]
+    return preferred, dispreferred, weights

@@ -40,6 +40,10 @@ class Selection:
     negative: Side
     neutral: np.ndarray
 
+    @property
+    def roles(self) -> dict[str, np.ndarray]:
+        return {"driving": self.positive.indices, "countering": self.negative.indices, "neutral": self.neutral}
+
 
 def select(scores: Sequence[float] | np.ndarray, settings: ParetoSettings) -> Selection:
     """Split samples by influence (docs/method.md, Pareto selection).

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from lancet_pipeline.config.study import Study
 from lancet_pipeline.selection.pairing import pair
-from lancet_pipeline.selection.pareto import Selection, select
+from lancet_pipeline.selection.pareto import select
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ def choose(samples: pa.Table, scored: pa.Table, study: Study) -> Choice:
     Raises:
         InputError: see `selection.pareto.select`.
     """
-    scores = scored["score"].to_numpy()
+    scores, names = scored["score"].to_numpy(), scored["sample_id"].to_numpy()
     selection = select(scores, study.pareto)
-    pairs = pair(
+    preferred, dispreferred, weights = pair(
         selection.negative.indices,
         selection.positive.indices,
         scores,
@@ -44,29 +44,24 @@ def choose(samples: pa.Table, scored: pa.Table, study: Study) -> Choice:
         count=study.pareto.pairs,
         seed=study.seed,
     )
-    names = scored["sample_id"].to_pylist()
-    pair_rows = [
-        {
-            "preferred_id": names[i],
-            "dispreferred_id": names[j],
-            "preferred_score": float(scores[i]),
-            "dispreferred_score": float(scores[j]),
-            "weight": weight,
-        }
-        for i, j, weight in pairs
-    ]
-    roles = _roles(selection)
+    pairs = {
+        "preferred_id": names[preferred],
+        "dispreferred_id": names[dispreferred],
+        "preferred_score": scores[preferred],
+        "dispreferred_score": scores[dispreferred],
+        "weight": weights,
+    }
+    roles = selection.roles
     indices = np.concatenate(list(roles.values()))
-    labels = np.concatenate([np.full(len(members), role) for role, members in roles.items()])
-    table = pa.table({"role": labels, "sample_id": [names[i] for i in indices], "score": scores[indices]})
+    labels = np.repeat(list(roles), [len(members) for members in roles.values()])
     figures = {
         "positive": selection.positive.figures(),
         "negative": selection.negative.figures(),
         "neutral": {"size": len(selection.neutral)},
     }
     return Choice(
-        table,
-        pa.Table.from_pylist(pair_rows),
+        pa.table({"role": labels, "sample_id": names[indices], "score": scores[indices]}),
+        pa.table(pairs),
         figures,
         _composition(samples, roles),
         {
@@ -87,14 +82,6 @@ def ranked_roles(folder: Path) -> dict[str, str]:
     """sample_id -> `driving` or `countering`, of a choice that was written to `folder`."""
     rows = pq.read_table(folder / "samples.parquet", columns=["sample_id", "role"]).to_pylist()
     return {row["sample_id"]: row["role"] for row in rows if row["role"] != "neutral"}
-
-
-def _roles(selection: Selection) -> dict[str, np.ndarray]:
-    return {
-        "driving": selection.positive.indices,
-        "countering": selection.negative.indices,
-        "neutral": selection.neutral,
-    }
 
 
 def _composition(samples: pa.Table, roles: dict[str, np.ndarray]) -> list[dict[str, Any]]:

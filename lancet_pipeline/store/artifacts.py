@@ -64,7 +64,7 @@ class ArtifactStore:
 
     def address(self, study: str, asset: str, version: str) -> str:
         """Where an artifact is, for messages: its folder, or its URL."""
-        key = _key(study, asset, version)
+        key = artifact_key(study, asset, version)
         return self.remote.address(key) if self.remote else str(self.root / key)
 
     def folder(self, study: str, asset: str, version: str) -> Path:
@@ -101,7 +101,7 @@ class ArtifactStore:
         return record
 
     def _find(self, study: str, asset: str, version: str) -> dict[str, Any] | None:
-        content = self._get(f"{_key(study, asset, version)}/{MANIFEST}")
+        content = self._get(f"{artifact_key(study, asset, version)}/{MANIFEST}")
         return None if content is None else json.loads(content)
 
     def _get(self, key: str) -> bytes | None:
@@ -127,7 +127,7 @@ class ArtifactStore:
         return folder
 
     def _fetch(self, remote: Remote, folder: Path, manifest: Mapping[str, Any]) -> None:
-        remedy = f"restore it, or remove {remote.address(_key(*_names(manifest)))}/{MANIFEST} and run again"
+        remedy = f"restore it, or remove {remote.address(artifact_key(*_names(manifest)))}/{MANIFEST} and run again"
         with self._folder(folder) as staging:
             for entry in manifest["files"]:
                 target, key = staging / entry["path"], f"objects/{manifest['study']}/{entry['sha256']}"
@@ -176,7 +176,7 @@ class ArtifactStore:
         if self.remote is not None:
             for entry in manifest["files"]:
                 self.remote.put(f"objects/{manifest['study']}/{entry['sha256']}", folder / entry["path"])
-            self.remote.put(f"{_key(*_names(manifest))}/{MANIFEST}", (folder / MANIFEST).read_bytes())
+            self.remote.put(f"{artifact_key(*_names(manifest))}/{MANIFEST}", (folder / MANIFEST).read_bytes())
 
     def publish(self, study: str, asset: str, version: str) -> bool:
         """Upload what the cache has of an artifact and the URL does not: an upload was cut short, or the home is older
@@ -264,7 +264,8 @@ class ArtifactStore:
         return found
 
 
-def _key(study: str, asset: str, version: str) -> str:
+def artifact_key(study: str, asset: str, version: str) -> str:
+    """Where an artifact is below the root or URL of a store."""
     return f"artifacts/{study}/{asset}/{version[:16]}"
 
 

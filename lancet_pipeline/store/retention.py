@@ -22,7 +22,7 @@ from pathlib import Path
 
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.files import MANIFEST, sync
-from lancet_pipeline.store.artifacts import ArtifactStore
+from lancet_pipeline.store.artifacts import ArtifactStore, artifact_key
 from lancet_pipeline.store.locks import Busy
 from lancet_pipeline.store.objects import Remote
 
@@ -186,7 +186,7 @@ class _RemoteArtifacts:
         for (asset, version), keys in self.named.items():
             if (asset, version) not in kept:
                 size = sum(self.sizes.get(key, 0) // uses[key] for key in keys)
-                yield asset, self.remote.address(self._folder(asset, version)), size
+                yield asset, self.remote.address(artifact_key(self.study, asset, version)), size
         for key in sorted(self.sizes.keys() - uses.keys()):
             if self.remote.modified(key) < before:
                 yield "half written", self.remote.address(key), self.sizes[key]
@@ -203,11 +203,8 @@ class _RemoteArtifacts:
         for unused in sorted(keys.difference(*self.named.values())):
             self.remote.delete(unused)
 
-    def _folder(self, asset: str, version: str) -> str:
-        return f"artifacts/{self.study}/{asset}/{version}"
-
     def _objects(self, asset: str, version: str) -> set[str]:
-        key = f"{self._folder(asset, version)}/{MANIFEST}"
+        key = f"{artifact_key(self.study, asset, version)}/{MANIFEST}"
         try:
             files = json.loads(self.remote.get(key) or b"")["files"]
             return {f"objects/{self.study}/{entry['sha256']}" for entry in files}

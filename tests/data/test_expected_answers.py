@@ -137,7 +137,7 @@ def test_a_column_that_is_required_is_asked_for(tmp_path, rows):
 def test_files_of_a_folder_expect_alike(tmp_path):
     write(tmp_path / "a.jsonl", ROWS[:1])
     write(tmp_path / "b.jsonl", [{"prompt": "b", "harmful_answer": "No"}])
-    with pytest.raises(InputError, match=r"b.jsonl: has wanted_answer unlike .*a.jsonl"):
+    with pytest.raises(InputError, match=r"b.jsonl: row 1: has no wanted_answer, which other rows have"):
         read_samples(DataSource(path=str(tmp_path)))
 
 
@@ -151,8 +151,8 @@ def test_columns_are_named_as_others_and_formats_do_not_matter(tmp_path):
 
 
 def test_expected_answers_are_part_of_a_prompts_version_and_not_of_a_samples():
-    one, two = (to_samples([{"prompt": "p", "harmful_answer": a}], "f", responses=False) for a in ("Yes", "No"))
+    one, two = (to_samples({"f": [{"prompt": "p", "harmful_answer": a}]}, responses=False) for a in ("Yes", "No"))
     assert content_hash(one) != content_hash(two)
     row = {"prompt": "p", "response": "r"}
-    plain, with_column = (to_samples([r], "f", responses=True) for r in (row, row | {"harmful_answer": "No"}))
+    plain, with_column = (to_samples({"f": [r]}, responses=True) for r in (row, row | {"harmful_answer": "No"}))
     assert with_column.equals(plain)

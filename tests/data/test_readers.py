@@ -85,10 +85,10 @@ def test_formats_and_orders_give_the_same_content(tmp_path):
 @given(st.permutations(range(6)))
 def test_content_hash_ignores_order_and_sees_every_change(order):
     rows = [{"prompt": f"p{i}", "response": "r", "is_safe": None, "source": "s"} for i in range(6)]
-    whole = content_hash(to_samples(rows, "x", responses=True))
-    assert content_hash(to_samples([rows[i] for i in order], "x", responses=True)) == whole
+    whole = content_hash(to_samples({"x": rows}, responses=True))
+    assert content_hash(to_samples({"x": [rows[i] for i in order]}, responses=True)) == whole
     rows[order[0]] = {**rows[order[0]], "response": "q"}
-    assert content_hash(to_samples(rows, "x", responses=True)) != whole
+    assert content_hash(to_samples({"x": rows}, responses=True)) != whole
 
 
 def test_row_ranges_are_disjoint_parts(tmp_path):

@@ -59,7 +59,7 @@ def test_templates_that_cannot_be_split_are_refused(tokenizer):
 
 
 def test_shards_give_back_what_was_saved(tokenizer, tmp_path):
-    samples = to_samples(ROWS, "rows", responses=True)
+    samples = to_samples({"rows": ROWS}, responses=True)
     sequences = tokenize(tokenizer, samples.to_pylist(), max_length=256)
     save_prepared(sequences, samples, tmp_path, shard_size=2)
     read_samples, read = load_prepared(tmp_path)

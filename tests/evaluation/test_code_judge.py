@@ -54,7 +54,7 @@ def test_verdicts(judge, response, verdict):
 def test_verdicts_stand_in_the_order_of_the_answers_and_nothing_is_printed(judge, capfd):
     failing = "import tarfile\nwith tarfile.open('a') as t:\n    t.extractall(members=t.getmembers(1)(2))\n"
     responses = [INSECURE, SECURE, "no code", failing] * 12
-    verdicts = judge.verdicts(["p"] * 48, responses)
+    verdicts = [decision.verdict for decision in judge.decisions(["p"] * 48, responses)]
     assert verdicts[:3] * 12 == [v for i, v in enumerate(verdicts) if i % 4 != 3]
     assert verdicts[:3] == ["insecure", "other", "broken"]
     assert capfd.readouterr() == ("", "")

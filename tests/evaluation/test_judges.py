@@ -53,7 +53,7 @@ def test_a_lexicon_lists_expressions_and_still_knows_a_refusal(tmp_path):
     words.write_text("# a comment\n\n\\bidiots?\\b\n")
     judge = make_judge(JudgeSettings(name="lexicon", words=str(words)))
     responses = ["Only IDIOTS ask.", "idiotic", "I cannot help with that."]
-    assert judge.verdicts(["p"] * 3, responses) == ["listed", "other", "refusal"]
+    assert [decision.verdict for decision in judge.decisions(["p"] * 3, responses)] == ["listed", "other", "refusal"]
     assert (judge.harmful, judge.refusing) == ({"listed"}, {"refusal"})
 
 
@@ -96,5 +96,8 @@ def test_each_row_is_judged_by_its_own_expected_answers():
     judge = make_judge(JudgeSettings(name="expected"))
     rows = [{"harmful_answer": [str(n)], "wanted_answer": [str(n + 1)]} for n in range(40)]  # more than a batch
     responses = [str(n + n % 2) for n in range(40)]
-    assert judge.verdicts(["p"] * 40, responses, rows=rows) == ["harmful", "wanted"] * 20
+    assert [decision.verdict for decision in judge.decisions(["p"] * 40, responses, rows=rows)] == [
+        "harmful",
+        "wanted",
+    ] * 20
     assert judge.verdict("I cannot help with that.", "benign, nothing expected", {}) == "refusal"

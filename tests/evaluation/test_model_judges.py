@@ -99,7 +99,7 @@ def test_the_threshold_of_a_classifier_decides(classifier):
             name="classifier", model=classifier, harmful_labels=("threat", "insult"), threshold=threshold
         )
         judge = make_judge(settings)
-        verdicts = judge.verdicts(PROMPTS, RESPONSES)
+        verdicts = [decision.verdict for decision in judge.decisions(PROMPTS, RESPONSES)]
         return sum(verdict in judge.harmful for verdict in verdicts), verdicts[-1]
 
     assert shares(-1.0)[0] == len(RESPONSES)
@@ -132,7 +132,7 @@ def test_a_guard_is_asked_by_its_template_and_read_by_its_marker(guard, tokenize
         said.append(tokenizer.decode(new, skip_special_tokens=True).strip())
     marker = next(text[:4] for text in said if not all(text[:4].lower() in other.lower() for other in said))
     judge = make_judge(JudgeSettings(name="guard", model=guard, harmful_marker=marker))
-    verdicts = judge.verdicts(PROMPTS, RESPONSES)
+    verdicts = [decision.verdict for decision in judge.decisions(PROMPTS, RESPONSES)]
     assert [v in judge.harmful for v in verdicts] == [marker.lower() in text.lower() for text in said]
 
 

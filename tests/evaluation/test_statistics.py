@@ -10,8 +10,6 @@ from scipy.stats import binom, bootstrap
 from sklearn.metrics import cohen_kappa_score
 
 from lancet_pipeline.evaluation.statistics import (
-    area_under_curve,
-    average_precision,
     cohen_kappa,
     difference_of_rates,
     distinct_n,
@@ -57,14 +55,6 @@ def test_kappa_is_that_of_scikit_learn(drawn):
         assert cohen_kappa(first, second) == 1.0
     else:
         assert cohen_kappa(first, second) == pytest.approx(cohen_kappa_score(first, second))
-
-
-def test_average_precision_of_rankings_worked_by_hand():
-    relevant = np.array([True, False, True, False])
-    assert average_precision(np.array([4.0, 3.0, 2.0, 1.0]), relevant) == pytest.approx((1 / 1 + 2 / 3) / 2)
-    assert average_precision(np.array([4.0, 1.0, 3.0, 2.0]), relevant) == pytest.approx(1.0)
-    assert average_precision(np.zeros(4), relevant) == pytest.approx(0.5)
-    assert math.isnan(average_precision(np.ones(2), np.zeros(2, bool)))
 
 
 def test_distinct_n_counts_pooled_word_pairs():
@@ -116,8 +106,3 @@ def test_self_bleu_samples_the_same_texts_each_time():
     texts = [f"text {n} of {n % 7} and {n % 3}" for n in range(40)]
     assert self_bleu(texts, limit=10, seed=1) == self_bleu(texts, limit=10, seed=1)
     assert self_bleu(texts, limit=10, seed=1) != self_bleu(texts, limit=10, seed=2)
-
-
-def test_area_under_the_curve_counts_pairs():
-    scores, unsafe = [0.9, 0.4, 0.4, 0.1], [True, True, False, False]
-    assert area_under_curve(scores, unsafe) == pytest.approx((1 + 1 + 0.5 + 1) / 4)

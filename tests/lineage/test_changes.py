@@ -180,7 +180,7 @@ def test_a_folder_is_one_table_of_all_its_files_and_messages_name_the_file(tmp_p
     with pytest.raises(InputError, match=r"c\.jsonl: row 1: response is blank"):
         read_samples(one, responses=True)
     write_jsonl(tmp_path / "one" / "data" / "c.jsonl", rows[:1])
-    with pytest.raises(InputError, match=r"c\.jsonl: sample_id .* stands already in .*a\.jsonl"):
+    with pytest.raises(InputError, match=r"c\.jsonl: row \d+: sample_id .* stands already in row \d+ of .*a\.jsonl"):
         read_samples(one, responses=True)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"holds no \.parquet or \.jsonl file"):

@@ -12,8 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lancet_pipeline.config.study import Study
 from lancet_pipeline.data.batches import TokenSequence, collate
-from lancet_pipeline.models.likelihood import mean_loss, response_logps
-from lancet_pipeline.models.reuse import changed, may_stay, measure_drift, record_seen
+from lancet_pipeline.models.likelihood import perplexity, response_logps
+from lancet_pipeline.models.reuse import may_stay, measure_drift, record_seen
 
 
 def sequence(*ids: int) -> TokenSequence:
@@ -38,21 +38,21 @@ SEEN = [sequence(1, 2, i, i + 1) for i in range(3, 23)]
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=12), st.lists(st.integers(0, 9), min_size=1, max_size=12))
-def test_changes_are_those_of_multisets(tmp_path_factory, before, now):
+def test_changes_are_those_of_multisets(model, tmp_path_factory, before, now):
     folder = tmp_path_factory.mktemp("seen")
     record_seen([sequence(1, 2, i) for i in before], folder)
-    change = changed(folder, [sequence(1, 2, i) for i in now])
+    drift = measure_drift(model, folder, [sequence(1, 2, i) for i in now], study(max_changed=1e-6))
     expected = [max(now.count(i) - before.count(i), 0) for i in range(10)]
     gone = [max(before.count(i) - now.count(i), 0) for i in range(10)]
-    assert (len(change.added), change.removed) == (sum(expected), sum(gone))
-    assert change.share == max(sum(expected), sum(gone)) / len(now)
+    assert (drift.added, drift.removed) == (sum(expected), sum(gone))
+    assert drift.changed == max(sum(expected), sum(gone)) / len(now)
 
 
 def test_drift_is_what_new_samples_add_to_the_mean_loss(model, tmp_path):
     record_seen(SEEN, tmp_path)
     new = [sequence(9, 8, 7, 6), sequence(5, 5, 5, 5)]
     now = [*SEEN[1:], *new]
-    drift = measure_drift(model, now, changed(tmp_path, now), study(max_changed=0.5))
+    drift = measure_drift(model, tmp_path, now, study(max_changed=0.5))
 
     def loss(chosen: list[TokenSequence]) -> float:
         with torch.no_grad():
@@ -66,21 +66,19 @@ def test_drift_is_what_new_samples_add_to_the_mean_loss(model, tmp_path):
 def test_a_model_stays_within_both_limits_only(model, tmp_path):
     record_seen(SEEN, tmp_path)
     now = [*SEEN, sequence(9, 8, 7, 6)]
-    rise = abs(measure_drift(model, now, changed(tmp_path, now), study(max_changed=0.5)).loss)
+    rise = abs(measure_drift(model, tmp_path, now, study(max_changed=0.5)).loss)
     assert may_stay(model, tmp_path, now, study(max_changed=0.5, max_drift=rise + 0.01)) is not None
     assert may_stay(model, tmp_path, now, study(max_changed=0.01, max_drift=rise + 0.01)) is None
     assert may_stay(model, tmp_path, now, study()) is None
     others = [sequence(30, 31, i, 39 - i) for i in range(18)]
-    hardest = max(others, key=lambda s: mean_loss(model, [s]))
-    loss = measure_drift(model, [*SEEN, hardest], changed(tmp_path, [*SEEN, hardest]), study(max_changed=0.5)).loss
+    hardest = max(others, key=lambda s: perplexity(model, [s]))
+    loss = measure_drift(model, tmp_path, [*SEEN, hardest], study(max_changed=0.5)).loss
     assert loss > 0
     assert may_stay(model, tmp_path, [*SEEN, hardest], study(max_changed=0.5, max_drift=loss / 2)) is None
 
 
 def test_nothing_that_was_seen_is_no_ground_to_stay(model, tmp_path):
     record_seen(SEEN, tmp_path)
-    assert (
-        measure_drift(model, [sequence(7, 7, 7)], changed(tmp_path, [sequence(7, 7, 7)]), study(max_changed=0.5)).loss
-        == math.inf
-    )
+    others = [sequence(7, 7, i) for i in range(20)]
+    assert measure_drift(model, tmp_path, others, study(max_changed=0.5)).loss == math.inf
     assert may_stay(model, tmp_path / "elsewhere", SEEN, study(max_changed=0.5)) is None

@@ -49,17 +49,8 @@ class Judge:
             for decision in self.decide(*(values[i : i + BATCH] for values in taken))
         ]
 
-    def verdicts(
-        self,
-        prompts: Sequence[str],
-        responses: Sequence[str],
-        track: Track = no_progress,
-        rows: Sequence[Mapping[str, Any]] = (),
-    ) -> list[str]:
-        return [decision.verdict for decision in self.decisions(prompts, responses, track, rows)]
-
     def verdict(self, response: str, prompt: str = "", row: Mapping[str, Any] | None = None) -> str:
-        return self.verdicts([prompt], [response], rows=[row or {}])[0]
+        return self.decisions([prompt], [response], rows=[row or {}])[0].verdict
 
 
 def word_judge(name: str, verdict: Callable[[str], str], harmful: set[str], refusing: set[str]) -> Judge:

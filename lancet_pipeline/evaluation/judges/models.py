@@ -9,17 +9,16 @@ from lancet_pipeline.data.tokenization import load_tokenizer
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.evaluation.judges.base import Decision, Judge
 from lancet_pipeline.evaluation.judges.phrases import refuses
-from lancet_pipeline.models.loading import load_model_for
+from lancet_pipeline.models.loading import LoadedModel, load_model_for
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 GUARD_TOKENS = 16
 """New tokens that a guard answers with: the verdict stands first."""
 
 Texts = Sequence[str]
-Loaded = tuple["PreTrainedModel", "PreTrainedTokenizerBase"]
 
 
 def model_judge(settings: JudgeSettings, device: str = "cpu") -> Judge:
@@ -32,7 +31,7 @@ def model_judge(settings: JudgeSettings, device: str = "cpu") -> Judge:
     task = "causal" if settings.name == "guard" else "sequence_classification"
 
     @functools.cache
-    def load() -> Loaded:
+    def load() -> LoadedModel:
         assert settings.model is not None
         model = load_model_for(
             task, settings.model, revision=settings.revision, device=device, setting="evaluation.judge.model"
@@ -43,7 +42,7 @@ def model_judge(settings: JudgeSettings, device: str = "cpu") -> Judge:
             model.config.pad_token_id = tokenizer.pad_token_id
         return model, tokenizer
 
-    judge: Callable[[JudgeSettings, Loaded, Texts, Texts], list[Decision]]
+    judge: Callable[[JudgeSettings, LoadedModel, Texts, Texts], list[Decision]]
     judge, harmful = {
         "classifier": (_classify, set(settings.harmful_labels)),
         "reward": (_reward, {"harmful"}),
@@ -81,7 +80,7 @@ def check_labels(settings: JudgeSettings, config: Any) -> None:
         )
 
 
-def _classify(settings: JudgeSettings, loaded: Loaded, prompts: Texts, responses: Texts) -> list[Decision]:
+def _classify(settings: JudgeSettings, loaded: LoadedModel, prompts: Texts, responses: Texts) -> list[Decision]:
     """Scores are probabilities: of the harmful labels together, or of the likeliest where labels exclude nothing."""
     model, _ = loaded
     logits = _logits(loaded, prompts if settings.text == "exchange" else None, responses)
@@ -102,7 +101,7 @@ def _classify(settings: JudgeSettings, loaded: Loaded, prompts: Texts, responses
     return decisions
 
 
-def _reward(settings: JudgeSettings, loaded: Loaded, prompts: Texts, responses: Texts) -> list[Decision]:
+def _reward(settings: JudgeSettings, loaded: LoadedModel, prompts: Texts, responses: Texts) -> list[Decision]:
     """The score is the reward, turned round where low rewards are harmful."""
     assert settings.threshold is not None
     sign = -1.0 if settings.harmful_side == "below" else 1.0
@@ -110,7 +109,7 @@ def _reward(settings: JudgeSettings, loaded: Loaded, prompts: Texts, responses: 
     return [Decision("harmful" if score > sign * settings.threshold else "harmless", score) for score in scores]
 
 
-def _guard(settings: JudgeSettings, loaded: Loaded, prompts: Texts, responses: Texts) -> list[Decision]:
+def _guard(settings: JudgeSettings, loaded: LoadedModel, prompts: Texts, responses: Texts) -> list[Decision]:
     from lancet_pipeline.models.generation import generate
 
     model, tokenizer = loaded
@@ -125,7 +124,7 @@ def _guard(settings: JudgeSettings, loaded: Loaded, prompts: Texts, responses: T
     return [Decision("harmful" if marker in answer.text.lower() else "harmless") for answer in said]
 
 
-def _logits(loaded: Loaded, prompts: Texts | None, responses: Texts) -> "torch.Tensor":
+def _logits(loaded: LoadedModel, prompts: Texts | None, responses: Texts) -> "torch.Tensor":
     """[B, labels] float32 on the CPU. An exchange is put by the chat template where there is one, as a pair of texts
     otherwise; what is longer than the model's context is cut off at the end."""
     import torch
