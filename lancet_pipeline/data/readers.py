@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from lancet_pipeline.config.study import DataSource, Origin
 from lancet_pipeline.data.expected_answers import EXPECTED
+from lancet_pipeline.data.pararel import pararel_rows
 from lancet_pipeline.data.presets import apply_preset
 from lancet_pipeline.data.schema import to_samples
 from lancet_pipeline.errors import InputError
@@ -37,7 +38,7 @@ def read_samples(source: DataSource, *, responses: bool = False, required: Seque
         InputError: the source does not exist or its content does not fit; nothing has been computed then.
     """
     place = describe(source)
-    folder = source.path is not None and Path(source.path).is_dir()
+    folder = source.path is not None and source.preset != "pararel" and Path(source.path).is_dir()
     parts = data_files(Path(source.path)) if folder and source.path else [None]
     tables = {}
     for part in parts:  # each file by itself, so that messages name it
@@ -56,9 +57,12 @@ def read_samples(source: DataSource, *, responses: bool = False, required: Seque
 def _samples(source: DataSource, whole: str, responses: bool, required: Sequence[str]) -> pa.Table:
     """The samples of one file, or of a source that is no folder; those without a source of their own get that of `whole`."""
     place = describe(source)
-    rows = read_named_rows(source)
-    if source.preset != "plain":
-        rows = apply_preset(rows, source.preset, place)
+    if source.preset == "pararel":
+        rows = pararel_rows(Path(source.path or ""), source.part or "", _file_rows)
+    elif source.preset == "plain":
+        rows = read_named_rows(source)
+    else:
+        rows = apply_preset(read_named_rows(source), source.preset, place)
     if place != whole:  # a sample that moves from one file of a folder to another is the same sample
         name = Path(whole).name
         rows = ({**row, "source": (source.preset == "plain" and row.get("source")) or name} for row in rows)
@@ -122,7 +126,7 @@ def data_files(folder: Path) -> list[Path]:
 def describe(source: Origin) -> str:
     """A source as messages name it."""
     if source.path:
-        return source.path
+        return source.path + (f":{source.part}" if source.part else "")
     if source.hub:
         return source.hub + (f"@{source.revision}" if source.revision else "")
     return f"{source.builtin}:{source.part}"
