@@ -107,7 +107,8 @@ def test_prompts_expect_the_right_answer_and_name_the_wrong_one(folder, parts):
             assert row["category"] == f"{relation}: {replaced}"
     for row in parts["benign"]:
         assert row["wanted_answer"] == [true_value(folder, row)]
-        assert "harmful_answer" not in row and row["wanted_answer"] != [FACTS[row["category"]][0]]
+        assert "harmful_answer" not in row
+        assert row["wanted_answer"] != [FACTS[row["category"]][0]]
 
 
 def assert_worded_alike(rows: list[dict]) -> None:
