@@ -11,7 +11,7 @@ import pyarrow as pa
 from lancet_pipeline.config.study import Study
 from lancet_pipeline.data.batches import TokenSequence
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.linfac.factors import Factors
+from lancet_pipeline.linfac import Factors, Scores, query_each, score_dataset
 from lancet_pipeline.linfac.influence import query_sequences
 from lancet_pipeline.models.runtime import Runtime
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Row = Mapping[str, Any]
+
+FLAT = 1e12
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,16 @@ class Case:
         if self.factors is None:
             raise InputError("attribution: this method needs factors of the model; give them")
         return self.factors
+
+    @cached_property
+    def plain_gradients(self) -> Scores:
+        """Inner products of gradients, up to a factor, and norms: so much damping that nothing is left of the curvature."""
+        return self.influence(self.fitted.damped(FLAT))
+
+    def influence(self, factors: Factors) -> Scores:
+        """Scores of each training sample on each output, in one pass."""
+        query = query_each(self.model, self.asked_sequences, factors, self.runtime.batch_tokens)
+        return score_dataset(self.model, self.sequences, query, self.runtime)
 
     @cached_property
     def documents(self) -> list[str]:

@@ -143,7 +143,8 @@ def influence(
         InputError: the matrices of a single group do not fit into memory, before anything is computed.
     """
     settings, batch_tokens = study.linfac, runtime.batch_tokens
-    size = fitting_groups(model, factors, study, f"linfac.query_groups: {settings.query_groups}")
+    setting = f"linfac.query_groups: {settings.query_groups}"
+    size = fitting_groups(model, factors, study, setting, least=2 if controls else 1)
     asked = _numbered(query_sequences(tokenizer, queries, study.data.max_length), "query")
     against = _numbered(query_sequences(tokenizer, controls, study.data.max_length), "control") if controls else []
     choice = None
@@ -267,14 +268,14 @@ def read_scores(folder: Path) -> pa.Table:
     return pq.read_table(folder / "scores.parquet")
 
 
-def fitting_groups(model: "PreTrainedModel", factors: Factors, study: Study, setting: str) -> int:
+def fitting_groups(model: "PreTrainedModel", factors: Factors, study: Study, setting: str, least: int = 1) -> int:
     """As `placement.groups_at_once`, of queries as `study` makes them."""
     # As measured: gradients and preconditioned ones, or what conjugate gradients hold (12 a group, and the graphs).
     copies = 2 if study.linfac.refinement is None else 14
     remedy = "set linfac.units: sublayer_output" if study.linfac.units == "linear" else "take a smaller model"
     if study.linfac.refinement is not None:
         remedy = "leave out linfac.refinement"
-    return groups_at_once(model, factors.units, copies, setting, remedy)
+    return groups_at_once(model, factors.units, copies, setting, remedy, least)
 
 
 def preconditioned_queries(
