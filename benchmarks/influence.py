@@ -39,7 +39,7 @@ import typer
 import yaml
 from sklearn.metrics import average_precision_score
 
-from benchmarks.text import bm25, tf_idf
+from lancet_pipeline.attribution.words import bm25_scores, tf_idf_scores
 from lancet_pipeline.data.batches import TokenBatch, TokenSequence, bucketed, collate
 from lancet_pipeline.linfac import (
     Factors,
@@ -266,8 +266,8 @@ def precisions(setup: Setup, factors: Factors, rival: Factors, heuristic: torch.
         "ekfac_undivided": max(one["none"] for one in theirs.values()),
         "gradient_dot": max(max(one["none"], one["length"]) for one in dots),
         "gradient_cosine": max(one["gradient_norm"] for one in dots),
-        "bm25": precision(setup, bm25(list(setup.documents), list(setup.asked))),
-        "tf_idf": precision(setup, tf_idf(list(setup.documents), list(setup.asked))),
+        "bm25": precision(setup, bm25_scores(setup.documents, setup.asked).mean(1)),
+        "tf_idf": precision(setup, tf_idf_scores(setup.documents, setup.asked).mean(1)),
         "share": float(np.mean(setup.harmful)),
         "chosen_damping": choice.damping,
         "reliability": factors.reliability,
