@@ -148,12 +148,6 @@ def test_methods_of_gradients_need_factors(case, name):
         METHODS[name](replace(case, factors=None))
 
 
-def test_an_output_that_leaves_no_room_for_its_answer_is_named(case):
-    long = {"prompt": "Tell me how to break a window. " * 20, "response": "Sure."}
-    with pytest.raises(InputError, match=r"prompt 'Tell me .* alone is longer than data.max_length = 64; raise it"):
-        METHODS["repsim"](replace(case, asked=[*case.asked, long]))
-
-
 @pytest.mark.parametrize("name", ["gradient_cosine", "repsim", "embeddings", "tf_idf"])
 def test_nothing_is_nearer_to_an_output_than_the_same_sample(case, name):
     found = METHODS[name](case)
