@@ -58,12 +58,12 @@ def main(
     file.parent.mkdir(parents=True, exist_ok=True)
     kept: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     names = list(dict.fromkeys(["none", *arms.split(",")]))
-    held_out = HeldOut(run)
+    held_out, directories = HeldOut(run), deployment({}, home).model_directories
     todo = [(repeat, arm) for repeat in range(repeats) for arm in names if f"{arm}:{repeat}" not in kept]
     started = time.monotonic()
     for number, (repeat, arm) in enumerate(todo):
         kept[f"{arm}:{repeat}"] = trained_without(
-            run, blamed(arm, scores, count, repeat), repeat, rows, epochs, held_out
+            run, blamed(arm, scores, count, repeat), repeat, rows, epochs, held_out, directories
         )
         file.write_text(json.dumps(kept))
         left = (time.monotonic() - started) / (number + 1) * (len(todo) - number - 1)
@@ -129,7 +129,13 @@ def blamed(arm: str, scores: dict[str, np.ndarray], count: int, repeat: int) -> 
 
 
 def trained_without(
-    run: StudyRun, out: np.ndarray, repeat: int, rows: int, epochs: float, held_out: HeldOut
+    run: StudyRun,
+    out: np.ndarray,
+    repeat: int,
+    rows: int,
+    epochs: float,
+    held_out: HeldOut,
+    model_directories: tuple[Path, ...],
 ) -> dict[str, float]:
     _, sequences = run.data
     drawn = np.random.default_rng([11, repeat]).permutation(len(sequences))[:rows]
@@ -140,7 +146,7 @@ def trained_without(
     study = run.study.model_copy(
         update={"seed": 1000 + repeat, "model": settings.model_copy(update={"training": training})}
     )
-    runtime = Runtime.of(study, model_directories=deployment({}, run.store.home).model_directories)
+    runtime = Runtime.of(study, model_directories=model_directories)
     started = time.monotonic()
     model, _, curve = build_base_model(study, chosen, run.folder("prepared_data"), runtime)
     found = held_out.figures(model)
