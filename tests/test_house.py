@@ -19,6 +19,7 @@ FLOORS = (
     {"scale"},
     {"lineage"},
     {"store"},
+    {"attribution"},
     {"evaluation", "correction", "linfac"},
     {"selection"},
     {"models"},

@@ -5,16 +5,17 @@ from typing import Any
 import numpy as np
 
 from lancet_pipeline.attribution.base import Case
+from lancet_pipeline.errors import InputError
 
 K1, B = 1.5, 0.75
 
 
 def bm25(case: Case) -> np.ndarray:
-    """Okapi BM25 of each document for each query (Robertson and Zaragoza 2009)."""
+    """Okapi BM25 of each document for each query (Robertson and Zaragoza 2009). Raises InputError where no text has words."""
     from sklearn.feature_extraction.text import CountVectorizer
 
     vectorizer = CountVectorizer()
-    fitted: Any = vectorizer.fit_transform(case.documents)
+    fitted = _fitted(vectorizer, case)
     counts = fitted.tocsc()
     lengths = np.asarray(counts.sum(1)).ravel()
     frequency = np.diff(counts.indptr)
@@ -27,10 +28,17 @@ def bm25(case: Case) -> np.ndarray:
 
 
 def tf_idf(case: Case) -> np.ndarray:
-    """Cosine of TF-IDF vectors."""
+    """Cosine of TF-IDF vectors. Raises InputError where no text has words."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectorizer = TfidfVectorizer()
-    documents: Any = vectorizer.fit_transform(case.documents)
+    documents = _fitted(vectorizer, case)
     asked: Any = vectorizer.transform(case.asked_texts)
     return (documents @ asked.T).toarray()
+
+
+def _fitted(vectorizer: Any, case: Case) -> Any:
+    try:
+        return vectorizer.fit_transform(case.documents)
+    except ValueError as error:
+        raise InputError("influence.method: no training sample has a word of two letters or more") from error

@@ -110,7 +110,8 @@ def _with_absolute_paths(settings: S, folder: Path) -> S:
         if isinstance(value, BaseModel):
             changes[name] = _with_absolute_paths(value, folder)
         elif isinstance(value, str) and (
-            name in ("path", "words") or (name in ("checkpoint", "model") and value.startswith((".", "/", "~")))
+            name in ("path", "words")
+            or (name in ("checkpoint", "model", "embedding_model") and value.startswith((".", "/", "~")))
         ):
             changes[name] = _absolute(value, folder)
         elif name == "apart_from":
