@@ -1,6 +1,7 @@
 """A study whose influence is measured by another method than LinFAC, and the scores that the method gives it."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,7 @@ from lancet_pipeline.lineage.results import last_run
 from lancet_pipeline.models.runtime import Runtime
 from lancet_pipeline.store.artifacts import ArtifactStore
 
+NO_MODEL: Any = None
 ROWS = [{"sample_id": f"s{number:03d}", "source": "test", **row} for number, row in enumerate(training_rows()[:40])]
 
 
@@ -50,7 +52,7 @@ def case_of(tiny_study, tokenizer):
     def case(method: str, queries=HARMFUL, controls=HARMLESS, rows=ROWS) -> Case:
         settings = study.model_copy(update={"influence": study.influence.model_copy(update={"method": method})})
         samples, sequences = pa.Table.from_pylist(rows), tokenize(tokenizer, rows, max_length=64)
-        return study_case(None, tokenizer, samples, sequences, queries, controls, settings, Runtime(), None)
+        return study_case(NO_MODEL, tokenizer, samples, sequences, queries, controls, settings, Runtime(), None)
 
     return case
 

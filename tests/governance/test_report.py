@@ -159,7 +159,7 @@ def test_tail_that_is_not_heavy_is_told_with_its_consequence(evidence: Evidence,
 
 def test_what_word_search_finds_too_is_said_where_it_is_known(evidence: Evidence, html: str) -> None:
     assert "word search" not in html
-    evidence.influence |= {"word_search_overlap": 0.375, "word_search_correlation": -0.25}
+    evidence.influence.update({"word_search_overlap": 0.375, "word_search_correlation": -0.25})
     page = Page(render_report(evidence))
     assert "finds 38% of the samples that drive by the 80/20 rule" in page.unfolded
     assert "correlate by -0.25 (Spearman)" in page.unfolded
