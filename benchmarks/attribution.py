@@ -5,6 +5,7 @@
 
 `linfac` is LinFAC exactly as `lancet run` has it: same settings in every study, nothing chosen by labels. Each rival stands with
 the best of its variants (mean or maximum over queries, with or without controls), chosen by the labels; `variant` says which.
+`linfac_undivided` and `linfac_over_norm` are the same scores without its normalisation and over bare gradient norms.
 Figures are means over seeds (models of the study), intervals 95 %, bootstrap over training samples within each model, paired for
 differences. `ap_within`: within the categories that hold harmful samples. `recall_at_50` and `mrr`: in `outdated_facts`, by fact (category of
 the queries), averaged over facts. On the embedded studies and `wordings`, which is made of one of them, words give the answer away: word search is stated and is no rival there.
@@ -33,11 +34,13 @@ from lancet_pipeline.errors import InputError
 from lancet_pipeline.evaluation.queries import read_rows
 from lancet_pipeline.linfac import Factors
 from lancet_pipeline.linfac.influence import influence
+from lancet_pipeline.linfac.scores import floored
 from lancet_pipeline.models.runtime import Runtime
 from lancet_pipeline.selection import select
 
 EMBEDDED = ("demo", "medical", "legal", "wordings")
 STUDIES = (*EMBEDDED, "persona", "outdated_facts", "compliance_smollm2")
+RIVALS = [name for name in METHODS if name != "linfac"]
 RESAMPLES = 1000
 
 
@@ -77,7 +80,7 @@ def one_model(name: str, seed: int, home: Path) -> dict[str, np.ndarray]:
         found["harmful"] = np.array([label is False for label in samples["is_safe"].to_pylist()])
         found["category"] = np.array([str(value) for value in samples["category"].to_pylist()])
         found["kinds"] = np.array([kind(row) for row in queries])
-    for method in ("default", *METHODS):
+    for method in ("default", *RIVALS):
         if any(key.partition("/")[0] == method for key in found):
             continue
         started = time.process_time()
@@ -122,7 +125,8 @@ def scores_of(
     found = influence(
         case.model, case.tokenizer, sequences, factors, queries, case.study, case.runtime, controls=controls
     )
-    by = {"default": found.score, "default:damping": np.array(found.damping)}
+    by = {"default": found.score, "linfac_undivided": found.raw.pooled, "default:damping": np.array(found.damping)}
+    by["linfac_over_norm"] = found.raw.pooled / floored(found.raw.norms)
     countering = np.zeros(len(found.score), dtype=bool)
     countering[select(found.score, case.study.pareto.model_copy(update={"minimum": 1})).negative.indices] = True
     by["default:countering"] = countering
@@ -153,7 +157,7 @@ def compared(kept: list[dict[str, np.ndarray]], word_search_counts: bool) -> dic
         best = max(mine, key=lambda key: everywhere[key][0])
         best_within = max(mine, key=lambda key: within[key][0])
         recall, mrr = by_fact(kept, best)
-        methods["linfac" if method == "default" else f"{method}_plain" if method == "linfac" else method] = {
+        methods["linfac" if method == "default" else method] = {
             "ap": interval(everywhere[best]),
             "ap_within": interval(within[best_within]),
             "recall_at_50": recall,
@@ -164,7 +168,8 @@ def compared(kept: list[dict[str, np.ndarray]], word_search_counts: bool) -> dic
             "variant": best.partition("/")[2],
             "variant_within": best_within.partition("/")[2],
             "processor_seconds": float(np.mean([one.get(f"{method}:seconds", np.nan) for one in kept])),
-            "rival": method != "default" and (word_search_counts or method not in ("bm25", "tf_idf", "embeddings")),
+            "rival": not method.startswith(("default", "linfac"))
+            and (word_search_counts or method not in ("bm25", "tf_idf", "embeddings")),
         }
     return {
         "rows": len(kept[0]["harmful"]),
@@ -172,7 +177,7 @@ def compared(kept: list[dict[str, np.ndarray]], word_search_counts: bool) -> dic
         "share_within": float(np.mean(kept[0]["harmful"][inside(kept[0])])),
         "queries": len(kept[0]["kinds"]),
         "models": len(kept),
-        "left_out": sorted(set(METHODS) - {key.partition("/")[0] for key in names}),
+        "left_out": sorted(set(RIVALS) - {key.partition("/")[0] for key in names}),
         "methods": methods,
     }
 

@@ -105,7 +105,7 @@ class Ekfac:
         elements = sum(block.eigenvalues().numel() for block in blocks)
         mean = sum(block.eigenvalues().double().sum().item() for block in blocks) / elements
         config = LinfacConfig(units="linear", factors="token", eigenvalue_correction=True)
-        return Factors(config, units, tuple(blocks), mean, self._sequences, fingerprint(model), float("nan"))
+        return Factors(config, units, tuple(blocks), mean, self._sequences, fingerprint(model), {})
 
     def disk_bytes(self) -> int:
         """What scoring reads: eigenvectors and corrected eigenvalues, without the covariances they came from."""

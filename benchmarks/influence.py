@@ -17,7 +17,8 @@ the correlation with the scores that kronfluence itself computes from them.
 Shape c has one model, since training it takes half an hour: its seeds are disjoint draws of 96 of the 1,776 training
 sequences. Costs are measured on the first draw. For precision both methods are fitted once, on all of the first draw, since
 EK-FAC takes some ten seconds a sequence there. `--part costs` and `--part precision` do one half of the work each and add to
-the same file.
+the same file. `--part queries`, of shape c, needs no study that has been run: the checkpoint as it comes, 96 of its training sequences
+scored on 256 others one by one, beside the same 256 as one batch.
 """
 
 import copy
@@ -39,7 +40,7 @@ import typer
 import yaml
 from sklearn.metrics import average_precision_score
 
-from benchmarks.text import bm25, tf_idf
+from lancet_pipeline.attribution.words import bm25_scores, tf_idf_scores
 from lancet_pipeline.data.batches import TokenBatch, TokenSequence, bucketed, collate
 from lancet_pipeline.linfac import (
     Factors,
@@ -47,6 +48,7 @@ from lancet_pipeline.linfac import (
     Query,
     choose_damping,
     fit_factors,
+    query_each,
     query_gradient,
     score_dataset,
     score_sequences,
@@ -57,7 +59,7 @@ from lancet_pipeline.linfac.scores import floored, mean_gradient, score_batch
 from lancet_pipeline.models.runtime import Runtime
 
 Shape = StrEnum("Shape", ["a", "b", "c"])
-Part = StrEnum("Part", ["all", "costs", "precision"])
+Part = StrEnum("Part", ["all", "costs", "precision", "queries"])
 UNITS = ("sublayer_output", "linear")
 FLAT = 1e12  # so much damping leaves the gradient
 DRAW = 96  # sequences of shape c
@@ -112,6 +114,10 @@ def main(
         if json_out is not None:
             json_out.write_text(json.dumps(report, indent=2))
 
+    if part is Part.queries:
+        keep({"queries": single_queries(home, rounds)})
+        print(json.dumps(report["queries"], indent=2))
+        return
     factors_of_c = home / "benchmarks" / "ekfac"
     if part is not Part.precision:
         setup = {
@@ -148,6 +154,54 @@ def main(
             found.append(precisions(setup, factors, fitted, heuristic) | agree)
             keep(averages(found))
     print(json.dumps({k: v for k, v in report.items() if k != "seconds"}, indent=2))
+
+
+def single_queries(home: Path, rounds: int, count: int = 256) -> dict[str, Any]:
+    """Time and memory of scores on single queries, over those of the same queries as one batch."""
+    setup = untrained_c(home, count)
+    data, queries = setup.batches(), setup.query_batches
+    factors = fit_factors(setup.model, data[:2], LinfacConfig())
+    meter, truncation = Meter(), 0.0
+
+    def pooled() -> None:
+        score_sequences(setup.model, data, query_gradient(setup.model, queries, factors))
+
+    def single() -> None:
+        nonlocal truncation
+        query = query_each(setup.model, setup.queries, factors, setup.batch_tokens)
+        truncation = query.truncation
+        score_sequences(setup.model, data, query)
+
+    for _ in range(rounds):
+        meter("pooled", pooled)
+        meter("single", single)
+    seconds = {name: float(np.median(values)) for name, values in meter.seconds.items()}
+    return {
+        "queries": count,
+        "sequences": len(setup.train),
+        "time_ratio": seconds["single"] / seconds["pooled"],
+        "more_gigabytes": (meter.peaks["single"] - meter.peaks["pooled"]) / 1e9,
+        "truncation": truncation,
+        "seconds": seconds,
+    }
+
+
+def untrained_c(home: Path, queries: int) -> Setup:
+    """The checkpoint of shape c and its training data, before any training."""
+    from lancet_pipeline.config.environment import deployment
+    from lancet_pipeline.config.loading import find_study, load_study
+    from lancet_pipeline.data.readers import read_samples
+    from lancet_pipeline.data.tokenization import load_tokenizer, tokenize
+    from lancet_pipeline.models.loading import find_checkpoint, load_model
+
+    where = deployment({}, home)
+    study = load_study(find_study(SMOLLM2, where.study_directories))
+    folder = find_checkpoint(study.model.checkpoint or "", where.model_directories)
+    tokenizer = load_tokenizer(folder)
+    tokenizer.chat_template = study.data.chat_template
+    rows = read_samples(study.data.train, responses=True).to_pylist()[: DRAW + queries]
+    sequences = tokenize(tokenizer, rows, max_length=study.data.max_length, overlength="truncate")
+    return Setup(load_model(folder), sequences[:DRAW], sequences[DRAW:], study.compute.batch_tokens)
 
 
 def averages(found: list[dict[str, Any]]) -> dict[str, Any]:
@@ -266,11 +320,11 @@ def precisions(setup: Setup, factors: Factors, rival: Factors, heuristic: torch.
         "ekfac_undivided": max(one["none"] for one in theirs.values()),
         "gradient_dot": max(max(one["none"], one["length"]) for one in dots),
         "gradient_cosine": max(one["gradient_norm"] for one in dots),
-        "bm25": precision(setup, bm25(list(setup.documents), list(setup.asked))),
-        "tf_idf": precision(setup, tf_idf(list(setup.documents), list(setup.asked))),
+        "bm25": precision(setup, bm25_scores(setup.documents, setup.asked).mean(1)),
+        "tf_idf": precision(setup, tf_idf_scores(setup.documents, setup.asked).mean(1)),
         "share": float(np.mean(setup.harmful)),
         "chosen_damping": choice.damping,
-        "reliability": factors.reliability,
+        "reliability": factors.reliability if factors.reliabilities else None,
     }
     print(json.dumps(result), flush=True)
     return result | {"linfac_by_damping": ours, "ekfac_by_damping": theirs}

@@ -56,6 +56,7 @@ class DataSource(Origin):
     rows: tuple[int, int] | None = Field(
         default=None, description="Half-open range of rows in the order of sample_id, for disjoint parts of one file."
     )
+    note: str = Field(default="", description="What the file is and where it comes from, for who has not got it.")
     apart_from: tuple[str, ...] = Field(
         default=(), description="Files or folders: rows whose prompt stands there too, or nearly, are left out."
     )

@@ -39,6 +39,8 @@ def read_samples(source: DataSource, *, responses: bool = False, required: Seque
         InputError: the source does not exist or its content does not fit; nothing has been computed then.
     """
     place, path = describe(source), Path(source.path or "")
+    if source.path and source.note and not path.exists():
+        raise InputError(f"{path}: no such file or folder; it holds {source.note}")
     of_files = source.path is not None and source.preset != "pararel" and path.is_dir()
     files = data_files(path) if of_files else [source.path]
     parts = [source.model_copy(update={"path": file and str(file)}) for file in files]

@@ -26,7 +26,7 @@ def made_up(tokenizer: PreTrainedTokenizerFast) -> tuple[Influence, list[TokenSe
     groups = {"a": draw.standard_normal(len(LENGTHS))}
     sequences = [TokenSequence(f"s{i}", tokens, 1) for i, tokens in enumerate(ids)]
     samples = pa.table({"source": ["x"] * len(LENGTHS), "category": pa.array([None] * len(LENGTHS), pa.string())})
-    return Influence(pooled / scale, groups, raw, scale, None, 0.1, None), sequences, samples
+    return Influence(pooled / scale, groups, raw, scale, None, [], 0.1, None), sequences, samples
 
 
 def test_every_row_names_its_own_tokens_and_shares():

@@ -62,10 +62,10 @@ def test_groups_in_chunks_have_the_scores_of_one_pass(
         return influence(model, tokenizer, sequences, factors, QUERIES, study, Runtime(journal=journal, track=track))
 
     whole = scored()
-    assert passes.count("scoring") == 1
+    assert passes.count("scoring") == 2, "one on all queries, one on every single one"
     allow(monkeypatch, model, factors, 3)
     chunks = scored(tmp_path)
-    assert passes.count("scoring") == 3 + 1, "five groups two by two, and all as one batch"
+    assert passes.count("scoring") == 3 + 1, "all queries, and five groups two by two"
     assert list(chunks.groups) == list(whole.groups) == [query["sample_id"] for query in QUERIES]
     for name, scores in whole.groups.items():
         np.testing.assert_allclose(chunks.groups[name], scores, rtol=1e-4, atol=1e-5 * np.abs(scores).max())
