@@ -41,6 +41,7 @@ from lancet_pipeline.selection import select
 EMBEDDED = ("demo", "medical", "legal", "wordings")
 STUDIES = (*EMBEDDED, "persona", "outdated_facts", "compliance_smollm2")
 RIVALS = [name for name in METHODS if name != "linfac"]
+SCORED = ("default", "linfac_undivided", "linfac_over_norm", *RIVALS)
 RESAMPLES = 1000
 
 
@@ -167,7 +168,7 @@ def compared(kept: list[dict[str, np.ndarray]], word_search_counts: bool) -> dic
             "countering_planted": planted(kept) if method == "default" else None,
             "variant": best.partition("/")[2],
             "variant_within": best_within.partition("/")[2],
-            "processor_seconds": float(np.mean([one.get(f"{method}:seconds", np.nan) for one in kept])),
+            "processor_seconds": seconds(kept, method),
             "rival": not method.startswith(("default", "linfac"))
             and (word_search_counts or method not in ("bm25", "tf_idf", "embeddings")),
         }
@@ -183,7 +184,13 @@ def compared(kept: list[dict[str, np.ndarray]], word_search_counts: bool) -> dic
 
 
 def is_score(key: str) -> bool:
-    return "#" not in key and ":" not in key and key not in ("harmful", "category", "kinds")
+    return "#" not in key and key.partition("/")[0] in SCORED
+
+
+def seconds(kept: list[dict[str, np.ndarray]], method: str) -> float | None:
+    """Of a processor, on average; None for scores that came with those of another method."""
+    taken = [float(one[f"{method}:seconds"]) for one in kept if f"{method}:seconds" in one]
+    return float(np.mean(taken)) if taken else None
 
 
 def inside(one: dict[str, np.ndarray]) -> np.ndarray:

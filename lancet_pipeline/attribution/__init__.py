@@ -29,7 +29,7 @@ METHODS: dict[str, Method] = {
 }
 
 VARIANTS = ("mean", "max", "mean less controls", "max less controls")
-"""How scores on single outputs become one: on average or at most over the queries, with or without the mean over controls."""
+"""How scores on single outputs become one: on average or at most over the queries, as it is or less the same over the controls."""
 
 
 def variants(found: np.ndarray, queries: int, chosen: Sequence[int] | None = None) -> dict[str, np.ndarray]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 
 FLAT = 1e12
+"""Damping under which nothing is left of the curvature: the damped inverse is the identity over lambda."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Case:
 
     @cached_property
     def plain_gradients(self) -> Scores:
-        """Inner products of gradients, up to a factor, and norms: so much damping that nothing is left of the curvature."""
+        """Inner products of gradients over lambda, and norms."""
         return self.influence(self.fitted.damped(FLAT))
 
     def influence(self, factors: Factors) -> Scores:

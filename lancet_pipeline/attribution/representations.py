@@ -8,7 +8,7 @@ import numpy as np
 
 from lancet_pipeline.attribution.base import Case
 from lancet_pipeline.data.batches import TokenSequence, bucketed, collate
-from lancet_pipeline.errors import InputError
+from lancet_pipeline.errors import InputError, first_line
 from lancet_pipeline.models.loading import check_files
 from lancet_pipeline.models.memory import Backoff
 
@@ -44,7 +44,7 @@ def probe(case: Case) -> np.ndarray:
     training, asked = _own_states(case, before=False)
     fitted = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000, class_weight="balanced"))
     fitted.fit(asked, np.arange(len(asked)) < case.queries)
-    return fitted.decision_function(training)
+    return fitted.decision_function(training).astype(np.float64)
 
 
 def embeddings(case: Case) -> np.ndarray:
@@ -60,10 +60,12 @@ def embeddings(case: Case) -> np.ndarray:
         model: Any = AutoModel.from_pretrained(checkpoint, use_safetensors=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"influence.embedding_model = {checkpoint}: could not be loaded ({str(error).splitlines()[0]}); "
+            f"influence.embedding_model = {checkpoint}: could not be loaded ({first_line(error)}); "
             "put the model below a model directory, or check name and connection"
         ) from error
     model.to(case.runtime.device).eval()
+    limit = tokenizer.model_max_length
+    tokenizer.model_max_length = min(limit, getattr(model.config, "max_position_embeddings", limit))
 
     def embedded(texts: Sequence[str]) -> np.ndarray:
         found = []
@@ -85,8 +87,6 @@ def hidden_states(
     """Last layer's hidden state at the last token of each sequence, or at the last one before its response: [N, d] float32."""
     import torch
 
-    states = np.empty((len(sequences), model.config.hidden_size), dtype=np.float32)
-
     def at_places(chosen: Sequence[TokenSequence]) -> np.ndarray:
         batch = collate(chosen).to(model.device)
         hidden = model(
@@ -99,11 +99,10 @@ def hidden_states(
         places = [max(s.response_start, 1) - 1 if before else len(s) - 1 for s in chosen]
         return hidden[torch.arange(len(chosen)), places].float().cpu().numpy()
 
-    backoff = Backoff()
+    backoff, groups = Backoff(), bucketed(sequences, batch_tokens)
     with torch.no_grad():
-        for group in bucketed(sequences, batch_tokens):
-            states[group] = np.concatenate(backoff.over(at_places, [sequences[i] for i in group]))
-    return states
+        states = [part for group in groups for part in backoff.over(at_places, [sequences[i] for i in group])]
+    return np.concatenate(states)[np.argsort([i for group in groups for i in group])]
 
 
 def _own_states(case: Case, *, before: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -9,25 +10,33 @@ SIMILAR = 0.8
 """Jaccard similarity of the sets of words and of neighbouring pairs of words from which two prompts are one. Words that most
 prompts have do not count: an instruction that all of them begin with makes no two alike."""
 
+COMPARED = 2**22
+"""Pairs of prompts that are compared at once."""
+
 
 def nearly_among(prompts: Sequence[str], others: Sequence[str]) -> np.ndarray:
     """Which of `prompts` are among `others`, up to case, blanks, punctuation and a few words: [N] bool."""
     from sklearn.feature_extraction.text import CountVectorizer
 
-    texts = [*prompts, *others]
-    common = max(len(texts) // 2, 2)
-    vectorizer = CountVectorizer(binary=True, ngram_range=(1, 2), token_pattern=r"\w+", max_df=common).fit(texts)
-    found = np.zeros(len(prompts), dtype=bool)
-    right = vectorizer.transform(others)
-    sizes = np.asarray(right.sum(1)).ravel()
-    for start in range(0, len(prompts), 512):
-        left = vectorizer.transform(prompts[start : start + 512])
-        shared = np.asarray((left @ right.T).todense())
-        union = np.asarray(left.sum(1)) + sizes - shared
-        found[start : start + 512] = (shared >= SIMILAR * union.clip(1)).any(1)
-    plain = {_plain(text) for text in others}
-    return found | np.array([_plain(text) in plain for text in prompts])
+    texts = [_plain(text) for text in (*prompts, *others)]
+    plain = set(texts[len(prompts) :])
+    found = np.array([text in plain for text in texts[: len(prompts)]], dtype=bool)
+    if not any(text for text in texts):
+        return found
+    vectorizer = CountVectorizer(binary=True, ngram_range=(1, 2), token_pattern=r"\S+", lowercase=False)
+    counts: Any = vectorizer.fit_transform(texts)
+    counts = counts[:, np.asarray(counts.sum(0)).ravel() <= max(len(texts) // 2, 2)]
+    sizes = np.asarray(counts.sum(1)).ravel()
+    left, right = counts[: len(prompts)], counts[len(prompts) :]
+    size = max(1, COMPARED // max(len(others), 1))
+    for start in range(0, len(prompts), size):
+        rows = slice(start, min(start + size, len(prompts)))
+        shared = (left[rows] @ right.T).toarray()
+        union = sizes[rows, None] + sizes[len(prompts) :] - shared
+        found[rows] |= (shared >= SIMILAR * union.clip(1)).any(1)
+    return found
 
 
 def _plain(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.casefold()))
+    """Its words in lower case; the text itself where it has none."""
+    return " ".join(re.findall(r"\w+", text.casefold())) or text.strip()

@@ -53,10 +53,8 @@ def read_samples(source: DataSource, *, responses: bool = False, required: Seque
     )
     table = table if responses else _distinct_prompts(table, place)
     if source.apart_from:
-        others = [
-            row["prompt"] for path in source.apart_from for row in read_samples(DataSource(path=path)).to_pylist()
-        ]
-        kept = ~nearly_among(table["prompt"].to_pylist(), others)
+        others = [read_samples(DataSource(path=path, blank="drop"))["prompt"] for path in source.apart_from]
+        kept = ~nearly_among(table["prompt"].to_pylist(), [prompt for part in others for prompt in part.to_pylist()])
         if not kept.any():
             raise InputError(f"{place}: every prompt stands in {', '.join(source.apart_from)} too; give others")
         table = table.filter(pa.array(kept))

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from lancet_pipeline.config.study import Study
 from lancet_pipeline.data.schema import kind
+from lancet_pipeline.data.tokenization import prompt_text
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.evaluation.judges import Judge
 from lancet_pipeline.evaluation.reports import answers
@@ -32,7 +33,8 @@ class Gathered:
 
 
 def gather(study: Study, base: Path, probes: Sequence[Mapping[str, Any]], judge: Judge, runtime: Runtime) -> Gathered:
-    """The answers of the model in the folder `base` to the probes, and what of them represents its behaviour.
+    """The answers of the model in the folder `base` to the probes, and what of them represents its behaviour. An answer to a
+    prompt that fills `data.max_length` alone is none: nothing of it would count.
 
     Raises:
         InputError: fewer harmful answers than `queries.minimum`, or a judge that agrees with people too seldom.
@@ -41,13 +43,19 @@ def gather(study: Study, base: Path, probes: Sequence[Mapping[str, Any]], judge:
     settings, loaded = study.queries, load_study_model(study, base, runtime)
     rows = answers("base", *loaded, probes, judge, max_new_tokens=settings.max_new_tokens, runtime=runtime)
     rows = [{**row, "category": probe.get("category")} for row, probe in zip(rows, probes, strict=True)]
-    harmful = [row for row in rows if row["harmful"] and row["response"]]
+    tokenizer = loaded[1]
+
+    def counts(row: Mapping[str, Any]) -> bool:
+        opening = tokenizer(prompt_text(tokenizer, row["prompt"]), add_special_tokens=False)["input_ids"]
+        return bool(row["response"]) and len(opening) < study.data.max_length
+
+    harmful = [row for row in rows if row["harmful"] and counts(row)]
     if len(harmful) < settings.minimum:
         raise InputError(
             f"queries: the model answered {len(harmful)} of {len(rows)} probe prompts harmfully, fewer than "
             f"queries.minimum = {settings.minimum}; give more or other data.probes, or check evaluation.judge"
         )
-    harmless = [row for row in rows if not row["harmful"] and row["response"] and row["verdict"] not in judge.unread]
+    harmless = [row for row in rows if not row["harmful"] and row["verdict"] not in judge.unread and counts(row)]
     return Gathered(
         rows,
         representative(harmful, settings.maximum, study.seed),

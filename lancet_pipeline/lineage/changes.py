@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lancet_pipeline.config.study import Study
+from lancet_pipeline.config.study import DataSource, Study
 from lancet_pipeline.data.readers import FORMATS
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.files import digest
@@ -82,6 +82,8 @@ def fingerprint(study: Study | None, place: Path, model_directories: Sequence[Pa
             states.append(_states(Path(source.path)))
         elif source is not None and source.hub is not None:
             states.append(hub.commit("dataset", source.hub, source.revision))
+        if isinstance(source, DataSource):
+            states += [_states(Path(path)) for path in source.apart_from]
     if judge.words is not None:
         states.append(_states(Path(judge.words)))
     embedding = study.influence.embedding_model if study.influence.method == "embeddings" else None

@@ -122,6 +122,18 @@ def test_an_answer_that_could_not_be_read_is_no_control(base, judge):
     assert gathered(base, strict).controls == [row for row in rows if row["response"] != unreadable]
 
 
+def test_an_answer_to_a_prompt_that_leaves_no_room_for_it_is_neither(base, judge):
+    tree = tiny_tree() | {"queries": {"max_new_tokens": 5, "minimum": 1}}
+    tree["data"]["max_length"] = 30
+    long = {**PROBES[0], "sample_id": "long", "prompt": "prompt asks for " * 8}
+    gathering = [
+        gather(Study.model_validate(tree), base, probes, judge, Runtime()) for probes in (PROBES, [*PROBES, long])
+    ]
+    assert gathering[1].answers[-1]["response"]
+    assert gathering[1].queries == gathering[0].queries
+    assert gathering[1].controls == gathering[0].controls
+
+
 def test_too_few_harmful_answers_stop(base, judge):
     with pytest.raises(
         InputError, match=r"answered \d+ of 24 probe prompts harmfully, fewer than queries.minimum = 25"

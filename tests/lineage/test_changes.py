@@ -83,6 +83,16 @@ def test_a_word_list_and_a_file_of_a_folder_count(study_file):
     assert fingerprint(study, study_file, [], NO_HUB) == prints[-1]
 
 
+def test_data_that_prompts_are_told_apart_from_count(study_file):
+    study, seen = load_study(study_file), study_file.parent / "seen.jsonl"
+    write_jsonl(seen, [{"prompt": "p"}])
+    probes = study.data.probes.model_copy(update={"apart_from": (str(seen),)})
+    study = study.model_copy(update={"data": study.data.model_copy(update={"probes": probes})})
+    before = fingerprint(study, study_file, [], NO_HUB)
+    write_jsonl(seen, [{"prompt": "q"}])
+    assert fingerprint(study, study_file, [], NO_HUB) != before
+
+
 def test_the_hub_is_asked_seldom_and_its_silence_is_no_change(study_file):
     asked, answers = [], ["1" * 40]
 
