@@ -2,12 +2,14 @@
 
 import json
 import time
-
-import numpy as np
+from typing import Any
 
 from lancet_pipeline import plots
 from lancet_pipeline.assets.stage import stage_asset
 from lancet_pipeline.assets.stage_run import Check, Outcome, StageRun
+from lancet_pipeline.attribution import Case
+from lancet_pipeline.attribution.scoring import score_table, study_case, study_scores, word_search
+from lancet_pipeline.attribution.scoring import trace_outputs as trace_by_method
 from lancet_pipeline.data.expectations import meets, score_expectations, trace_expectations
 from lancet_pipeline.data.tokenization import load_prepared
 from lancet_pipeline.evaluation.judges import study_judge
@@ -24,6 +26,7 @@ from lancet_pipeline.evaluation.traced_outputs import (
 from lancet_pipeline.files import sha256
 from lancet_pipeline.linfac import Factors
 from lancet_pipeline.linfac.influence import (
+    Influence,
     influence,
     influence_table,
     read_scores,
@@ -84,28 +87,18 @@ def linfac_factors(run: StageRun) -> Outcome:
 )
 def influence_scores(run: StageRun) -> Outcome:
     """Influence of every training sample on the undesirable outputs; positive means that it made them more likely."""
-    model, tokenizer = run.model("base_model")
     samples, sequences = load_prepared(run.input("prepared_data"))
     factors = Factors.load(run.input("linfac_factors"), run.runtime.device)
-    outputs = run.input("undesirable_outputs")
+    outputs, method = run.input("undesirable_outputs"), run.study.influence.method
     queries, controls = read_rows(outputs / "queries.parquet"), read_rows(outputs / "controls.parquet")
-    factors_hash = sha256(run.input("linfac_factors") / "factors.safetensors")
+    model, tokenizer = run.model("base_model")
+    case = study_case(model, tokenizer, samples, sequences, queries, controls, run.study, run.runtime, factors)
     started = time.monotonic()
-    found = influence(
-        model,
-        tokenizer,
-        sequences,
-        factors,
-        queries,
-        run.study,
-        run.runtime,
-        controls=controls,
-        damping=_known_damping(run, factors_hash),
-    )
+    found = _by_linfac(run, case, queries, controls) if method == "linfac" else None
+    score = study_scores(case) if found is None else found.score
     seconds = time.monotonic() - started
-    if run.study.model.reuse is not None:
-        (run.out / CHOSEN).write_text(json.dumps({"damping": found.damping, "factors": factors_hash}))
-    write_scores(influence_table(found, samples, sequences, tokenizer), run.out)
+    table = score_table(case, score) if found is None else influence_table(found, samples, sequences, tokenizer)
+    write_scores(table, run.out)
     scored = read_scores(run.out)
     valid, details = meets(
         scored.drop_columns(["tokens", "groups"]).to_pandas(),
@@ -114,19 +107,17 @@ def influence_scores(run: StageRun) -> Outcome:
         run.out,
     )
     quality, precision_recall = retrieval(samples, scored)
-    reliability = factors.damped(found.damping).reliability if factors.reliabilities else None
+    reliability = factors.damped(found.damping).reliability if found and factors.reliabilities else None
     return Outcome(
         metrics={
             "samples": len(sequences),
-            "reused": found.raw.reused,
             "queries": len(queries),
             "controls": len(controls),
-            "clusters": len(set(found.clusters)),
-            "damping": found.damping,
-            "typical_norm": float(np.median(found.raw.norms)),
             "scoring_seconds": seconds,
+            **({} if controls else {"without_contrast": 1}),
+            **({} if found is None else found.metrics()),
             **({} if reliability is None else {"reliability": reliability}),
-            **({"truncation": found.truncation} if found.truncation else {}),
+            **word_search(case, score),
             **quality,
         },
         plots=precision_recall,
@@ -135,18 +126,16 @@ def influence_scores(run: StageRun) -> Outcome:
             .slice(0, 10)
             .drop_columns(["tokens", "groups"])
             .to_pylist(),
-            "clusters": [
-                {"cluster": cluster, "prompt": row["prompt"], "response": row["response"]}
-                for cluster, row in sorted(zip(found.clusters, queries, strict=True), key=lambda pair: pair[0])
-            ],
-            **({"damping": found.choice.rows()} if found.choice else {}),
+            **({} if found is None else found.tables(queries)),
         },
         checks=[
             Check("every_sample_is_scored_once", valid, details),
             Check(
                 "sample_sufficed",
                 reliability is None or reliability >= SUFFICIENT_RELIABILITY,
-                {"reliability": reliability, "remedy": "raise linfac.factor_samples"},
+                {"reliability": reliability, "remedy": "raise linfac.factor_samples"}
+                if found
+                else {"reliability": f"not available: {method} has no factors"},
             ),
         ],
     )
@@ -178,21 +167,27 @@ def output_traces(run: StageRun) -> Outcome:
     outputs += traced_answers("ood", read_rows(run.input("ood_report") / "generations.parquet"), limit)
     roles = ranked_roles(run.input("pareto_pairs"))
     model, tokenizer = run.model("base_model")
-    _, sequences = load_prepared(run.input("prepared_data"))
-    scores = run.store.manifest(run.study.name, "influence_scores", run.versions["influence_scores"])
+    samples, sequences = load_prepared(run.input("prepared_data"))
+    factors = Factors.load(run.input("linfac_factors"), run.runtime.device)
     started = time.monotonic()
-    found = trace_outputs(
-        model,
-        tokenizer,
-        sequences,
-        roles,
-        Factors.load(run.input("linfac_factors"), run.runtime.device),
-        outputs,
-        run.study,
-        run.runtime,
-        damping=scores["metrics"]["damping"],
-        typical_norm=scores["metrics"]["typical_norm"],
-    )
+    if run.study.influence.method == "linfac":
+        scores = run.store.manifest(run.study.name, "influence_scores", run.versions["influence_scores"])
+        found = trace_outputs(
+            model,
+            tokenizer,
+            sequences,
+            roles,
+            factors,
+            outputs,
+            run.study,
+            run.runtime,
+            damping=scores["metrics"]["damping"],
+            typical_norm=scores["metrics"]["typical_norm"],
+        )
+    else:
+        found = trace_by_method(
+            Case(model, tokenizer, samples, sequences, (), 0, run.study, run.runtime, factors), roles, outputs
+        )
     seconds = time.monotonic() - started
     write_traces(outputs, found, run.out)
     written = read_traces(run.out)
@@ -205,6 +200,25 @@ def output_traces(run: StageRun) -> Outcome:
             Check("traces_hold_selected_samples", all_sound(written, roles)),
         ],
     )
+
+
+def _by_linfac(run: StageRun, case: Case, queries: list[dict[str, Any]], controls: list[dict[str, Any]]) -> Influence:
+    """LinFAC's scores; the damping that they chose is kept where the study lets factors outlive a change of the data."""
+    factors_hash = sha256(run.input("linfac_factors") / "factors.safetensors")
+    found = influence(
+        case.model,
+        case.tokenizer,
+        case.sequences,
+        case.fitted,
+        queries,
+        run.study,
+        run.runtime,
+        controls=controls,
+        damping=_known_damping(run, factors_hash),
+    )
+    if run.study.model.reuse is not None:
+        (run.out / CHOSEN).write_text(json.dumps({"damping": found.damping, "factors": factors_hash}))
+    return found
 
 
 def _known_damping(run: StageRun, factors: str) -> float | None:

@@ -13,7 +13,7 @@ from lancet_pipeline.assets.stage_run import Governance, Outcome, StageRun
 from lancet_pipeline.config.environment import Signing
 from lancet_pipeline.config.study import Study
 from lancet_pipeline.lineage.sources import source_version, unchanged
-from lancet_pipeline.lineage.stages import STAGES, Stage
+from lancet_pipeline.lineage.stages import SOURCES, STAGES, TABLES, Stage
 from lancet_pipeline.models.runtime import Runtime
 from lancet_pipeline.resources import Compute, ModelSource, RunSnapshot, Store, TrackingServer
 from lancet_pipeline.resources.studies import STUDY_PARTITIONS
@@ -122,7 +122,7 @@ class _Work:
             run = StageRun(study, stage, self.store, known, out, runtime)
             outcome = function(run, self.governance) if stage.group == "governance" else function(run)
             # Files that the function opened by itself.
-            for source in {"checkpoint", "judge", "judge_labels"}.intersection(stage.inputs):
+            for source in (SOURCES.keys() - TABLES.keys()).intersection(stage.inputs):
                 unchanged(source, known[source], source_version(study, source, runtime.model_directories))
             spent = {
                 "seconds": round(time.monotonic() - started, 3),

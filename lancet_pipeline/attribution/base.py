@@ -1,7 +1,7 @@
 """What every attribution method is given, and what it gives back."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,11 @@ class Case:
     runtime: Runtime = Runtime()
     factors: Factors | None = None
 
+    def of(self, asked: Sequence[Row], samples: Sequence[int]) -> "Case":
+        """The same about other outputs, all of them queries, and only the training samples in those places."""
+        part, sequences = self.samples.take(list(samples)), [self.sequences[i] for i in samples]
+        return replace(self, samples=part, sequences=sequences, asked=asked, queries=len(asked))
+
     @property
     def fitted(self) -> Factors:
         """The factors. Raises InputError where there are none."""
@@ -71,8 +76,17 @@ class Case:
     @cached_property
     def asked_sequences(self) -> list[TokenSequence]:
         """Each output as tokens, numbered by its place: two prompts may have one answer."""
-        rows = [{**row, "sample_id": str(number)} for number, row in enumerate(self.asked)]
-        return query_sequences(self.tokenizer, rows, self.study.data.max_length)
+        return _numbered(self.tokenizer, self.asked, self.study.data.max_length)
+
+
+def fitting(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], max_length: int) -> list[int]:
+    """Places of the outputs whose prompts are not longer than training samples may be; others no method can ask about."""
+    return [int(sequence.sample_id) for sequence in _numbered(tokenizer, rows, max_length)]
+
+
+def _numbered(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Row], max_length: int) -> list[TokenSequence]:
+    numbered = [{**row, "sample_id": str(number)} for number, row in enumerate(rows)]
+    return query_sequences(tokenizer, numbered, max_length)
 
 
 Method = Callable[[Case], np.ndarray]

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from lancet_pipeline.attribution.base import Case
+from lancet_pipeline.errors import InputError
 
 K1, B = 1.5, 0.75
 
@@ -21,11 +22,15 @@ def tf_idf(case: Case) -> np.ndarray:
 
 
 def bm25_scores(documents: Sequence[str], queries: Sequence[str]) -> np.ndarray:
-    """Okapi BM25 of each document for each query (Robertson and Zaragoza 2009), [N, Q] float64."""
+    """Okapi BM25 of each document for each query (Robertson and Zaragoza 2009), [N, Q] float64.
+
+    Raises:
+        InputError: no document has words.
+    """
     from sklearn.feature_extraction.text import CountVectorizer
 
     vectorizer = CountVectorizer()
-    fitted: Any = vectorizer.fit_transform(documents)
+    fitted = _fitted(vectorizer, documents)
     asked: Any = vectorizer.transform(queries)
     counts = fitted.tocsc()
     lengths = np.asarray(counts.sum(1)).ravel()
@@ -38,10 +43,17 @@ def bm25_scores(documents: Sequence[str], queries: Sequence[str]) -> np.ndarray:
 
 
 def tf_idf_scores(documents: Sequence[str], queries: Sequence[str]) -> np.ndarray:
-    """Cosine of TF-IDF vectors, [N, Q] float64."""
+    """Cosine of TF-IDF vectors, [N, Q] float64. Raises InputError where no document has words."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectorizer = TfidfVectorizer()
-    fitted: Any = vectorizer.fit_transform(documents)
+    fitted = _fitted(vectorizer, documents)
     asked: Any = vectorizer.transform(queries)
     return (fitted @ asked.T).toarray()
+
+
+def _fitted(vectorizer: Any, documents: Sequence[str]) -> Any:
+    try:
+        return vectorizer.fit_transform(documents)
+    except ValueError as error:
+        raise InputError("influence.method: no training sample has a word of two letters or more") from error

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from lancet_pipeline.config.environment import Deployment
 from lancet_pipeline.evaluation.figures import measured
-from lancet_pipeline.governance.wording import seconds_text
+from lancet_pipeline.governance.wording import seconds_text, trace_titles
 
 if TYPE_CHECKING:
     from lancet_pipeline.governance.promotion import Standing
@@ -120,16 +120,18 @@ def print_trace(trace: dict[str, Any]) -> None:
         f"[bold]prompt[/]    {escape(trace['prompt'])}\n"
         f"[bold]response[/]  {escape(trace['response'])}  [dim]({escape(trace['verdict'])})[/]"
     )
-    for side, colour, text in (("driving", "red", "more"), ("countering", "blue", "less")):
-        found = Table(
-            title=f"training samples that made this answer {text} likely", title_justify="left", show_lines=True
-        )
+    if trace["method"] != "linfac":
+        CONSOLE.print(f"[bold]method[/]    {trace['method']}; token shares: not available for {trace['method']}")
+    for (side, title), colour in zip(trace_titles(trace["method"]).items(), ("red", "blue"), strict=False):
+        found = Table(title=title, title_justify="left", show_lines=True)
         found.add_column("influence", justify="right")
         found.add_column("sample")
         found.add_column("prompt and response; tokens that matter are marked", ratio=1)
         for sample in trace[side]:
             body = Text(sample["prompt"] + "\n", style="dim")
             strongest = max((abs(token["share"]) for token in sample["tokens"]), default=0.0)
+            if not sample["tokens"]:
+                body.append(sample["response"])
             for token in sample["tokens"]:
                 if token["response"]:
                     sign = "red" if token["share"] > 0 else "blue"
@@ -236,4 +238,6 @@ def _influence_line(influence: dict[str, Any]) -> str:
             f"; average precision of the known-harmful ones {influence['contamination_ap']:.2f} "
             f"(their share {influence['contamination_base_rate']:.2f})"
         )
+    if influence["word_search_overlap"] is not None:
+        line += f"; {influence['word_search_overlap']:.0%} of the driving samples are found by a word search too"
     return line

@@ -16,6 +16,8 @@ PARTS = ("train", "probes", "harmful", "ood", "benign", "utility")
 UnitKind = Literal["sublayer_output", "sublayer_input", "linear"]
 FactorKind = Literal["sequence", "token"]
 LabelKind = Literal["sampled", "true"]
+SIMILARITIES = frozenset({"bm25", "tf_idf", "embeddings", "repsim"})
+"""Attribution methods whose scores say how alike two texts are, and so are never below that of no likeness."""
 
 
 class Settings(BaseModel):
@@ -215,10 +217,15 @@ class InfluenceSettings(Settings):
 
     method: Literal[
         "linfac", "gradient_dot", "gradient_cosine", "bm25", "tf_idf", "embeddings", "repsim", "probe", "random"
-    ] = "linfac"
+    ] = Field(default="linfac", description="Token shares and a choice of damping are LinFAC's alone.")
     embedding_model: str = Field(
         default="sentence-transformers/all-MiniLM-L6-v2", description="embeddings: directory or hub name."
     )
+
+    @property
+    def signed(self) -> bool:
+        """Whether scores have a sign by nature; similarities get theirs from the controls alone."""
+        return self.method not in SIMILARITIES
 
 
 class ParetoSettings(Settings):
@@ -427,3 +434,12 @@ class Study(Settings):
                 value = value[key]
             values[path] = value
         return values
+
+    @classmethod
+    def default_at(cls, path: str) -> Any:
+        """The default of the setting at a dotted path."""
+        *sections, name = path.split(".")
+        model: Any = cls
+        for section in sections:
+            model = model.model_fields[section].annotation
+        return model.model_fields[name].default

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from lancet_pipeline.config.study import Study
+from lancet_pipeline.config.study import SIMILARITIES, Study
 from lancet_pipeline.data.expectations import RESULTS
 from lancet_pipeline.data.tokenization import load_prepared
 from lancet_pipeline.errors import InputError
@@ -42,7 +42,8 @@ class Evidence:
         selection: "positive" and "negative" {size, share, tail_index, tail_low, tail_high, tail (heavy, light,
             undecided)}, and
             "neutral" {size}.
-        influence: contamination_ap and contamination_base_rate (None without labels), samples, seconds.
+        influence: contamination_ap and contamination_base_rate (None without labels), word_search_overlap and
+            word_search_correlation (`attribution.scoring.word_search`; None where not defined), samples, seconds.
         samples: the selected ones: role (driving, countering, neutral), sample_id, score, source, category, is_safe,
             prompt, response, and tokens [{token, share}], with `position` where the list is not the whole sequence.
         queries: the model's own undesirable outputs: sample_id, prompt, response, verdict.
@@ -91,6 +92,16 @@ class Evidence:
     def exact(self) -> bool:
         """Whether the judge compares answers with expected ones, so that it needs no human labels to be trusted."""
         return self.study.get("evaluation", {}).get("judge", {}).get("name") == "expected"
+
+    @property
+    def method(self) -> str:
+        """Of attribution."""
+        return self.study.get("influence", {}).get("method", "linfac")
+
+    @property
+    def signed(self) -> bool:
+        """As `config.study.InfluenceSettings.signed`."""
+        return self.method not in SIMILARITIES
 
     def origins(self) -> dict[str, dict[str, Any]]:
         """Where each table of the study comes from, by its source: the settings that it has there, JSON-ready."""

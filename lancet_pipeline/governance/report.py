@@ -59,21 +59,20 @@ def render_report(evidence: Evidence) -> str:
 
 def render_trace(trace: Mapping[str, Any]) -> str:
     """The result of `lancet_pipeline.lineage.tracing.trace_answer` as an HTML page; all of it is escaped."""
+    method = trace.get("method", "linfac")
     sides = [
-        (title, "(the most influential first)", [attributed(sample) for sample in trace[side]])
-        for side, title in (
-            ("driving", "Training samples that made this answer more likely"),
-            ("countering", "Training samples that made this answer less likely"),
-        )
+        (title.capitalize(), "(the strongest first)", [attributed(sample) for sample in trace[side]])
+        for side, title in wording.trace_titles(method).items()
     ]
-    return wording.environment(escaped=True).get_template("trace.html.j2").render(trace=trace, sides=sides)
+    page = wording.environment(escaped=True).get_template("trace.html.j2")
+    return page.render(trace=trace, sides=sides, method=method)
 
 
 def _view(evidence: Evidence) -> dict[str, Any]:
     comparisons = compare(evidence.generations)
     lineage = [(name, evidence.lineage.get(name)) for name in STAGES if name in evidence.versions]
     answers = [row for row in evidence.generations if row["model"] == "base" and MAIN.holds(row)]
-    settings = ("model", "queries", "linfac", "pareto", "correction")
+    settings = ("model", "queries", "influence", "linfac", "pareto", "correction")
     return {
         "evidence": evidence,
         "study": evidence.study,

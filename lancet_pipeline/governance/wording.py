@@ -5,6 +5,7 @@ import re
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from lancet_pipeline.config.study import SIMILARITIES
 from lancet_pipeline.evaluation.figures import number_text, rate_text
 
 SHOWN_CHARACTERS = 2000
@@ -24,6 +25,16 @@ def seconds_text(seconds: float) -> str:
         if seconds < limit:
             return f"{seconds / unit:.1f} {name}"
     return f"{seconds / 31_557_600:,.1f} years"
+
+
+def trace_titles(method: str) -> dict[str, str]:
+    """Side of the trace of an answer -> what its samples are; one side where a method tells how alike texts are."""
+    if method in SIMILARITIES:
+        return {"driving": "training samples most like this answer"}
+    return {
+        side: f"training samples that made this answer {text} likely"
+        for side, text in (("driving", "more"), ("countering", "less"))
+    }
 
 
 def clean(text: str | None) -> str:

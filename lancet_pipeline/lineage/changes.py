@@ -86,7 +86,8 @@ def fingerprint(study: Study | None, place: Path, model_directories: Sequence[Pa
             states += [_states(Path(path)) for path in source.apart_from]
     if judge.words is not None:
         states.append(_states(Path(judge.words)))
-    for name, revision in ((model.checkpoint, model.revision), (judge.model, judge.revision)):
+    embedding = study.influence.embedding_model if study.influence.method == "embeddings" else None
+    for name, revision in ((model.checkpoint, model.revision), (judge.model, judge.revision), (embedding, None)):
         if name is not None:
             found = find_checkpoint(name, model_directories)
             absolute = Path(found).is_absolute()

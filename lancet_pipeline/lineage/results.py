@@ -77,6 +77,8 @@ def influence_figures(lineage: Lineage) -> dict[str, Any]:
     return {
         "contamination_ap": metrics.get("contamination_ap"),
         "contamination_base_rate": metrics.get("contamination_base_rate"),
+        "word_search_overlap": metrics.get("word_search_overlap"),
+        "word_search_correlation": metrics.get("word_search_correlation"),
         "samples": metrics["samples"],
         "seconds": lineage["influence_scores"]["seconds"] + lineage["linfac_factors"]["seconds"],
     }

@@ -88,6 +88,8 @@ def source_version(study: Study, name: str, model_directories: Sequence[Path]) -
         return judge_version(study, model_directories)
     if name == "judge_labels":
         return labels_version(study)
+    if name == "embedding_model":
+        return embedding_version(study, model_directories)
     return versioned_source(study, name)[1]
 
 
@@ -158,6 +160,15 @@ def judge_version(study: Study, model_directories: Sequence[Path]) -> str:
     if judge.minimum_agreement is not None:
         parts.append(labels_version(study))
     return digest(parts or ["none"])
+
+
+def embedding_version(study: Study, model_directories: Sequence[Path]) -> str:
+    """As `checkpoint_version`, of the model that embeds texts."""
+    if study.influence.method != "embeddings":
+        return digest(["none"])
+    setting = "influence.embedding_model"
+    check = partial(check_files, setting=setting)
+    return _model_version(setting, study.influence.embedding_model, None, model_directories, check)
 
 
 def labels_version(study: Study) -> str:

@@ -18,7 +18,8 @@ from lancet_pipeline.files import digest
 class Stage:
     """One asset: `inputs` are sources or other stages, `settings` dotted paths into the study.
 
-    optional: further paths, which count only where the study sets them, so that a study without them keeps its version.
+    optional: further paths, which count only where the study departs from their defaults, so that a study without them keeps
+    its version.
     """
 
     name: str
@@ -31,7 +32,8 @@ class Stage:
     def settings_of(self, study: Study) -> dict[str, Any]:
         """The part of a study that it reads, JSON-ready."""
         chosen = study.settings_at(self.optional)
-        return study.settings_at(self.settings) | {path: value for path, value in chosen.items() if value is not None}
+        changed = {path: value for path, value in chosen.items() if value != study.default_at(path)}
+        return study.settings_at(self.settings) | changed
 
     @property
     def names_study(self) -> bool:
@@ -80,6 +82,9 @@ _SOURCES = (
         "judge",
         "The word list, model or version of bandit that judges, and the labels it must agree with; empty for a judge that ships.",
     ),
+    Source(
+        "embedding_model", "The model whose embeddings tell how alike texts are; empty for another `influence.method`."
+    ),
     Source("judge_labels", "The human labels that the judge is compared with; empty where there are none."),
 )
 SOURCES = {source.name: source for source in _SOURCES}
@@ -95,6 +100,7 @@ def _of(section: str, names: str) -> tuple[str, ...]:
 _MODEL = (*_of("model", "source revision architecture training dtype"), "seed")
 _TEXT = _of("data", "max_length chat_template")
 _REUSE = ("model.reuse",)
+_METHOD = ("influence.method",)
 _COMPARED = ("base_model", "corrected_model", "reference_models")
 # Files and models of a judge count by their content, which the sources `judge` and `judge_labels` stand for.
 _BY_CONTENT = {"words", "model", "revision", "validation"}
@@ -120,12 +126,12 @@ _STAGES = (
     Stage(
         "influence_scores",
         "influence",
-        ("linfac_factors", "undesirable_outputs", "base_model", "prepared_data"),
+        ("linfac_factors", "undesirable_outputs", "base_model", "prepared_data", "embedding_model"),
         (*_SCORED, *_of("linfac", "query_groups")),
-        "5",
-        _REUSE,
+        "6",
+        (*_REUSE, *_METHOD),
     ),
-    Stage("pareto_pairs", "selection", ("influence_scores", "prepared_data"), ("pareto", "seed"), "2"),
+    Stage("pareto_pairs", "selection", ("influence_scores", "prepared_data"), ("pareto", "seed"), "2", _METHOD),
     Stage(
         "corrected_model",
         "correction",
@@ -147,9 +153,10 @@ _STAGES = (
         "influence",
         (
             *("base_model", "corrected_model", "prepared_data", "linfac_factors", "undesirable_outputs"),
-            *("influence_scores", "pareto_pairs", "harmlessness_report", "ood_report", "judge"),
+            *("influence_scores", "pareto_pairs", "harmlessness_report", "ood_report", "judge", "embedding_model"),
         ),
         ("governance.traced_outputs", "queries.max_new_tokens", *_JUDGE, *_SCORED),
+        optional=_METHOD,
     ),
     Stage(
         "audit_bundle",
@@ -158,8 +165,11 @@ _STAGES = (
             *("prepared_data", "undesirable_outputs", "influence_scores", "pareto_pairs", "corrected_model"),
             *(*REPORTS, "output_traces", "judge_labels"),
         ),
-        ("governance", "description", "evaluation", "linfac", "pareto", "correction", "queries", "model", "seed"),
-        "3",
+        (
+            *("governance", "description", "evaluation", "influence", "linfac", "pareto", "correction"),
+            *("queries", "model", "seed"),
+        ),
+        "4",
     ),
     Stage("registered_model", "governance", ("audit_bundle", "corrected_model", *REPORTS), _GATES, "2"),
 )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from lancet_pipeline.attribution.scoring import scores_on, study_case
 from lancet_pipeline.config.study import Study
 from lancet_pipeline.data.batches import TokenSequence, collate
 from lancet_pipeline.data.tokenization import load_prepared
@@ -39,11 +40,13 @@ def trace_answer(
         top: samples returned on each side.
 
     Returns:
-        {"study", "prompt", "response", "verdict", "driving": [sample], "countering": [sample]}; each sample has
-        sample_id, score, source, category, is_safe, prompt, response and tokens {token, share, response}.
+        {"study", "method", "prompt", "response", "verdict", "driving": [sample], "countering": [sample]}; each sample has
+        sample_id, score, source, category, is_safe, prompt, response and tokens {token, share, response}. Methods other
+        than LinFAC have no tokens; those that tell how alike texts are give the most similar samples, and none that counter.
 
     Raises:
-        InputError: a blank prompt or response, or a study that has not been run as far as its factors.
+        InputError: a blank prompt or response, a study that has not been run as far as its factors, or one whose method has
+            no scores on single outputs.
     """
     if not prompt.strip():
         raise InputError("--prompt: is blank; give the prompt whose answer is to be traced")
@@ -64,25 +67,33 @@ def trace_answer(
     samples, sequences = load_prepared(folder("prepared_data"))
     query_row = {"sample_id": "traced", "prompt": prompt, "response": response, "finished": finished}
     factors = Factors.load(folder("linfac_factors"), runtime.device)
-    damping = _damping(study, lineage)
-    journaled = replace(runtime, journal=store.journal)
-    found = influence(model, tokenizer, sequences, factors, [query_row], study, journaled, damping=damping)
-    order = np.argsort(-found.score, kind="stable")
+    journaled, method = replace(runtime, journal=store.journal), study.influence.method
+    found = None
+    if method == "linfac":
+        damping = _damping(study, lineage)
+        found = influence(model, tokenizer, sequences, factors, [query_row], study, journaled, damping=damping)
+        score = found.score
+    else:
+        score = scores_on(study_case(model, tokenizer, samples, sequences, [query_row], (), study, journaled, factors))
+    order = np.argsort(-score, kind="stable")
     chosen = {
-        "driving": [int(i) for i in order[:top] if found.score[i] > 0],
-        "countering": [int(i) for i in order[::-1][:top] if found.score[i] < 0],
+        "driving": [int(i) for i in order[:top] if score[i] > 0],
+        "countering": [int(i) for i in order[::-1][:top] if score[i] < 0 and study.influence.signed],
     }
     rows = samples.to_pylist()
 
     def described(index: int) -> dict[str, Any]:
+        if found is None:
+            return rows[index] | {"score": float(score[index]), "tokens": []}
         shares = (
             score_tokens(model, collate([sequences[index]]), found.query.pooled().to(runtime.device))[0].cpu().numpy()
         )
         tokens = _tokens(sequences[index], shares / found.scale[index], tokenizer)
-        return rows[index] | {"score": float(found.score[index]), "tokens": tokens}
+        return rows[index] | {"score": float(score[index]), "tokens": tokens}
 
     return {
         "study": study.name,
+        "method": method,
         "prompt": prompt,
         "response": response,
         "verdict": _verdict(store, study, lineage, prompt, response, runtime),

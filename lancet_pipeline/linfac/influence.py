@@ -97,6 +97,10 @@ def query_sequences(
     return tokenize(tokenizer, queries, max_length=max_length, overlength="truncate", place="queries")
 
 
+TOKEN = pa.struct([("position", pa.int32()), ("token", pa.string()), ("share", pa.float32())])
+GROUP = pa.struct([("group", pa.string()), ("score", pa.float64())])
+
+
 @dataclass(frozen=True)
 class Influence:
     """Scores of a study's training sequences on its queries, as the study normalises them.
@@ -115,6 +119,26 @@ class Influence:
     damping: float
     choice: DampingChoice | None
     truncation: float = 0.0
+
+    def metrics(self) -> dict[str, float]:
+        return {
+            "reused": self.raw.reused,
+            "clusters": len(set(self.clusters)),
+            "damping": self.damping,
+            "typical_norm": float(np.median(self.raw.norms)),
+            **({"truncation": self.truncation} if self.truncation else {}),
+        }
+
+    def tables(self, queries: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+        """Which of the queries compete, and what the damping was chosen by."""
+        by_cluster = sorted(zip(self.clusters, queries, strict=True), key=lambda pair: pair[0])
+        return {
+            "clusters": [
+                {"cluster": cluster, "prompt": row["prompt"], "response": row["response"]}
+                for cluster, row in by_cluster
+            ],
+            **({"damping": self.choice.rows()} if self.choice else {}),
+        }
 
 
 def influence(
@@ -225,7 +249,6 @@ def influence_table(
 
     `tokens`: list of {position, token, share}, largest |share| first. `groups`: list of {group, score}.
     """
-    group = pa.struct([("group", pa.string()), ("score", pa.float64())])
     groups = [
         [{"group": name, "score": float(scores[row])} for name, scores in found.groups.items()]
         for row in range(len(sequences))
@@ -235,7 +258,7 @@ def influence_table(
             "sample_id": [sequence.sample_id for sequence in sequences],
             "score": found.score,
             "tokens": _strongest_tokens(found, sequences, tokenizer),
-            "groups": pa.array(groups, pa.list_(group)),
+            "groups": pa.array(groups, pa.list_(GROUP)),
             "source": samples["source"],
             "category": samples["category"],
         }

@@ -80,9 +80,9 @@ def trace_outputs(
         raw = score_dataset(model, chosen, query, runtime, top_tokens=1)
         if scale is None:
             scale = score_scale(model, chosen, raw, damped, study, runtime, typical_norm)
-        kept = [(column, i) for column in range(len(groups)) for i in _strongest(raw.by_group[:, column] / scale, role)]
-        strongest, columns = [chosen[i] for _, i in kept], [column for column, _ in kept]
-        tokens = _tokens(model, tokenizer, strongest, query, columns, runtime.batch_tokens)
+        kept = [(column, i) for column in range(len(groups)) for i in strongest(raw.by_group[:, column] / scale, role)]
+        shown, columns = [chosen[i] for _, i in kept], [column for column, _ in kept]
+        tokens = _tokens(model, tokenizer, shown, query, columns, runtime.batch_tokens)
         for (column, i), found in zip(kept, tokens, strict=True):
             name = asked[start + column].sample_id
             traces[int(name)].append(
@@ -96,9 +96,11 @@ def trace_outputs(
     return traces
 
 
-def _strongest(scores: np.ndarray, roles: Sequence[str]) -> list[int]:
+def strongest(scores: np.ndarray, roles: Sequence[str], *, signed: bool = True) -> list[int]:
+    """Places of the samples that a trace keeps, by KEPT. signed: countering samples are those of negative scores; otherwise
+    of positive ones, as driving samples are."""
     kept: list[int] = []
-    for role, sign in (("driving", 1.0), ("countering", -1.0)):
+    for role, sign in (("driving", 1.0), ("countering", -1.0 if signed else 1.0)):
         members = [i for i, name in enumerate(roles) if name == role and sign * scores[i] > 0]
         kept += sorted(members, key=lambda i, sign=sign: -sign * scores[i])[: KEPT[role]]
     return kept

@@ -45,7 +45,7 @@ class Selection:
         return {"driving": self.positive.indices, "countering": self.negative.indices, "neutral": self.neutral}
 
 
-def select(scores: Sequence[float] | np.ndarray, settings: ParetoSettings) -> Selection:
+def select(scores: Sequence[float] | np.ndarray, settings: ParetoSettings, *, equal: bool = False) -> Selection:
     """Split samples by influence (docs/method.md, Pareto selection).
 
     Per sign, the smallest set of largest |scores| that carries a 1 - alpha share of that sign's influence, and at
@@ -53,6 +53,8 @@ def select(scores: Sequence[float] | np.ndarray, settings: ParetoSettings) -> Se
 
     Args:
         scores: influence, [N]; positive means driving.
+        equal: take alpha x N / 2 samples on each side, or as many as have its sign, whatever share they carry: of
+            similarities, whose sums say nothing.
 
     Raises:
         InputError: scores that are not finite, a side below `settings.minimum`, a light tail (not an undecided one) where
@@ -61,10 +63,9 @@ def select(scores: Sequence[float] | np.ndarray, settings: ParetoSettings) -> Se
     values = np.asarray(scores, dtype=np.float64)
     if not np.isfinite(values).all():
         raise InputError(f"influence scores: {int((~np.isfinite(values)).sum())} of {len(values)} are not finite")
-    limit = math.floor(settings.alpha * len(values))
     sides = {}
     for name, sign in (("driving (positive)", 1.0), ("countering (negative)", -1.0)):
-        side = _side(sign * values, 1 - settings.alpha, limit)
+        side = _side(sign * values, settings.alpha, equal)
         if len(side.indices) < settings.minimum:
             raise InputError(
                 f"pareto: {len(side.indices)} {name} samples, fewer than pareto.minimum = {settings.minimum}; "
@@ -87,12 +88,19 @@ def select(scores: Sequence[float] | np.ndarray, settings: ParetoSettings) -> Se
     return Selection(sides[1.0], sides[-1.0], order[: round(settings.neutral_ratio * larger)])
 
 
-def _side(values: np.ndarray, share: float, limit: int) -> Side:
+def driving(scores: np.ndarray, alpha: float = 0.2, *, equal: bool = False) -> np.ndarray:
+    """Indices of the driving samples alone, the strongest first, as `select` takes them; there may be none."""
+    return _side(np.asarray(scores, dtype=np.float64), alpha, equal).indices
+
+
+def _side(values: np.ndarray, alpha: float, equal: bool) -> Side:
     order = np.argsort(-values, kind="stable")
     order = order[values[order] > 0]
     ranked = values[order]
     carried = np.cumsum(ranked)
-    size = min(int(np.searchsorted(carried, share * carried[-1])) + 1, limit, len(ranked)) if len(ranked) else 0
+    size = min(math.floor(alpha * len(values) / (2 if equal else 1)), len(ranked))
+    if size and not equal:
+        size = min(size, int(np.searchsorted(carried, (1 - alpha) * carried[-1])) + 1)
     index = hill_index(ranked, size)
     half = 1.96 / math.sqrt(size) if size else math.nan
     share_carried = float(carried[size - 1] / carried[-1]) if size else 0.0

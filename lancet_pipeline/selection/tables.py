@@ -34,7 +34,7 @@ def choose(samples: pa.Table, scored: pa.Table, study: Study) -> Choice:
         InputError: see `selection.pareto.select`.
     """
     scores, names = scored["score"].to_numpy(), scored["sample_id"].to_numpy()
-    selection = select(scores, study.pareto)
+    selection = select(scores, study.pareto, equal=not study.influence.signed)
     preferred, dispreferred, weights = pair(
         selection.negative.indices,
         selection.positive.indices,

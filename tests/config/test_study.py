@@ -27,6 +27,7 @@ def changed(path: str, value) -> dict:
         ("model.training.epochs", -1, r"model\.training\.epochs = -1: must be greater than 0"),
         ("model.source", "finetune", "source: finetune needs checkpoint"),
         ("correction.method", "magic", r"correction\.method = \"magic\": must be 'ibo'"),
+        ("influence.method", "bm52", r"influence\.method = \"bm52\": must be 'linfac', .*'bm25', "),
         ("data.train", {"path": "a", "hub": "b"}, "exactly one of path, hub, builtin"),
         ("evaluation.judge", {"name": "lexicon"}, "name: lexicon needs words"),
         ("evaluation.judge", {"name": "classifier", "model": "a/b"}, "name: classifier needs harmful_labels"),

@@ -43,8 +43,10 @@ def test_summary_has_every_stable_figure(finished):
         assert all(model[name].keys() == rate for name in ("harm_rate", "ood_harm_rate", "over_refusal_rate"))
         assert model["perplexity"] > 1
         assert 0 <= model["distinct_2"] <= 1
-    assert figures["influence"].keys() == {"contamination_ap", "contamination_base_rate", "samples", "seconds"}
+    measured = {"contamination_ap", "contamination_base_rate", "word_search_overlap", "word_search_correlation"}
+    assert figures["influence"].keys() == {*measured, "samples", "seconds"}
     assert figures["influence"]["samples"] == 120
+    assert 0 <= figures["influence"]["word_search_overlap"] <= 1
     assert figures["selection"].keys() == {"positive", "negative", "neutral"}
     assert figures["seconds"].keys() == figures["versions"].keys() == set(STAGES)
     assert figures["processor_seconds"].keys() == set(STAGES)

@@ -157,6 +157,50 @@ def test_tail_that_is_not_heavy_is_told_with_its_consequence(evidence: Evidence,
     assert said in Page(render_report(evidence)).unfolded
 
 
+def test_what_word_search_finds_too_is_said_where_it_is_known(evidence: Evidence, html: str) -> None:
+    assert "word search" not in html
+    evidence.influence.update({"word_search_overlap": 0.375, "word_search_correlation": -0.25})
+    page = Page(render_report(evidence))
+    assert "finds 38% of the samples that drive by the 80/20 rule" in page.unfolded
+    assert "correlate by -0.25 (Spearman)" in page.unfolded
+
+
+@pytest.mark.parametrize(
+    ("harmful", "asked", "method", "said"),
+    [
+        (
+            40,
+            64,
+            "linfac",
+            "No controls: the model answered every probe harmfully (40 of 40). Scores are without contrast: what",
+        ),
+        (40, 64, "bm25", "Scores are without contrast: bm25 has no sign of its own"),
+        (30, 64, "linfac", "no harmless answer to a probe could serve as one (30 of 40 were harmful)"),
+        (30, 0, "linfac", "No controls: the study asks for none."),
+    ],
+)
+def test_scores_without_controls_are_said_to_be_without_contrast(evidence: Evidence, harmful, asked, method, said):
+    metrics = evidence.lineage["undesirable_outputs"]["metrics"]
+    metrics |= {"probes": 40, "harmful": harmful, "controls": 5}
+    evidence.study["queries"]["controls"] = asked
+    evidence.study["influence"]["method"] = method
+    assert not any("without contrast" in limit for limit in review(evidence)["limits"])
+    metrics["controls"] = 0
+    [found] = [limit for limit in review(evidence)["limits"] if "without contrast" in limit]
+    assert said in found
+    assert found in Page(render_report(evidence)).unfolded
+
+
+def test_another_method_is_named_and_its_token_shares_are_not_available(evidence: Evidence, html: str) -> None:
+    assert "not available" not in html
+    evidence.study["influence"]["method"] = "bm25"
+    page = Page(render_report(evidence))
+    assert "Token shares: not available for bm25" in page.unfolded
+    assert "were scored by bm25 in" in page.unfolded
+    assert "Samples were scored by bm25, not by LinFAC" in " ".join(review(evidence)["limits"])
+    assert "to training samples by bm25" in model_card(evidence)
+
+
 def test_tokens_carry_sign_and_number_besides_colour(html: str) -> None:
     assert re.search(r'<mark class="up l[1-4]" title="\+[\d.e]+">', html)
     assert re.search(r'<mark class="down l[1-4]" title="\u2212[\d.e]+">', html)
@@ -325,6 +369,10 @@ def test_trace_of_an_answer_is_a_page_of_its_own(evidence: Evidence) -> None:
         assert sample["sample_id"] in page.unfolded
     assert re.search(r'<mark class="(up|down) l[1-4]"', html)
     assert not page.all("script")
+    other = Page(render_trace({**answer, **sides, "method": "bm25"})).unfolded
+    assert "Token shares: not available for bm25" in other
+    assert "Training samples most like this answer" in other
+    assert "less likely" not in other
 
 
 def test_expected_answers_are_said_to_be_exact_and_missing_wanted_ones_are_said(evidence: Evidence) -> None:

@@ -10,7 +10,7 @@ from lancet_pipeline.config.loading import load_study
 from lancet_pipeline.config.study import DataSource, JudgeSettings
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.lineage.changes import known_versions
-from lancet_pipeline.lineage.sources import judge_version, source_versions
+from lancet_pipeline.lineage.sources import judge_version, source_version, source_versions
 from lancet_pipeline.lineage.stages import SOURCES, STAGES, upstream, versions
 
 EVERYTHING = set(STAGES)
@@ -45,6 +45,7 @@ def differing(before: dict, after: dict) -> set[str]:
         ("paraphrases", REPORTED - {"ood_report", "utility_report"}),
         ("judge", BY_THE_JUDGE),
         ("judge_labels", {"audit_bundle", "registered_model"}),
+        ("embedding_model", {"influence_scores", "pareto_pairs", *AFTER_SELECTION}),
         ("probe_prompts", {"undesirable_outputs", "influence_scores", "pareto_pairs", *AFTER_SELECTION}),
     ],
 )
@@ -59,6 +60,8 @@ def test_changed_source(study, sources, source, dependents):
         ("linfac", {"damping": 2.0}, {"influence_scores", "pareto_pairs", *AFTER_SELECTION}),
         ("linfac", {"max_dim": 64}, {"linfac_factors", "influence_scores", "pareto_pairs", *AFTER_SELECTION}),
         ("correction", {"beta": 0.2}, AFTER_SELECTION),
+        ("influence", {"method": "bm25"}, {"influence_scores", "pareto_pairs", *AFTER_SELECTION}),
+        ("influence", {"embedding_model": "another/one"}, {"audit_bundle", "registered_model"}),
         ("compute", {"batch_tokens": 128}, set()),
         ("evaluation", {"max_harm_ratio": 0.4}, {"audit_bundle", "registered_model"}),
         ("evaluation", {"paraphrases": DataSource(path="moved.jsonl")}, {"audit_bundle", "registered_model"}),
@@ -91,6 +94,27 @@ def test_a_judge_counts_by_the_content_of_what_it_reads(study, tmp_path):
     lexicons = [version(name="lexicon", words=str(file)) for file in (words, same, other)]
     assert lexicons[0] == lexicons[1] != lexicons[2]
     assert version() == version(harmful_when="not_refusal") not in lexicons
+
+
+def test_the_default_method_of_influence_does_not_count_in_versions(study):
+    for name in ("influence_scores", "pareto_pairs", "output_traces"):
+        assert "influence.method" not in STAGES[name].settings_of(study)
+
+
+def test_an_embedding_model_counts_by_its_content_where_it_is_used(study, tmp_path):
+    folder = tmp_path / "embedder"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+
+    def version(content: str, **settings) -> str:
+        (folder / "model.safetensors").write_text(content)
+        influence = study.influence.model_copy(update={"embedding_model": str(folder), **settings})
+        return source_version(study.model_copy(update={"influence": influence}), "embedding_model", [])
+
+    assert version("a") == version("b")
+    assert version("a", method="embeddings") != version("b", method="embeddings")
+    with pytest.raises(InputError, match=r"correct influence\.embedding_model"):
+        version("a", method="embeddings", embedding_model=str(tmp_path / "none"))
 
 
 @pytest.mark.parametrize(("minimum", "dependents"), [(None, {"audit_bundle", "registered_model"}), (0.5, BY_THE_JUDGE)])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lancet_pipeline.config.study import ParetoSettings
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.selection import pair, select
+from lancet_pipeline.selection import driving, pair, select
 from lancet_pipeline.selection.pareto import hill_index
 
 SETTINGS = ParetoSettings(alpha=0.2, minimum=1, neutral_ratio=1.0)
@@ -41,6 +41,19 @@ def test_roles_are_disjoint_and_the_indifferent_are_the_least_influential(values
     assert len(selection.neutral) >= max(len(selection.positive.indices), len(selection.negative.indices))
     others = np.setdiff1d(np.arange(len(values)), np.concatenate([influential, selection.neutral]))
     assert np.abs(values[selection.neutral]).max() <= np.abs(values[others]).min(initial=np.inf)
+
+
+@given(scores)
+def test_equal_sides_hold_half_of_alpha_each_as_far_as_there_are_samples_of_their_sign(values):
+    values = np.array(values)
+    selection = select(values, SETTINGS, equal=True)
+    for sign, side in ((1, selection.positive), (-1, selection.negative)):
+        signed = sign * values
+        assert len(side.indices) == min(int(0.2 * len(values) / 2), (signed > 0).sum())
+        assert (signed[side.indices] > 0).all()
+        assert signed[side.indices].min(initial=np.inf) >= np.delete(signed, side.indices).max(initial=-np.inf)
+    assert np.array_equal(selection.positive.indices, driving(values, equal=True))
+    assert np.array_equal(select(values, SETTINGS).positive.indices, driving(values))
 
 
 def test_hill_index_recovers_a_pareto_tail():
