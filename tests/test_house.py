@@ -102,6 +102,18 @@ def test_imports_point_down():
     assert wrong == []
 
 
+@pytest.mark.parametrize("name", ["data", "model", "influence", "selection", "correction", "evaluation", "governance"])
+def test_assets_hold_no_loop_and_no_numerics(name):
+    tree = ast.parse((PROJECT / "assets" / f"{name}.py").read_text(encoding="utf-8"))
+    assert not [node.lineno for node in ast.walk(tree) if isinstance(node, ast.For | ast.While)]
+    assert not {library.partition(".")[0] for library in imported(f"assets.{name}")} & {
+        "numpy",
+        "torch",
+        "scipy",
+        "sklearn",
+    }
+
+
 def test_no_circle_of_modules():
     try:
         TopologicalSorter({module: needs(module) for module in modules()}).prepare()

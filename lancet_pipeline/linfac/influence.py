@@ -107,7 +107,8 @@ class Influence:
 
     score: [N] float64, on all queries, less what their controls share with them. groups: name -> [N] float64, for each group
     of queries, empty where the study asks for none. raw: the scores and token shares before they are normalised; `scale`
-    [N] is what they were divided by. query: of the clusters, less controls. clusters: of each query, which stand apart where they compete (`contrast.competing`).
+    [N] is what they were divided by. query: of the clusters, less controls. clusters: of each query, which stand apart where
+    they compete (`contrast.competing`).
     """
 
     score: np.ndarray
@@ -164,7 +165,8 @@ def influence(
     do not fit into memory at once.
 
     Raises:
-        InputError: the matrices of a single group do not fit into memory, before anything is computed.
+        InputError: the matrices of a single group do not fit into memory, before anything is computed; or those of all
+            competing groups, before the pass over the sequences.
     """
     settings, batch_tokens = study.linfac, runtime.batch_tokens
     setting = f"linfac.query_groups: {settings.query_groups}"
@@ -183,8 +185,7 @@ def influence(
     related = relations(model, [*asked, *against], factors, batch_tokens)
     weights = dict(zip([s.sample_id for s in (*asked, *against)], equal_weights(related).tolist(), strict=True))
     labels = competing(related[: len(asked), : len(asked)])
-    if labels.max() + 1 + bool(against) > size:
-        labels[:] = 0
+    fitting_groups(model, factors, study, setting, least=int(labels.max()) + 1 + bool(against))
     clusters = [f"cluster {label + 1}" for label in labels]
     groups = {name: [s for s, of in zip(asked, clusters, strict=True) if of == name] for name in sorted(set(clusters))}
     parts = groups | ({"controls": against} if against else {})

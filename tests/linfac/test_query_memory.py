@@ -105,3 +105,15 @@ def test_refinement_needs_more_and_is_named_as_the_remedy(model, tokenizer, sequ
 def test_available_memory_is_some_and_no_more_than_the_machine_has():
 
     assert 0 < available_memory(torch.device("cpu")) <= psutil.virtual_memory().total
+
+
+def test_groups_that_compete_are_refused_rather_than_mixed_where_memory_is_short(
+    model, tokenizer, sequences, factors, study, monkeypatch
+):
+    study = by(study, "none")
+    queries = [{**QUERIES[0], "sample_id": answer, "response": answer} for answer in ("Yes", "No")]
+    groups = len(set(influence(model, tokenizer, sequences, factors, queries, study).clusters))
+    assert groups > 1, "else this test says nothing"
+    allow(monkeypatch, model, factors, groups - 0.5)
+    with pytest.raises(InputError, match=rf"the matrices of {groups} query groups need .* more memory"):
+        influence(model, tokenizer, sequences, factors, queries, study)
