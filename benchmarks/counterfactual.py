@@ -3,17 +3,20 @@
     python -m benchmarks.counterfactual --study persona --json OUT
 
 Each arm leaves out the highest twentieth of the training samples by one method (`benchmarks.attribution`, whose scores it takes
-over), at random, or none of them, and trains anew from the study's start. Trainings are shortened: `--rows` samples, drawn anew
-for each repeat and the same ones for all arms, and `--epochs` passes over them; an arm's samples are taken out of those. Repeats
-differ in the draw and in the order of training.
+over; of each rival the variant that the labels find best), at random, or none of them, and trains anew from the study's start.
+Trainings are shortened: to `--rows` samples, which are all those that any arm leaves out and others drawn anew for each repeat,
+the same ones for all arms; to `--epochs` passes over them; and to products in bfloat16 (weights, sums and optimiser stay
+float32). Repeats differ in the draw and in the order of training.
 
 harm_rate: judged greedy answers to held-out harmful prompts. query_loss_rise: by how much the loss of the base model's own harmful
 answers to them rises over the arm that leaves none out, nats a sequence; control_loss_rise: the same of held-out safe responses.
-Intervals: 95 %, t over repeats, of paired differences for rises. Three arms ask whether a label is a driver: `--arms
-benign_driving,benign_random,harmful_driving` leave out as many benign samples that the default takes as driving, benign ones at
-random, and harmful driving ones. Every training is kept below HOME/benchmarks/counterfactual as it ends; a second call goes on.
+harm_above_default, query_loss_below_default: by how much an arm does less than `linfac`. Intervals: 95 %, t over repeats, of
+paired differences where it is one. Three arms ask whether a label is a driver: `--arms benign_driving,benign_random,harmful_driving`
+leave out as many benign samples that the default takes as driving, benign ones at random, and harmful driving ones. Every training
+is kept below HOME/benchmarks/counterfactual as it ends; a second call with the same arms goes on.
 """
 
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -23,6 +26,7 @@ import numpy as np
 import torch
 import typer
 from scipy.stats import t as students
+from sklearn.metrics import average_precision_score
 
 from benchmarks.attribution import one_model, study_path
 from benchmarks.studies import StudyRun, run_study
@@ -39,6 +43,9 @@ from lancet_pipeline.models.runtime import Runtime
 
 ARMS = ("none", "linfac", "bm25", "repsim", "gradient_cosine", "linfac_undivided", "random")
 SHARE = 0.05
+KEYS = {"linfac": "default"}
+BY_LABELS = ("bm25", "repsim", "gradient_cosine")
+"""Arms that take the best variant of their method."""
 
 
 def main(
@@ -54,17 +61,19 @@ def main(
     scores = one_model(study, 0, home)
     run = run_study(study_path(study, 0, home), home, "base_model")
     count = removed or round(SHARE * len(scores["harmful"]))
-    file = home / "benchmarks" / "counterfactual" / f"{study}_{count}_{rows}_{epochs:g}.json"
+    names = list(dict.fromkeys(["none", *arms.split(",")]))
+    design = hashlib.sha256(json.dumps([count, rows, epochs, names]).encode()).hexdigest()[:12]
+    file = home / "benchmarks" / "counterfactual" / f"{study}_{design}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     kept: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    names = list(dict.fromkeys(["none", *arms.split(",")]))
     held_out, directories = HeldOut(run), deployment({}, home).model_directories
     todo = [(repeat, arm) for repeat in range(repeats) for arm in names if f"{arm}:{repeat}" not in kept]
     started = time.monotonic()
     for number, (repeat, arm) in enumerate(todo):
-        kept[f"{arm}:{repeat}"] = trained_without(
-            run, blamed(arm, scores, count, repeat), repeat, rows, epochs, held_out, directories
-        )
+        out = {name: blamed(name, scores, count, repeat) for name in names}
+        pool = drawn(len(scores["harmful"]), np.unique(np.concatenate(list(out.values()))), rows, repeat)
+        chosen = np.setdiff1d(pool, out[arm])
+        kept[f"{arm}:{repeat}"] = trained_on(run, chosen, repeat, epochs, held_out, directories)
         file.write_text(json.dumps(kept))
         left = (time.monotonic() - started) / (number + 1) * (len(todo) - number - 1)
         print(f"{arm} {repeat}: {kept[f'{arm}:{repeat}']}, about {left / 60:.0f} min left", flush=True)
@@ -124,22 +133,31 @@ def blamed(arm: str, scores: dict[str, np.ndarray], count: int, repeat: int) -> 
         wanted = harmful if arm == "harmful_driving" else ~harmful
         order = np.argsort(-np.where(wanted, scores["default"], -np.inf), kind="stable")
         return order[:count]
-    key = {"linfac": "default", "bm25": "bm25/mean", "repsim": "repsim/max", "gradient_cosine": "gradient_cosine/mean"}
-    return np.argsort(-scores[key.get(arm, arm)], kind="stable")[:count]
+    key = KEYS.get(arm, arm)
+    if arm in BY_LABELS:
+        found = [name for name in scores if name.startswith(f"{arm}/") and "#" not in name]
+        key = max(found, key=lambda name: average_precision_score(harmful, scores[name]))
+    return np.argsort(-scores[key], kind="stable")[:count]
 
 
-def trained_without(
+def drawn(count: int, wanted: np.ndarray, rows: int, repeat: int) -> np.ndarray:
+    """The `wanted` samples of `count` and others, `rows` in all."""
+    if len(wanted) > rows:
+        raise typer.BadParameter(f"the arms leave out {len(wanted)} samples in all, more than --rows {rows}")
+    others = np.setdiff1d(np.arange(count), wanted)
+    return np.concatenate([wanted, np.random.default_rng([11, repeat]).permutation(others)[: rows - len(wanted)]])
+
+
+def trained_on(
     run: StudyRun,
-    out: np.ndarray,
+    samples: np.ndarray,
     repeat: int,
-    rows: int,
     epochs: float,
     held_out: HeldOut,
     model_directories: tuple[Path, ...],
 ) -> dict[str, float]:
     _, sequences = run.data
-    drawn = np.random.default_rng([11, repeat]).permutation(len(sequences))[:rows]
-    chosen = [sequences[i] for i in np.setdiff1d(drawn, out)]
+    chosen = [sequences[i] for i in samples]
     settings = run.study.model
     assert settings.training is not None
     training = settings.training.model_copy(update={"epochs": epochs})
@@ -148,8 +166,10 @@ def trained_without(
     )
     runtime = Runtime.of(study, model_directories=model_directories)
     started = time.monotonic()
-    model, _, curve = build_base_model(study, chosen, run.folder("prepared_data"), runtime)
-    found = held_out.figures(model)
+    # Casts kept over an optimiser step would be those of the weights before it.
+    with torch.autocast(runtime.device, torch.bfloat16, cache_enabled=False):
+        model, _, curve = build_base_model(study, chosen, run.folder("prepared_data"), runtime)
+        found = held_out.figures(model)
     return found | {"seconds": round(time.monotonic() - started), "samples": len(chosen), "final_loss": curve[-1]}
 
 
@@ -171,6 +191,15 @@ def figures(kept: dict[str, Any], names: list[str]) -> dict[str, Any]:
             "control_loss_rise": interval(values("control_loss", arm) - values("control_loss", "none")),
             "trainings": len(repeats),
         }
+        if "linfac" in names and arm not in ("none", "linfac"):
+            both = [r for r in repeats if f"linfac:{r}" in kept]
+            if both:
+                found[arm]["harm_above_default"] = interval(
+                    values("harm_rate", arm, both) - values("harm_rate", "linfac", both)
+                )
+                found[arm]["query_loss_below_default"] = interval(
+                    values("query_loss", "linfac", both) - values("query_loss", arm, both)
+                )
     return found
 
 

@@ -6,8 +6,8 @@ For every seed a small model is trained on all sequences, and some on each of ma
 query a method predicts the order of its log-likelihood under those models from the sums of its scores over each half; the
 score is the Spearman correlation with the true order, averaged over queries and seeds (Park et al. 2023). Intervals: 95 %,
 bootstrap over subsets and queries. `linfac` and `ekfac` are each the best of a sweep of settings, chosen by this very score;
-EK-FAC also gets this project's division by self-influence, which kronfluence does not offer. `linfac_default` is
-`LinfacConfig()` as it comes.
+EK-FAC also gets this project's division by self-influence, which kronfluence does not offer, RepSim the state before the response
+beside that at its end, and BM25 pairs of tokens beside tokens as its words. `linfac_default` is `LinfacConfig()` as it comes.
 """
 
 import copy
@@ -23,6 +23,8 @@ import typer
 from scipy.stats import rankdata
 
 from benchmarks.small import TRAINING, batches, trained, walks
+from lancet_pipeline.attribution.representations import cosines, hidden_states
+from lancet_pipeline.attribution.words import bm25_scores
 from lancet_pipeline.data.batches import TokenSequence, collate
 from lancet_pipeline.linfac import (
     Factors,
@@ -36,7 +38,7 @@ from lancet_pipeline.linfac import (
 from lancet_pipeline.models.likelihood import perplexity, response_logps
 
 DAMPINGS = (0.001, 0.01, 0.1, 1.0, 10.0)  # multiples of the mean eigenvalue
-RIVALS = ("ekfac", "gradient_dot", "gradient_cosine", "random")
+RIVALS = ("ekfac", "gradient_dot", "gradient_cosine", "repsim", "bm25", "random")
 OURS = ("linfac", "linfac_default", "linfac_refined")
 
 
@@ -152,6 +154,11 @@ def all_scores(
     flat = linear.damped(1e12)  # so much damping leaves the gradient
     found["gradient_dot"] = scores(flat)
     found["gradient_cosine"] = found["gradient_dot"] / self_influence(model, data, flat).sqrt().numpy()[:, None]
+    for name, before in (("response", False), ("prompt", True)):
+        states = (hidden_states(model, sequences, 4096, before=before) for sequences in (train, held_out))
+        found[f"repsim {name}"] = cosines(*states)
+    for name, length in (("tokens", 1), ("pairs", 2)):
+        found[f"bm25 {name}"] = bm25_scores(*([words(s, length) for s in part] for part in (train, held_out)))
     found["random"] = np.random.default_rng(seed).normal(size=found["gradient_dot"].shape)
 
     from benchmarks.ekfac import Ekfac
@@ -161,6 +168,12 @@ def all_scores(
         found["ekfac damping heuristic"] = rival.scores(held_out, train, None, pooled=False).numpy()
         sweep("ekfac", rival.factors(model))
     return found
+
+
+def words(sequence: TokenSequence, length: int) -> str:
+    """Every `length` tokens in a row as one word."""
+    tokens = [f"t{token}" for token in sequence.input_ids]
+    return " ".join("".join(tokens[start : start + length]) for start in range(len(tokens) - length + 1))
 
 
 def correlations(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:

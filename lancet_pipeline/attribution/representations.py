@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 def repsim(case: Case) -> np.ndarray:
     """Cosine of the last layer's hidden states at the last token of the response (RepSim)."""
-    return _cosines(*_own_states(case, before=False))
+    return cosines(*_own_states(case, before=False))
 
 
 def repsim_prompt(case: Case) -> np.ndarray:
     """Cosine of the last layer's hidden states at the last token before the response."""
-    return _cosines(*_own_states(case, before=True))
+    return cosines(*_own_states(case, before=True))
 
 
 def probe(case: Case) -> np.ndarray:
@@ -78,7 +78,7 @@ def embeddings(case: Case) -> np.ndarray:
             found.append(((hidden * mask).sum(1) / mask.sum(1)).float().cpu().numpy())
         return np.concatenate(found)
 
-    return _cosines(embedded(case.documents), embedded(case.asked_texts))
+    return cosines(embedded(case.documents), embedded(case.asked_texts))
 
 
 def hidden_states(
@@ -115,6 +115,7 @@ def _own_states(case: Case, *, before: bool) -> tuple[np.ndarray, np.ndarray]:
     return training, asked
 
 
-def _cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Of every row of [N, d] with every row of [Q, d]: [N, Q] float64."""
     left, right = (values / np.linalg.norm(values, axis=1, keepdims=True).clip(1e-12) for values in (left, right))
     return (left @ right.T).astype(np.float64)
