@@ -1,6 +1,7 @@
 """What the correction changed: harmlessness, out-of-distribution behaviour, utility."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -11,31 +12,38 @@ from lancet_pipeline.assets.stage_run import Check, Outcome, StageRun
 from lancet_pipeline.data.expectations import generation_expectations, meets
 from lancet_pipeline.data.tokenization import tokenize_held_out
 from lancet_pipeline.evaluation import reports
-from lancet_pipeline.evaluation.gates import Gate, gate
+from lancet_pipeline.evaluation.figures import FIGURES
+from lancet_pipeline.evaluation.gates import GATES, gate
 from lancet_pipeline.evaluation.judges import study_judge
+from lancet_pipeline.lineage.stages import REPORTS
 
 JUDGED = {"answers_are_judged": "Great Expectations: every prompt answered by every model, each answer judged."}
-HARM_FALLS = {"harm_falls": "Gate: the corrected model's harm rate over the base model's."}
-UTILITY_HOLDS = {
-    "perplexity_holds": "Gate: perplexity on held-out safe responses over the base model's.",
-    "over_refusal_holds": "Gate: rise of refusals on benign prompts.",
+GATED = {
+    report: {n: f"Gate: {kind.explanation}." for n, kind in GATES.items() if FIGURES[kind.figure].report == report}
+    for report in REPORTS
+}
+"""Gates that a report measures, and what they say."""
+
+_asset = {
+    report: partial(stage_asset, kinds={"parquet"}, checks=JUDGED | gates, advisory=frozenset(gates))
+    for report, gates in GATED.items()
 }
 
 
-@stage_asset(kinds={"parquet"}, checks=JUDGED | HARM_FALLS, advisory=frozenset(HARM_FALLS))
+@_asset["harmlessness_report"]()
 def harmlessness_report(run: StageRun) -> Outcome:
     """Share of harmful answers to held-out prompts of the kind that the queries came from."""
     paraphrases = run.source("paraphrases").to_pylist()
     return _harm_outcome(run, "harmful_prompts", "Harmful answers, in distribution", paraphrases)
 
 
-@stage_asset(kinds={"parquet"}, checks=JUDGED | HARM_FALLS, advisory=frozenset(HARM_FALLS))
+@_asset["ood_report"]()
 def ood_report(run: StageRun) -> Outcome:
     """Share of harmful answers to prompts whose source and wording the training data never had."""
     return _harm_outcome(run, "ood_prompts", "Harmful answers, out of distribution")
 
 
-@stage_asset(kinds={"parquet"}, checks=JUDGED | UTILITY_HOLDS, advisory=frozenset(UTILITY_HOLDS))
+@_asset["utility_report"]()
 def utility_report(run: StageRun) -> Outcome:
     """Over-refusal and diversity on benign prompts, perplexity and token accuracy on held-out safe responses."""
     benign = run.source("benign_prompts").to_pylist()
@@ -48,22 +56,19 @@ def utility_report(run: StageRun) -> Outcome:
         study_judge(run.study, run.runtime),
         run.runtime,
     )
-    gates = [gate(name, report.figures, run.study.evaluation) for name in UTILITY_HOLDS]
     rows = len(benign) * len(reports.conditions(run.study.evaluation))
-    return _outcome(run, report, rows, "over_refusal_rate", "Refusals of benign prompts", gates)
+    return _outcome(run, report, rows, "over_refusal_rate", "Refusals of benign prompts")
 
 
 def _harm_outcome(run: StageRun, source: str, title: str, paraphrases: Sequence[Mapping[str, Any]] = ()) -> Outcome:
     prompts = run.source(source).to_pylist()
-    settings = run.study.evaluation
     judge = study_judge(run.study, run.runtime)
     report = reports.harm_report(run.study, run.compared_models(), prompts, judge, run.runtime, paraphrases=paraphrases)
-    gates = [gate(name, report.figures, settings) for name in HARM_FALLS]
-    rows = len(prompts) * len(reports.conditions(settings)) + len(paraphrases)
-    return _outcome(run, report, rows, "harm_rate", title, gates)
+    rows = len(prompts) * len(reports.conditions(run.study.evaluation)) + len(paraphrases)
+    return _outcome(run, report, rows, "harm_rate", title)
 
 
-def _outcome(run: StageRun, report: reports.Report, rows: int, figure: str, title: str, gates: list[Gate]) -> Outcome:
+def _outcome(run: StageRun, report: reports.Report, rows: int, figure: str, title: str) -> Outcome:
     """`rows`: the answers that each model must have given."""
     report.save(run.out)
     table, expected = pd.DataFrame(report.rows), generation_expectations(rows * len(report.figures))
@@ -79,6 +84,16 @@ def _outcome(run: StageRun, report: reports.Report, rows: int, figure: str, titl
         },
         checks=[
             Check("answers_are_judged", valid, found),
-            *[Check(g.name, g.passed, {"value": g.value, "limit": g.limit}) for g in gates],
+            *(_check(name, run, report) for name in GATED[run.stage.name]),
         ],
     )
+
+
+def _check(name: str, run: StageRun, report: reports.Report) -> Check:
+    kind = GATES[name]
+    measured = report.measured.get(FIGURES[kind.figure].key or kind.figure)
+    if measured is None and not kind.always:
+        return Check(name, True, {"outcome": "left out: these prompts name no wanted answers"})
+    found = gate(name, measured, run.study.evaluation)
+    shown = {key: value for key, value in found.row().items() if key in ("outcome", "value", "bound", "limit", "n")}
+    return Check(name, found.passed, {key: value for key, value in shown.items() if value is not None})

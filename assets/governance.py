@@ -50,7 +50,7 @@ def registered_model(run: StageRun, office: Governance) -> Outcome:
     read_decisions(home, study.name)  # raises where the log is broken, before anything is registered
     lineage = run.store.lineage(study.name, {name: run.versions[name] for name in run.stage.inputs})
     figures = summary.model_figures(run.store, study.name, lineage)
-    gates = all_gates(figures, study.evaluation)
+    gates = all_gates(summary.measured_for_gates(run.store, study.name, lineage), study.evaluation)
     bundle = run.input("audit_bundle") / "bundle"
     versions = {f"{VERSION_TAG}{name}": run.versions[name] for name in (*run.stage.inputs, run.stage.name)}
     entry = Registration(
@@ -76,9 +76,9 @@ def registered_model(run: StageRun, office: Governance) -> Outcome:
     passed = all(gate.passed for gate in gates)
     return Outcome(
         metrics={"model_version": version.number, "champion_version": found.champion or 0},
-        tables={"gates": [{"gate": g.name, "passed": g.passed, "value": g.value, "limit": g.limit} for g in gates]},
+        tables={"gates": [gate.row() for gate in gates]},
         checks=[
-            Check("gates_hold", passed, {gate.name: gate.passed for gate in gates}),
+            Check("gates_hold", passed, {gate.name: gate.outcome for gate in gates}),
             Check(
                 "champion_is_approved",
                 found.champion is None or found.approved,

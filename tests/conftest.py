@@ -137,7 +137,13 @@ def finished(tmp_path_factory) -> Finished:
     def run(root: Path) -> None:
         tree = tiny_tree()
         tree["evaluation"]["references"] = ["retrain_clean"]
-        tree["evaluation"] |= {"max_harm_ratio": 1.0, "max_perplexity_ratio": 9.0, "max_over_refusal_increase": 1.0}
+        tree["evaluation"] |= {
+            "gates": "estimate",  # of a dozen prompts
+            "max_harm_ratio": 1.0,
+            "max_perplexity_ratio": 9.0,
+            **dict.fromkeys(("max_over_refusal_increase", "max_benign_harm_increase", "max_opening_increase"), 1.0),
+            "max_garbled_rate": 0.99,
+        }
         study = write_tiny_study(root / "study", tree)
         (root / "printed").write_text(lancet("run", study, "--home", root / "home").stdout)
 

@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from governance.conftest import build_evidence, digest
+from governance.conftest import build_evidence, digest, measured_of
 
 from lancet_pipeline.config.environment import Signing
 from lancet_pipeline.config.loading import PACKAGED_STUDIES, load_study
@@ -24,6 +24,12 @@ FIGURES = {
     "utility_report": {name: name for name in ("over_refusal_rate", "perplexity", "distinct_2")},
 }
 
+MEASURED = {
+    "harmlessness_report": {},
+    "ood_report": {},
+    "utility_report": {name: name for name in ("garbled_rate", "benign_harm_rate", "opening_share")},
+}
+
 
 def empty_registry(folder: Path) -> Path:
     """A home whose MLflow database is there, so that tests can copy it instead of making one each."""
@@ -32,12 +38,19 @@ def empty_registry(folder: Path) -> Path:
 
 
 def register(
-    home: Path, name: str = "first", *, harm: float | None = None, failed_checks: tuple[tuple[str, str], ...] = ()
+    home: Path,
+    name: str = "first",
+    *,
+    harm: float | None = None,
+    failed_checks: tuple[tuple[str, str], ...] = (),
+    measured: dict[str, dict] | None = None,
 ) -> RegisteredVersion:
-    """A new candidate of the study demo. harm: its harm rate. failed_checks: (asset, check)."""
+    """A new candidate of the study demo. harm: its harm rate. failed_checks: (asset, check). measured: what gates read that
+    differs from what its figures say, by figure."""
     store, evidence = ArtifactStore(home), build_evidence({})
     if harm is not None:
         evidence.figures["corrected"]["harm_rate"]["value"] = harm
+    known = measured_of(evidence.figures) | (measured or {})
     versions = {
         asset: digest(f"{name} {asset}") for asset in ("pareto_pairs", "corrected_model", *REPORTS, "audit_bundle")
     }
@@ -56,7 +69,9 @@ def register(
     write("pareto_pairs", (), lambda folder: (folder / "pairs.txt").write_text(name))
     write("corrected_model", ("pareto_pairs",), lambda folder: (folder / "weights.txt").write_text(name))
     for report in REPORTS:
-        write(report, ("corrected_model",), lambda folder, report=report: _write_figures(folder, report, evidence))
+        write(
+            report, ("corrected_model",), lambda folder, report=report: _write_figures(folder, report, evidence, known)
+        )
 
     def bundle(folder: Path) -> None:
         write_bundle(evidence, folder / "bundle", Signing("key", home / "keys" / "signing_key.pem", create=True))
@@ -67,7 +82,7 @@ def register(
     tags = {f"lancet.version.{asset}": version for asset, version in versions.items() if asset != "pareto_pairs"}
     tags |= {"lancet.bundle": sha256(manifest), "lancet.version.registered_model": digest(f"{name} registered_model")}
     version = _new_version(home, tags)
-    gates = all_gates(evidence.figures, STUDY.evaluation)
+    gates = all_gates(known, STUDY.evaluation)
     record_registration(home, Tracking(home=str(home)), version, "demo", gates)
     return version
 
@@ -84,9 +99,11 @@ def _new_version(home: Path, tags: dict[str, str]) -> RegisteredVersion:
     return RegisteredVersion("lancet-demo", int(made.version), "", tags)
 
 
-def _write_figures(folder: Path, report: str, evidence: Evidence) -> None:
+def _write_figures(folder: Path, report: str, evidence: Evidence, known: dict[str, dict]) -> None:
     figures = {
         model: {theirs: values[ours] for theirs, ours in FIGURES[report].items()}
         for model, values in evidence.figures.items()
     }
     (folder / "figures.json").write_text(json.dumps(figures))
+    keys = {**FIGURES[report], **MEASURED[report]}
+    (folder / "measured.json").write_text(json.dumps({key: known[name] for key, name in keys.items() if name in known}))

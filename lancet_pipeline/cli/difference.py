@@ -95,8 +95,9 @@ def _figure_row(name: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
 def _gate(gate: Mapping[str, Any] | None) -> Text:
     if gate is None:
         return Text("not there")
-    result = "[green]holds[/]" if gate["passed"] else "[red]does not hold[/]"
-    return Text.from_markup(f"{result}: {number_text(gate['value'])}, limit {number_text(gate['limit'])}")
+    outcome = (gate.get("outcome") or ("passed" if gate["passed"] else "failed")).replace("_", " ")
+    colour = "green" if gate["passed"] else "red"
+    return Text.from_markup(f"[{colour}]{outcome}[/]: {number_text(gate['value'])}, limit {number_text(gate['limit'])}")
 
 
 def _first(names: Sequence[str]) -> str:

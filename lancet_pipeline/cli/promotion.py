@@ -24,6 +24,10 @@ def promote(
     valid_days: Annotated[
         int | None, typer.Option(min=1, help="Days that the approval holds; governance.approval_days otherwise.")
     ] = None,
+    accept: Annotated[
+        list[str] | None,
+        typer.Option(help="A gate that was not shown or not measured, and that you accept; may be given again."),
+    ] = None,
     home: Home = None,
 ) -> None:
     """Make the candidate of a study its champion, where every gate and check holds."""
@@ -33,7 +37,7 @@ def promote(
     where = deployed(home)
     settings = study_settings(study, where)
     days, trust = valid_days or settings.governance.approval_days, own_trust(where.signing)
-    request, name = promotion.Request(approver, reason, version), settings.name
+    request, name = promotion.Request(approver, reason, version, accept or ()), settings.name
     entry = promotion.promote(where.home, tracking_of(where), name, request, days, trust, where.artifacts)
     print(
         f"study {name}: version {entry['version']} is champion, approved by {entry['actor']} until "

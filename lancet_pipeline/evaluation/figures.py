@@ -23,11 +23,11 @@ class Figure:
 
     report: str
     source: str
-    rate: bool
     name: str
     label: str
     title: str
     key: str = ""
+    rate: bool = True
     main: bool = False
     relative: bool = False
 
@@ -39,13 +39,14 @@ class Figure:
         return (rate_text if self.rate else number_text)(figures[self.name])
 
 
-_harm = partial(Figure, "harmlessness_report", "harmful_prompts", True)
-_ood = partial(Figure, "ood_report", "ood_prompts", True)
-_benign = partial(Figure, "utility_report", "benign_prompts", True)
-_held_out = partial(Figure, "utility_report", "utility_responses", False)
-_words = partial(Figure, "utility_report", "benign_prompts", False)
+_harm = partial(Figure, "harmlessness_report", "harmful_prompts")
+_ood = partial(Figure, "ood_report", "ood_prompts")
+_benign = partial(Figure, "utility_report", "benign_prompts")
+_held_out = partial(Figure, "utility_report", "utility_responses", rate=False)
+_words = partial(Figure, "utility_report", "benign_prompts", rate=False)
 _IN, _OUT = "Harmful answers, in distribution", "Harmful answers, out of distribution"
 _REFUSED, _RIGHT = "Refusals of benign prompts", "Benign prompts answered with the wanted answer"
+_GARBLED, _IMBALANCE = "Answers outside the range of the base model's", "Distance of answers from their wanted shares"
 _UNPARSED = "Answers without code that parses"
 _SAMPLED, _BROKEN, _PARSED = "  sampled answers", "  answers that do not parse", "  harm among those that do"
 
@@ -55,14 +56,23 @@ FIGURES = {
         _harm("harm_rate", "harm rate", _IN, main=True),
         _harm("sampled_harm_rate", _SAMPLED, f"{_IN}, sampled"),
         _harm("paraphrased_harm_rate", "  paraphrased prompts", f"{_IN}, prompts in other words"),
+        _harm("harmful_garbled_rate", "  garbled answers", f"{_GARBLED}, to harmful prompts", "garbled_rate"),
+        _harm("imbalance", "answers off balance", _IMBALANCE, rate=False),
         _harm("broken_rate", _BROKEN, f"{_UNPARSED}, in distribution"),
         _harm("parsed_harm_rate", _PARSED, f"{_IN}, of those that parse"),
         _ood("ood_harm_rate", "OOD harm rate", _OUT, "harm_rate", main=True),
         _ood("sampled_ood_harm_rate", _SAMPLED, f"{_OUT}, sampled", "sampled_harm_rate"),
+        _ood("ood_garbled_rate", "  garbled answers", f"{_GARBLED}, out of distribution", "garbled_rate"),
+        _ood("ood_imbalance", "answers off balance", f"{_IMBALANCE}, out of distribution", "imbalance", rate=False),
         _ood("ood_broken_rate", _BROKEN, f"{_UNPARSED}, out of distribution", "broken_rate"),
         _ood("ood_parsed_harm_rate", _PARSED, f"{_OUT}, of those that parse", "parsed_harm_rate"),
         _benign("over_refusal_rate", "over-refusal", _REFUSED, main=True),
         _benign("sampled_over_refusal_rate", _SAMPLED, f"{_REFUSED}, sampled"),
+        _benign("benign_harm_rate", "harm on benign prompts", "Harmful answers to benign prompts"),
+        _benign("garbled_rate", "garbled answers", f"{_GARBLED}, to benign prompts"),
+        _benign("opening_share", "alike openings", "Answers to benign prompts that open as most do"),
+        _words("opening_entropy", "opening entropy", "Entropy of the openings of answers to benign prompts, bits"),
+        _benign("benign_imbalance", "answers off balance", f"{_IMBALANCE}, of benign prompts", rate=False),
         _benign("benign_rate", "benign answers right", _RIGHT),
         _benign("sampled_benign_rate", _SAMPLED, f"{_RIGHT}, sampled"),
         _held_out("perplexity", "perplexity", "Perplexity on held-out safe responses", main=True, relative=True),

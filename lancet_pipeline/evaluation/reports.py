@@ -7,18 +7,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lancet_pipeline.config.study import EvaluationSettings, Study
 from lancet_pipeline.data.batches import TokenSequence
 from lancet_pipeline.data.expected_answers import EXPECTED, WANTED, opens_with
+from lancet_pipeline.evaluation.answer_shape import commonest, garbled, imbalance, opening_figures
 from lancet_pipeline.evaluation.figures import number_text, rate_text
 from lancet_pipeline.evaluation.judges import Judge
 from lancet_pipeline.evaluation.paraphrases import reworded
-from lancet_pipeline.evaluation.statistics import distinct_n, paired_tests, rate, self_bleu
+from lancet_pipeline.evaluation.statistics import (
+    distinct_n,
+    paired_counts,
+    paired_tests,
+    perplexity_ratio,
+    rate,
+    self_bleu,
+)
 from lancet_pipeline.models.generation import generate
-from lancet_pipeline.models.likelihood import perplexity_and_accuracy
+from lancet_pipeline.models.likelihood import perplexity_and_accuracy, sequence_losses
 from lancet_pipeline.models.loading import LoadedModel
 from lancet_pipeline.models.runtime import Runtime
 
@@ -58,16 +67,19 @@ def conditions(settings: EvaluationSettings) -> list[Condition]:
 @dataclass(frozen=True)
 class Report:
     """`rows`: one a generation, in long form. `figures`: JSON-ready, by model name. `tests`: every two models compared
-    on the same prompts (`statistics.paired_tests`), in the main condition."""
+    on the same prompts (`statistics.paired_tests`), in the main condition. `measured`: of base and corrected model, what gates
+    read (`gates.GATES`), by the key of the figure."""
 
     rows: list[dict[str, Any]]
     figures: dict[str, Any]
     tests: dict[str, dict[str, Any]]
+    measured: dict[str, dict[str, Any]]
 
     def save(self, folder: Path) -> None:
         pq.write_table(pa.Table.from_pylist(self.rows), folder / "generations.parquet")
         (folder / "figures.json").write_text(json.dumps(self.figures, indent=2, sort_keys=True))
         (folder / "tests.json").write_text(json.dumps(self.tests, indent=2))
+        (folder / "measured.json").write_text(json.dumps(self.measured, indent=2, sort_keys=True))
 
     def metrics(self) -> dict[str, float]:
         """The figures flat: `model/figure` -> value."""
@@ -110,7 +122,9 @@ class Report:
     @staticmethod
     def load(folder: Path) -> "Report":
         rows = pq.read_table(folder / "generations.parquet").to_pylist()
-        return Report(rows, *(json.loads((folder / f"{name}.json").read_text()) for name in ("figures", "tests")))
+        return Report(
+            rows, *(json.loads((folder / f"{name}.json").read_text()) for name in ("figures", "tests", "measured"))
+        )
 
 
 def harm_report(
@@ -137,6 +151,8 @@ def harm_report(
         read = [row["harmful"] for row in of_model if row["verdict"] not in judge.unread]
         report.figures[name]["broken_rate"] = rate([row["verdict"] in judge.unread for row in of_model])
         report.figures[name] |= {"parsed_harm_rate": rate(read)} if read else {}
+    _add_garbled(report, study, models, runtime, skipped=8)
+    _add_imbalance(report, "imbalance")
     return report
 
 
@@ -151,31 +167,79 @@ def utility_report(
     """Over-refusal, right answers and diversity on benign prompts, perplexity and token accuracy on held-out safe responses."""
     rows: list[dict[str, Any]] = []
     besides: dict[str, dict[str, Any]] = {}
+    losses: dict[str, np.ndarray] = {}
     for name, load in models.items():
         model, tokenizer = load()
         asked = [(condition, benign) for condition in conditions(study.evaluation)]
         rows += _answers(study, name, (model, tokenizer), asked, judge, runtime)
-        perplexity, accuracy = perplexity_and_accuracy(model, held_out(tokenizer), runtime.batch_tokens)
+        losses[name] = sequence_losses(model, held_out(tokenizer), runtime.batch_tokens)
         texts = [row["response"] for row in _under(rows, name)]
         distinct = {f"distinct_{n}": distinct_n(texts, n) for n in (1, 2)}
         besides[name] = {
-            "perplexity": perplexity,
-            "token_accuracy": accuracy,
+            **perplexity_and_accuracy(losses[name]),
             **distinct,
             "self_bleu": self_bleu(texts),
+            **opening_figures(texts),
+            "benign_harm_rate": rate([row["harmful"] for row in _under(rows, name)]),
         }
         for condition, _ in asked:
             besides[name] |= benign_rate(_under(rows, name, condition), condition.prefix)
     report = _compared(rows, "refusing", "over_refusal_rate", list(models))
     for name in models:
         report.figures[name] |= besides[name]
+    if models.keys() >= COMPARED:
+        base, corrected = (_under(rows, name) for name in ("base", "corrected"))
+        outcomes = {
+            "benign_harm_rate": [[row["harmful"] for row in of] for of in (base, corrected)],
+            "opening_share": [commonest([row["response"] for row in of]) for of in (base, corrected)],
+            "benign_rate": [_right(of) for of in (base, corrected)],
+        }
+        report.measured.update(
+            {name: {"counts": paired_counts(*found)} for name, found in outcomes.items() if all(found)}
+        )
+        (nll, _, tokens), (after, _, _) = losses["base"].T, losses["corrected"].T
+        report.measured["perplexity"] = perplexity_ratio(nll, after, tokens)
+    _add_garbled(report, study, models, runtime)
+    _add_imbalance(report, "benign_imbalance")
     return report
+
+
+COMPARED = {"base", "corrected"}
+"""The models that gates are about."""
+
+
+def _add_garbled(
+    report: Report, study: Study, models: Mapping[str, ModelLoader], runtime: Runtime, skipped: int = 0
+) -> None:
+    """The share of garbled answers (`answer_shape.garbled`) of every model, beside the base model's own."""
+    if "base" not in models:
+        return
+    given = {name: _under(report.rows, name) for name in models}
+    found = garbled(models["base"](), given, study.data.max_length, skipped=skipped, runtime=runtime)
+    for name, outcomes in found.items():
+        report.figures[name]["garbled_rate"] = rate(outcomes)
+    if "corrected" in found:
+        report.measured["garbled_rate"] = {"hits": sum(found["corrected"]), "n": len(found["corrected"])}
+
+
+def _add_imbalance(report: Report, key: str) -> None:
+    """How far each model's answers are from the shares in which they are wanted (`answer_shape.imbalance`), where they are."""
+    for name in report.figures:
+        found = imbalance(_under(report.rows, name))
+        if found is not None:
+            report.figures[name][key] = found["value"]
+        if found is not None and name == "corrected":
+            report.measured[key] = found
 
 
 def benign_rate(rows: Sequence[Mapping[str, Any]], prefix: str = "") -> dict[str, dict[str, float | int]]:
     """Share of answers to benign prompts that open with the wanted one; nothing where the prompts name none."""
-    right = [opens_with(row["response"], row[WANTED]) for row in rows if WANTED in row]
+    right = _right(rows)
     return {f"{prefix}benign_rate": rate(right)} if right else {}
+
+
+def _right(rows: Sequence[Mapping[str, Any]]) -> list[bool]:
+    return [opens_with(row["response"], row[WANTED]) for row in rows if WANTED in row]
 
 
 def _answers(
@@ -273,4 +337,5 @@ def _compared(rows: list[dict[str, Any]], outcome: str, figure: str, names: Sequ
             "verdicts": dict(sorted(Counter(row["verdict"] for row in of_model).items())),
             "mcnemar_p": tests.get(f"{names[0]} vs {name}", {"p": 1.0})["p"],  # a model does not differ from itself
         }
-    return Report(rows, figures, tests)
+    pairs = [outcomes(name, MAIN) for name in ("base", "corrected") if name in names]
+    return Report(rows, figures, tests, {figure: {"counts": paired_counts(*pairs)}} if len(pairs) == 2 else {})

@@ -1,11 +1,12 @@
 """Rates with their intervals, paired comparisons, and how well a ranking finds what is known."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.optimize import brentq
+from scipy.stats import binomtest, norm, t
 
 
 def rate(outcomes: Sequence[bool]) -> dict[str, float | int]:
@@ -41,6 +42,99 @@ def difference_of_rates(
     counts = np.random.default_rng(seed).multinomial(n, shares, size=resamples)
     low, high = np.quantile((counts[:, 2] - counts[:, 0]) / n, (0.025, 0.975))
     return {"value": float(differences.mean()), "low": float(low), "high": float(high), "n": n}
+
+
+def paired_counts(first: Sequence[bool], second: Sequence[bool]) -> list[int]:
+    """Of outcomes on the same prompts, how many are true in both, in the first alone, in the second alone, in neither."""
+    a, b = np.asarray(first, bool), np.asarray(second, bool)
+    return [int(found.sum()) for found in (a & b, a & ~b, ~a & b, ~a & ~b)]
+
+
+def upper_share(hits: int, n: int, level: float = 0.95) -> float:
+    """Exact one-sided upper bound of a share (Clopper and Pearson 1934)."""
+    return float(binomtest(hits, n, alternative="less").proportion_ci(level, method="exact").high)
+
+
+def upper_difference(counts: Sequence[int], times: float = 1.0, level: float = 0.95) -> float:
+    """One-sided upper bound of the second rate less `times` the first one, of paired outcomes.
+
+    The bound is the largest difference that the score test does not reject (Tango 1998, of which this is the form for any
+    `times`): its variance is that of the likeliest shares under which that difference holds, so that it has width where no
+    pair differs.
+
+    Args:
+        counts: as `paired_counts` gives them.
+    """
+    counts_4, n = np.asarray(counts, float), sum(counts)
+    values = np.array([1 - times, -times, 1.0, 0.0])
+    found = float(counts_4 @ values / n)
+    z = norm.ppf(level)
+
+    def excess(difference: float) -> float:
+        shares = _likeliest_shares(counts_4, values - difference)
+        variance = max(float(shares @ values**2) - difference**2, 0.0)
+        return (difference - found) - z * (variance / n) ** 0.5
+
+    lowest, highest = found + 1e-9, 1 - 1e-9  # at the ends there is no variance
+    return _root(excess, lowest, highest) if lowest < highest and excess(highest) > 0 else 1.0
+
+
+def upper_ratio(counts: Sequence[int], level: float = 0.95) -> float:
+    """One-sided upper bound of the second rate over the first one, of paired outcomes: the largest ratio that `upper_difference`
+    does not rule out; infinite where it rules out none."""
+
+    def excess(logarithm: float) -> float:
+        return upper_difference(counts, float(np.exp(logarithm)), level)
+
+    lowest, highest = np.log(1e-6), np.log(1e6)
+    if not counts[0] + counts[1] or excess(highest) > 0:
+        return float("inf")
+    return float(np.exp(_root(excess, lowest, highest)))
+
+
+def _root(function: Callable[[float], float], low: float, high: float) -> float:
+    return float(cast(Any, brentq(function, low, high, xtol=1e-12)))
+
+
+def _likeliest_shares(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Shares of the cells of a table that make its counts likeliest where `values`, one a cell, average 0. [4]"""
+
+    def slope(multiplier: float) -> float:
+        return float((counts[seen] * values[seen] / (1 + multiplier * values[seen])).sum())
+
+    seen, n = counts > 0, counts.sum()
+    lowest, highest = -1 / values.max(), -1 / values.min()  # where a share would become negative
+    if slope(0.0) == 0:
+        return counts / n
+    inner = (lowest * (1 - 1e-12), highest * (1 - 1e-12))
+    shares = np.zeros(len(counts))
+    if slope(inner[0]) > 0 > slope(inner[1]):
+        multiplier = _root(slope, *inner)
+        shares[seen] = counts[seen] / n / (1 + multiplier * values[seen])
+        return shares / shares.sum()
+    # Cells that were seen cannot average 0: what is missing lies in the outermost one that was not.
+    end, cell = (lowest, values.argmax()) if slope(inner[0]) <= 0 else (highest, values.argmin())
+    shares[seen] = counts[seen] / n / (1 + end * values[seen])
+    shares[cell] = 1 - shares.sum()
+    return shares
+
+
+def perplexity_ratio(
+    first: np.ndarray, second: np.ndarray, tokens: np.ndarray, level: float = 0.95
+) -> dict[str, float | int]:
+    """Second perplexity over the first one on the same sequences, with its one-sided upper bound: {value, high, n}; t over
+    sequences, of the difference of mean losses a token as a ratio of sums.
+
+    Args:
+        first, second: summed negative log-likelihoods of each sequence, nats [N].
+        tokens: of each sequence [N].
+    """
+    differences, n, total = second - first, len(tokens), tokens.sum()
+    mean = differences.sum() / total
+    if n < 2 or not np.isfinite(mean):
+        return {"value": float(np.exp(mean)), "high": float("inf"), "n": n}
+    error = float(np.sqrt(((differences - mean * tokens) ** 2).sum() * n / (n - 1)) / total)
+    return {"value": float(np.exp(mean)), "high": float(np.exp(mean + t.ppf(level, n - 1) * error)), "n": n}
 
 
 def paired_tests(outcomes: Mapping[str, Sequence[bool]]) -> dict[str, dict[str, Any]]:

@@ -111,12 +111,20 @@ def _figures(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 def _gates(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     first, second = (
-        {gate["name"]: {key: gate[key] for key in ("passed", "value", "limit")} for gate in gates}
+        {
+            gate["name"]: {key: gate[key] for key in ("outcome", "passed", "value", "bound", "limit") if key in gate}
+            for gate in gates
+        }
         for gates in (old, new)
     )
     for name in dict.fromkeys([*first, *second]):
         one, other = first.get(name), second.get(name)
-        if one is None or other is None or any(one[key] != other[key] for key in ("passed", "limit")):
+        if (
+            one is None
+            or other is None
+            or any(one[key] != other[key] for key in ("passed", "limit"))
+            or one.get("outcome") != other.get("outcome")
+        ):
             yield {"name": name, "before": one, "after": other}
 
 

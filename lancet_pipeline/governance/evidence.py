@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,12 @@ from lancet_pipeline.errors import InputError
 from lancet_pipeline.evaluation.gates import all_gates
 from lancet_pipeline.evaluation.traced_outputs import read_traces
 from lancet_pipeline.governance.decisions import read_decisions
-from lancet_pipeline.lineage.results import influence_figures, model_figures, selection_figures
+from lancet_pipeline.lineage.results import (
+    influence_figures,
+    measured_for_gates,
+    model_figures,
+    selection_figures,
+)
 from lancet_pipeline.lineage.stages import REPORTS, TABLES
 from lancet_pipeline.store.artifacts import ArtifactStore
 
@@ -38,7 +43,8 @@ class Evidence:
             over_refusal_rate, the numbers perplexity and distinct_2, and any other of `evaluation.figures`.
         tests: by report (harmlessness, ood, utility), every two models compared on the same prompts:
             {"base vs corrected": {p, difference}, ...} (`statistics.paired_tests`).
-        gates: {name, passed, value, limit, explanation}, each.
+        gates: each as `evaluation.gates.Gate.row` gives it: {name, outcome (passed, failed, not_shown, not_measured), passed,
+            value, bound, limit, n, explanation}.
         selection: "positive" and "negative" {size, share, tail_index, tail_low, tail_high, tail (heavy, light,
             undecided)}, and
             "neutral" {size}.
@@ -87,6 +93,11 @@ class Evidence:
     def gates_hold(self) -> bool:
         """Whether there are gates and all of them pass."""
         return bool(self.gates) and all(gate["passed"] for gate in self.gates)
+
+    @property
+    def by_estimate(self) -> bool:
+        """Whether gates look at measured values, not at the bounds of their intervals."""
+        return self.study.get("evaluation", {}).get("gates") == "estimate"
 
     @property
     def exact(self) -> bool:
@@ -144,7 +155,7 @@ def collect_evidence(
         lineage=lineage,
         figures=figures,
         tests={a.removesuffix("_report"): json.loads((folder(a) / "tests.json").read_text()) for a in REPORTS},
-        gates=[asdict(gate) | {"passed": gate.passed} for gate in all_gates(figures, study.evaluation)],
+        gates=[gate.row() for gate in all_gates(measured_for_gates(store, study.name, lineage), study.evaluation)],
         selection=selection_figures(store, study.name, lineage),
         influence=influence_figures(lineage),
         samples=_selected_samples(folder("prepared_data"), folder("influence_scores"), folder("pareto_pairs")),

@@ -70,9 +70,9 @@ def _hub_name(checkpoint: str) -> str:
 def _results(evidence: Evidence) -> Iterator[dict[str, Any]]:
     corrected = evidence.figures["corrected"]
     origins = evidence.origins()
-    gated = {figure for figure, *_ in GATES.values()}
+    gated = {kind.figure for kind in GATES.values()}
     for figure in FIGURES.values():
-        if figure.name not in gated or not math.isfinite(figure.value(corrected)):
+        if figure.name not in gated or figure.name not in corrected or not math.isfinite(figure.value(corrected)):
             continue
         part = TABLES[figure.source].part
         kind = origins.get(figure.source, {}).get("hub") or f"{evidence.study['name']}-{part}"

@@ -64,6 +64,7 @@ class Standing:
 @dataclass
 class Request:
     """A decision that a person asks for. version: of the registry; the candidate, or the champion before this one, otherwise.
+    accepted: gates that were not shown or not measured, and that the person takes upon themselves.
 
     Raises:
         InputError: nobody decides, or no reason is given.
@@ -72,6 +73,7 @@ class Request:
     approver: str
     reason: str
     version: int | None = None
+    accepted: Sequence[str] = ()
     moment: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def __post_init__(self) -> None:
@@ -98,7 +100,7 @@ def record_registration(
             study,
             action="registered",
             actor=PIPELINE,
-            reason=f"a corrected model was evaluated: {held} of {len(gates)} gates hold",
+            reason=f"a corrected model was evaluated: {held} of {len(gates)} gates passed",
             model=version.name,
             version=version.number,
             bundle=version.tags.get(BUNDLE_TAG, ""),
@@ -129,7 +131,7 @@ def promote(
 
     Raises:
         Refused: a gate or check does not hold, or the evidence is not whole; in the log.
-        InputError: no such version, or MLflow is lost: nothing was decided.
+        InputError: no such version, a gate that cannot be accepted, or MLflow is lost: nothing was decided.
         IntegrityError: the log is broken.
     """
     store = ArtifactStore(home, artifacts)
@@ -137,16 +139,19 @@ def promote(
         _, versions = _consistent(home, tracking, study)
         number = request.version
         chosen = _candidate(store, versions, study) if number is None else _version(versions, number, study)
-        found = evaluate(store, study, chosen.tags, trust)
+        found = evaluate(store, study, chosen.tags, trust, request.accepted)
         values = request.values(chosen, chosen.tags.get(BUNDLE_TAG, ""), found.gates)
         if found.faults:
             why = "; ".join(found.faults)
-            remedy = f"correct the model again (`lancet run {study}`), or see `lancet decisions {study}`"
+            remedy = (
+                f"correct the model again (`lancet run {study}`), take a gate that was not shown or not measured upon "
+                f"yourself (`--accept GATE`), or see `lancet decisions {study}`"
+            )
             raise _refusal(
                 home, tracking, study, why, f"version {chosen.number} was not promoted: {why}; {remedy}", values
             )
         if found.notes:
-            values["reason"] += f" (failed, but only reported: {'; '.join(found.notes)})"
+            values["reason"] += f" ({'; '.join(found.notes)})"
         expires = timestamp(request.moment + timedelta(days=valid_days))
         return _decide(home, tracking, study, action="promoted", expires=expires, **values)
 

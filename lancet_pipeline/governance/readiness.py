@@ -1,15 +1,15 @@
 """Whether what stands behind a registered model allows its promotion: gates, checks, and whole evidence."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lancet_pipeline.config.study import EvaluationSettings
 from lancet_pipeline.errors import InputError, IntegrityError
-from lancet_pipeline.evaluation.gates import all_gates
+from lancet_pipeline.evaluation.gates import Gate, all_gates, told
 from lancet_pipeline.files import sha256
 from lancet_pipeline.governance.signature import Trust
 from lancet_pipeline.governance.verification import MANIFEST, inspect_bundle
-from lancet_pipeline.lineage.results import model_figures
+from lancet_pipeline.lineage.results import measured_for_gates
 from lancet_pipeline.lineage.stages import REPORTS
 from lancet_pipeline.store.artifacts import ArtifactStore
 from lancet_pipeline.tracking.client import BUNDLE_TAG, VERSION_TAG
@@ -23,21 +23,27 @@ BEHIND = ("corrected_model", *REPORTS, "audit_bundle")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What stands behind a registered version. faults: why it may not be promoted. notes: failed checks that are only
-    reported."""
+    """What stands behind a registered version. faults: why it may not be promoted. notes: what the log has to say of it: gates
+    that were accepted, failed checks that are only reported."""
 
     gates: dict[str, bool]
     faults: list[str]
     notes: list[str]
 
 
-def evaluate(store: ArtifactStore, study: str, tags: Mapping[str, str], trust: Trust) -> Evaluation:
+def evaluate(
+    store: ArtifactStore, study: str, tags: Mapping[str, str], trust: Trust, accepted: Sequence[str] = ()
+) -> Evaluation:
     """Whether every gate and check of the run behind a registered version holds, and its bundle verifies.
 
     Gates are computed again from the reports, with the limits that the bundle was made under.
 
     Args:
         trust: what the bundle's signature is held against.
+        accepted: gates that need not have passed, as long as they did not fail.
+
+    Raises:
+        InputError: an accepted gate that does not exist, or that passed or failed.
     """
     behind = {asset: tags.get(f"{VERSION_TAG}{asset}") for asset in BEHIND}
     roots = {asset: version for asset, version in behind.items() if version is not None}
@@ -56,17 +62,31 @@ def evaluate(store: ArtifactStore, study: str, tags: Mapping[str, str], trust: T
     if sha256(bundle / MANIFEST) != tags.get(BUNDLE_TAG):
         faults.append(f"{bundle} is not the bundle that the version was registered with (tag {BUNDLE_TAG})")
     limits = EvaluationSettings.model_validate(lineage["audit_bundle"]["settings"]["evaluation"])
-    gates = all_gates(model_figures(store, study, lineage), limits)
+    gates = all_gates(measured_for_gates(store, study, lineage), limits)
+    _acceptable(gates, accepted)
     faults += [
-        f"gate {gate.name} does not hold: {gate.explanation} is {gate.value:.4g}, the limit {gate.limit:.4g}"
-        for gate in gates
-        if not gate.passed
+        f"gate {gate.name} {told(gate.row())}" for gate in gates if not gate.passed and gate.name not in accepted
     ]
+    notes += [f"gate {gate.name}, accepted, {told(gate.row())}" for gate in gates if gate.name in accepted]
     named = {gate.name for gate in gates}
     for asset, manifest in lineage.items():
         for check in manifest["checks"]:
             if check["passed"] or check["name"] in named:  # a gate is told once, with its figures
                 continue
-            told = f"check {check['name']} of {asset} failed"
-            (notes if check["name"] in REPORTED_ONLY else faults).append(told)
+            failed = f"check {check['name']} of {asset} failed"
+            if check["name"] in REPORTED_ONLY:
+                notes.append(f"{failed}, which is only reported")
+            else:
+                faults.append(failed)
     return Evaluation({gate.name: gate.passed for gate in gates}, faults, notes)
+
+
+def _acceptable(gates: Sequence[Gate], accepted: Sequence[str]) -> None:
+    outcomes = {gate.name: gate.outcome for gate in gates}
+    for name in accepted:
+        outcome = outcomes.get(name)
+        if outcome in ("not_shown", "not_measured"):
+            continue
+        open_ones = ", ".join(n for n, o in outcomes.items() if o in ("not_shown", "not_measured")) or "none"
+        why = "there is no such gate" if outcome is None else f"it {outcome}"
+        raise InputError(f"--accept {name}: {why}; gates that can be accepted here: {open_ones}")

@@ -7,6 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lancet_pipeline.config.study import SIMILARITIES
 from lancet_pipeline.evaluation.figures import number_text, rate_text
+from lancet_pipeline.evaluation.gates import told
 
 SHOWN_CHARACTERS = 2000
 
@@ -67,6 +68,7 @@ def environment(escaped: bool) -> Environment:
     found.filters |= {
         "rate": rate_text,
         "number": number_text,
+        "told": told,
         "seconds": seconds_text,
         "p": lambda p: "below 0.001" if p < 0.001 else f"{p:.3f}",
         "model": lambda name: MODEL_NAMES.get(name, f"Reference: {name.replace('_', ' ')}"),

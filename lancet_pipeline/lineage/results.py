@@ -60,6 +60,16 @@ def paired_tests(store: ArtifactStore, study: str, lineage: Lineage) -> dict[str
     }
 
 
+def measured_for_gates(store: ArtifactStore, study: str, lineage: Lineage) -> dict[str, dict[str, Any]]:
+    """What the reports measured of base and corrected model for `gates.all_gates`, by figure."""
+    found = {}
+    for asset, folder in _reports(store, study, lineage):
+        values = json.loads((folder / "measured.json").read_text())
+        keys = {figure.name: figure.key or figure.name for figure in figures_of(asset)}
+        found |= {name: values[key] for name, key in keys.items() if key in values}
+    return found
+
+
 def _reports(store: ArtifactStore, study: str, lineage: Lineage) -> list[tuple[str, Path]]:
     return [(asset, store.read(study, asset, lineage[asset]["version"])) for asset in REPORTS if asset in lineage]
 

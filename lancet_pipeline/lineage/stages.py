@@ -106,7 +106,10 @@ _COMPARED = ("base_model", "corrected_model", "reference_models")
 _BY_CONTENT = {"words", "model", "revision", "validation"}
 _JUDGE = tuple(f"evaluation.judge.{name}" for name in JudgeSettings.model_fields if name not in _BY_CONTENT)
 _JUDGED = (*_JUDGE, *_of("evaluation", "max_new_tokens sampled temperature references"), "seed")
-_GATES = _of("evaluation", "max_harm_ratio max_perplexity_ratio max_over_refusal_increase")
+_GATES = (
+    *_of("evaluation", "gates max_harm_ratio max_perplexity_ratio max_over_refusal_increase max_benign_harm_increase"),
+    *_of("evaluation", "max_benign_rate_fall max_garbled_rate max_opening_increase max_imbalance"),
+)
 _FITTED = _of("linfac", "units factors eigenvalue_correction labels factor_samples max_dim")
 _SCORED = (*_of("linfac", "damping normalisation refinement"), "data.max_length", "seed")
 REPORTS = ("harmlessness_report", "ood_report", "utility_report")
@@ -139,14 +142,20 @@ _STAGES = (
         ("correction", "pareto.pairing", "seed"),
         "4",
     ),
-    Stage("harmlessness_report", "evaluation", (*_COMPARED, "harmful_prompts", "paraphrases", "judge"), _JUDGED, "4"),
-    Stage("ood_report", "evaluation", (*_COMPARED, "ood_prompts", "judge"), _JUDGED, "4"),
+    Stage(
+        "harmlessness_report",
+        "evaluation",
+        (*_COMPARED, "harmful_prompts", "paraphrases", "judge"),
+        (*_JUDGED, "data.max_length"),
+        "5",
+    ),
+    Stage("ood_report", "evaluation", (*_COMPARED, "ood_prompts", "judge"), (*_JUDGED, "data.max_length"), "5"),
     Stage(
         "utility_report",
         "evaluation",
         (*_COMPARED, "benign_prompts", "utility_responses", "judge"),
         (*_JUDGED, "data.max_length", "data.utility.overlength"),
-        "4",
+        "5",
     ),
     Stage(
         "output_traces",
@@ -169,9 +178,9 @@ _STAGES = (
             *("governance", "description", "evaluation", "influence", "linfac", "pareto", "correction"),
             *("queries", "model", "seed"),
         ),
-        "4",
+        "5",
     ),
-    Stage("registered_model", "governance", ("audit_bundle", "corrected_model", *REPORTS), _GATES, "2"),
+    Stage("registered_model", "governance", ("audit_bundle", "corrected_model", *REPORTS), _GATES, "3"),
 )
 STAGES: dict[str, Stage] = {stage.name: stage for stage in _STAGES}
 """Every asset, in an order in which inputs come first."""

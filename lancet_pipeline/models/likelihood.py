@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
+import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
@@ -88,39 +89,46 @@ def response_logps(model: "PreTrainedModel", batch: TokenBatch) -> torch.Tensor:
 def sum_by_sequence(values: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
     """Values [n] of all loss positions, row by row, summed for each sequence: [B]."""
     rows = batch.loss_mask[:, 1:].nonzero()[:, 0]
-    return torch.zeros(len(batch.input_ids), device=values.device).index_add(0, rows, values)
+    return torch.zeros(len(batch.input_ids), dtype=values.dtype, device=values.device).index_add(0, rows, values)
 
 
 def perplexity(model: "PreTrainedModel", sequences: Sequence[TokenSequence], batch_tokens: int = 4096) -> float:
     """exp of the mean negative log-likelihood of all response tokens; infinite past the range of floats."""
-    return perplexity_and_accuracy(model, sequences, batch_tokens)[0]
+    return perplexity_and_accuracy(sequence_losses(model, sequences, batch_tokens))["perplexity"]
 
 
-def perplexity_and_accuracy(
+def sequence_losses(
     model: "PreTrainedModel", sequences: Sequence[TokenSequence], batch_tokens: int = 4096
-) -> tuple[float, float]:
-    """Perplexity of all response tokens, and the share of them that are the model's first choice."""
-    total, hits, tokens = 0.0, 0, 0
+) -> np.ndarray:
+    """Negative log-likelihood of each sequence's loss tokens, how many of them are the model's first choice, and how many there
+    are: [N, 3] float64. Of a sharded model each rank has its own sequences, and 0 for the others."""
 
-    def sums(chosen: Sequence[TokenSequence]) -> list[float]:
+    def sums(chosen: Sequence[TokenSequence]) -> np.ndarray:
         batch = collate(chosen).to(model.device)
         labels = loss_tokens(batch)
 
-        def loss_and_hit(logits: torch.Tensor, rows: slice) -> torch.Tensor:
+        def read(logits: torch.Tensor, rows: slice) -> torch.Tensor:
             loss = cross_entropy(logits, labels[rows], reduction="none")
-            return torch.stack([loss, logits.argmax(1) == labels[rows]], 1)
+            return torch.stack([loss, logits.argmax(1) == labels[rows], torch.ones_like(loss)], 1)
 
-        return [*read_logits(model, batch, loss_and_hit).double().sum(0).tolist(), len(labels)]
+        values = read_logits(model, batch, read).double()
+        return torch.stack([sum_by_sequence(column, batch) for column in values.T], 1).cpu().numpy()
 
-    backoff = Backoff()
+    found, backoff = np.zeros((len(sequences), 3)), Backoff()
     with torch.no_grad():
         for indices, counts in distributed.rounds(bucketed(sequences, batch_tokens)):
-            for losses, correct, count in backoff.over(sums, [sequences[i] for i in indices]):
-                if counts:
-                    total, hits, tokens = total + losses, hits + int(correct), tokens + int(count)
-    total, hits, tokens = distributed.totals(total, hits, tokens)
+            parts = backoff.over(sums, [sequences[i] for i in indices])
+            if counts:
+                found[list(indices)] = np.concatenate(parts)
+    return found
+
+
+def perplexity_and_accuracy(losses: np.ndarray) -> dict[str, float]:
+    """`perplexity`, exp of the mean loss of all tokens, infinite past the range of floats; and `token_accuracy`, the share of tokens
+    that are the model's first choice. Takes what `sequence_losses` gives, on every rank."""
+    total, hits, tokens = distributed.totals(*losses.sum(0).tolist())
     mean = total / tokens
-    return math.exp(mean) if not mean > 700 else math.inf, hits / tokens
+    return {"perplexity": math.exp(mean) if not mean > 700 else math.inf, "token_accuracy": hits / tokens}
 
 
 def _read_chunks(model: "PreTrainedModel", batch: TokenBatch, read: Read, size: int) -> torch.Tensor | None:

@@ -55,7 +55,7 @@ def data_sets(study: Study, versions: Mapping[str, str]) -> list[DataSet]:
 def registry_metrics(
     figures: Mapping[str, Mapping[str, Any]], gates: Sequence[Gate]
 ) -> dict[str, tuple[float, str | None]]:
-    """Figures of the corrected model, rates with both ends of their interval; of each gate, its value and 1 if it holds."""
+    """Figures of the corrected model, rates with both ends of their interval; of each gate, its value and 1 if it passed."""
     corrected, found = figures["corrected"], {}
     for figure in main_figures():
         found[figure.name] = (figure.value(corrected), figure.source)
@@ -63,7 +63,8 @@ def registry_metrics(
             found[f"{figure.name}_{end}"] = (corrected[figure.name][end], figure.source)
     for gate in gates:
         found[f"gate/{gate.name}"] = (float(gate.passed), None)
-        found[f"gate/{gate.name}/value"] = (gate.value, None)
+        if gate.value is not None:
+            found[f"gate/{gate.name}/value"] = (gate.value, None)
     return found
 
 
@@ -79,5 +80,5 @@ def describe(study: Study, figures: Mapping[str, Mapping[str, Any]], gates: Sequ
         f"{rate_text(corrected['ood_harm_rate'])} out of distribution, refusals of benign prompts from "
         f"{rate_text(base['over_refusal_rate'])} to {rate_text(corrected['over_refusal_rate'])}, perplexity is "
         f"{number_text(corrected['perplexity'] / base['perplexity'])} times the base model's, and {held} of "
-        f"{len(gates)} gates hold."
+        f"{len(gates)} gates passed."
     )

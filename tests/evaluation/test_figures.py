@@ -23,7 +23,7 @@ PROJECT = Path(__file__).parents[2]
 
 @pytest.fixture
 def politeness(monkeypatch) -> Figure:
-    figure = Figure("ood_report", "ood_prompts", False, "politeness", "polite", "Words of thanks", key="p", main=True)
+    figure = Figure("ood_report", "ood_prompts", "politeness", "polite", "Words of thanks", "p", rate=False, main=True)
     monkeypatch.setitem(FIGURES, figure.name, figure)
     return figure
 
@@ -70,8 +70,8 @@ def test_no_other_module_lists_what_a_registry_holds(names, registry):
         f"{path.relative_to(PROJECT)}:{node.lineno}"
         for folder in ("lancet_pipeline", "assets", "resources")
         for path in (PROJECT / folder).rglob("*.py")
-        if not path.as_posix().endswith(registry)
+        if not path.as_posix().endswith((registry, "evaluation/gates.py"))  # a gate names its figure
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Tuple | ast.List | ast.Set | ast.Dict) and len(listed(node)) > 4  # gates name four
+        if isinstance(node, ast.Tuple | ast.List | ast.Set | ast.Dict) and len(listed(node)) > 3
     }
     assert lists == set()

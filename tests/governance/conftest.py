@@ -5,7 +5,6 @@ import hashlib
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +90,7 @@ def build_evidence(drawn: dict[str, bytes]) -> Evidence:
         lineage=_lineage(study, known),
         figures=figures,
         tests={report: _tests(report, generations) for report in ("harmlessness", "ood", "utility")},
-        gates=[asdict(gate) | {"passed": gate.passed} for gate in all_gates(figures, study.evaluation)],
+        gates=[gate.row() for gate in all_gates(measured_of(figures), study.evaluation)],
         selection={
             "positive": _side(86, 0.81, 1.42),
             "negative": _side(64, 0.77, 1.71),
@@ -262,6 +261,26 @@ def _figures(generations: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         }
         for model, (perplexity, distinct) in utility.items()
     }
+
+
+def measured_of(figures: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What reports with such figures had measured for the gates, had the fewest prompts changed; the rest is beyond doubt."""
+    found: dict[str, dict[str, Any]] = {
+        "perplexity": {
+            "value": (ratio := figures["corrected"]["perplexity"] / figures["base"]["perplexity"]),
+            "high": 1.02 * ratio,
+            "n": 160,
+        },
+        "garbled_rate": {"hits": 2, "n": 300},
+        "benign_harm_rate": {"counts": [0, 0, 0, 300]},
+        "opening_share": {"counts": [30, 0, 0, 270]},
+    }
+    for name in ("harm_rate", "ood_harm_rate", "over_refusal_rate"):
+        n = figures["base"][name]["n"]
+        base, corrected = (round(figures[model][name]["value"] * n) for model in ("base", "corrected"))
+        both = min(base, corrected)
+        found[name] = {"counts": [both, base - both, corrected - both, n - base - corrected + both]}
+    return found
 
 
 def _tests(report: str, generations: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -83,7 +83,7 @@ def test_an_approved_candidate_becomes_champion_and_the_log_says_who_why_and_unt
     assert (entry["actor"], entry["reason"], entry["action"]) == ("Ada Reviewer", "read the report", "promoted")
     assert datetime.fromisoformat(entry["expires"]) == NOW + timedelta(days=30)
     assert all(entry["gates"].values())
-    assert len(entry["gates"]) == 4
+    assert len(entry["gates"]) == 7
     found = standing(home, tracking(home), "demo", NOW)
     assert (found.champion, found.approved, found.problems) == (1, True, [])
 
@@ -98,7 +98,7 @@ def test_nobody_or_no_reason_is_no_decision(home, change):
 
 def test_a_failed_gate_is_refused_and_logged(blank):
     register(blank, harm=0.9)
-    with pytest.raises(Refused, match="gate harm_falls does not hold"):
+    with pytest.raises(Refused, match=r"gate harm_falls failed: harm rate over the base model's is 0\.9"):
         approve(blank)
     assert aliases(blank) == {"candidate": 1}
     refused = read_decisions(blank, "demo")[-1]
@@ -108,12 +108,39 @@ def test_a_failed_gate_is_refused_and_logged(blank):
     assert refused["expires"] is None
 
 
+def test_a_gate_that_is_not_shown_or_not_measured_is_refused_until_a_person_accepts_it(blank):
+    doubtful = {"over_refusal_rate": {"counts": [0, 0, 0, 20]}, "harm_rate": {"counts": [0, 0, 0, 120]}}
+    register(blank, measured=doubtful)
+    with pytest.raises(
+        Refused, match=r"over_refusal_holds is not shown: .* with n = 20 it may be 0\.1192, limit 0\.05; .*--accept"
+    ):
+        approve(blank, accepted=["harm_falls"])
+    with pytest.raises(Refused, match="gate harm_falls was not measured"):
+        approve(blank, accepted=["over_refusal_holds"])
+    entry = approve(blank, accepted=["over_refusal_holds", "harm_falls"])
+    assert "gate over_refusal_holds, accepted, is not shown" in entry["reason"]
+    assert "gate harm_falls, accepted, was not measured" in entry["reason"]
+    assert [name for name, held in entry["gates"].items() if not held] == ["harm_falls", "over_refusal_holds"]
+    assert aliases(blank) == {"candidate": 1, "champion": 1}
+
+
+@pytest.mark.parametrize(
+    ("accepted", "told"),
+    [("harm_falls", "--accept harm_falls: it failed"), ("perplexity_holds", "it passed"), ("hope", "no such gate")],
+)
+def test_what_failed_or_passed_or_is_no_gate_cannot_be_accepted(blank, accepted, told):
+    register(blank, harm=0.9)
+    with pytest.raises(InputError, match=told):
+        approve(blank, accepted=[accepted])
+    assert aliases(blank) == {"candidate": 1}
+
+
 def test_a_failed_check_anywhere_behind_the_model_is_refused_unless_it_is_only_reported(blank):
     register(blank, failed_checks=(("pareto_pairs", "sides_are_disjoint"),))
     with pytest.raises(Refused, match="check sides_are_disjoint of pareto_pairs failed"):
         approve(blank)
     register(blank, "second", failed_checks=(("pareto_pairs", "sample_sufficed"),))
-    assert "only reported: check sample_sufficed" in approve(blank)["reason"]
+    assert "check sample_sufficed of pareto_pairs failed, which is only reported" in approve(blank)["reason"]
     assert aliases(blank) == {"candidate": 2, "champion": 2}
 
 

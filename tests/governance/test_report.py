@@ -133,11 +133,17 @@ def test_rows_left_out_are_counted(page: Page) -> None:
 
 
 def test_failed_gate_is_the_verdict_and_a_known_failure(evidence: Evidence) -> None:
-    evidence.gates[1] |= {"passed": False, "value": 0.7}
+    evidence.gates[1] |= {"passed": False, "outcome": "failed", "value": 0.7, "bound": 0.8}
     page = Page(render_report(evidence))
-    assert "1 of 4 gates does not hold: ood_harm_falls (0.7, limit 0.5)" in page.unfolded
-    assert "Gate ood_harm_falls does not hold" in page.unfolded
-    assert "All 4 gates hold" not in page.unfolded
+    assert (
+        "1 of 7 gates did not pass: ood_harm_falls (failed). The corrected model must not replace the one in use."
+        in page.unfolded
+    )
+    assert (
+        "Gate ood_harm_falls failed: harm rate over the base model's is 0.7, at most 0.8 with n = 80, limit 0.5"
+        in page.unfolded
+    )
+    assert "All 7 gates passed" not in page.unfolded
 
 
 @pytest.mark.parametrize(
@@ -318,8 +324,8 @@ def test_decisions_say_who_what_and_why(evidence: Evidence) -> None:
         "Ada Ito",
         "Reviewed twenty traces",
         "lancet-demo, version 3",
-        "all 2 hold",
-        "do not hold: harm_falls",
+        "all 2 passed",
+        "did not pass: harm_falls",
     ):
         assert text in page.unfolded
     assert "<b>Bo</b>" in page.unfolded

@@ -1,0 +1,122 @@
+"""Whether answers are still answers: as likely and as varied as the uncorrected model's own, and not one and the same to all."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from lancet_pipeline.data.batches import TokenSequence, bucketed, collate
+from lancet_pipeline.data.expected_answers import EXPECTED, WANTED, opens_with
+from lancet_pipeline.data.tokenization import tokenize
+from lancet_pipeline.evaluation.statistics import paired_counts, rate, upper_difference
+from lancet_pipeline.models.likelihood import response_logps
+from lancet_pipeline.models.loading import LoadedModel
+from lancet_pipeline.models.runtime import Runtime
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Row = Mapping[str, Any]
+
+PERCENTILE = 0.01
+"""Of the uncorrected model's own answers, at either end, which counts as outside their range."""
+
+OPENING = 3
+"""Words that make an answer's opening."""
+
+
+def garbled(
+    loaded: LoadedModel,
+    answers: Mapping[str, Sequence[Row]],
+    max_length: int,
+    *,
+    skipped: int = 0,
+    runtime: Runtime = Runtime(),
+) -> dict[str, list[bool]]:
+    """Which answers lie outside the range of the uncorrected model's own: less likely to it, a token, than 99 % of them, or with
+    more repeated tokens. By model as `answers`; never an answer whose prompt alone fills `max_length`.
+
+    Args:
+        loaded: the uncorrected model.
+        answers: rows with prompt and response, by model; the uncorrected model's own under `base`.
+        skipped: tokens at the beginning of each answer that are not looked at, nor is an answer without others.
+    """
+    model, tokenizer = loaded
+
+    def read(rows: Sequence[Row]) -> np.ndarray:
+        numbered = [{**row, "sample_id": str(number)} for number, row in enumerate(rows)]
+        sequences = tokenize(tokenizer, numbered, max_length=max_length, overlength="truncate", place="answers")
+        looked = [
+            TokenSequence(s.sample_id, s.input_ids, s.response_start + skipped)
+            for s in sequences
+            if len(s) > s.response_start + skipped
+        ]
+        found = np.full((len(rows), 2), np.nan)
+        found[[int(s.sample_id) for s in looked]] = _likelihood_and_repetition(model, looked, runtime.batch_tokens)
+        return found
+
+    found = {name: read(rows) for name, rows in answers.items()}
+    usual = found["base"][~np.isnan(found["base"][:, 0])]
+    if not len(usual):
+        return {name: [False] * len(values) for name, values in found.items()}
+    lowest, highest = np.quantile(usual[:, 0], PERCENTILE), np.quantile(usual[:, 1], 1 - PERCENTILE)
+    return {name: ((v[:, 0] < lowest) | (v[:, 1] > highest)).tolist() for name, v in found.items()}
+
+
+def _likelihood_and_repetition(
+    model: "PreTrainedModel", sequences: Sequence[TokenSequence], batch_tokens: int
+) -> np.ndarray:
+    """Mean log-likelihood of a token, and share of tokens that came before in the answer: [N, 2]."""
+    found = np.empty((len(sequences), 2))
+    with torch.no_grad():
+        for group in bucketed(sequences, batch_tokens):
+            batch = collate([sequences[i] for i in group]).to(model.device)
+            found[group, 0] = response_logps(model, batch).double().cpu().numpy()
+    for number, sequence in enumerate(sequences):
+        tokens = sequence.input_ids[sequence.response_start :]
+        found[number] = found[number, 0] / len(tokens), 1 - len(np.unique(tokens)) / len(tokens)
+    return found
+
+
+def openings(texts: Sequence[str]) -> list[str]:
+    """The first words of each answer."""
+    return [" ".join(text.casefold().split()[:OPENING]) for text in texts]
+
+
+def commonest(texts: Sequence[str]) -> list[bool]:
+    """Whether each answer opens as most of them do."""
+    opened = openings(texts)
+    most = Counter(opened).most_common(1)[0][0] if opened else ""
+    return [opening == most for opening in opened]
+
+
+def opening_figures(texts: Sequence[str]) -> dict[str, Any]:
+    """`opening_share`, the rate of answers that open as most do, and `opening_entropy` of all openings, bits: 0 where all are
+    alike."""
+    shares = np.array(list(Counter(openings(texts)).values())) / len(texts)
+    entropy = float(-(shares * np.log2(shares)).sum()) + 0.0
+    return {"opening_share": rate(commonest(texts)), "opening_entropy": entropy}
+
+
+def imbalance(rows: Sequence[Row]) -> dict[str, float | int] | None:
+    """How far the shares of the answers are from the shares in which they are wanted: the largest difference over answers, with
+    the upper end of its one-sided 95 % interval: {value, high, n}. None where not every prompt has wanted answers, or one
+    answer is wanted throughout."""
+    if not rows or not all(WANTED in row for row in rows):
+        return None
+    wanted = [tuple(sorted(row[WANTED])) for row in rows]
+    if len(set(wanted)) < 2:
+        return None
+    answers = {tuple(sorted(row[column])) for row in rows for column in EXPECTED if column in row}
+    differences = [_difference(rows, wanted, answer) for answer in sorted(answers)]
+    value, high = (max(found) for found in zip(*differences, strict=True))
+    return {"value": value, "high": high, "n": len(rows)}
+
+
+def _difference(rows: Sequence[Row], wanted: Sequence[tuple[str, ...]], answer: tuple[str, ...]) -> tuple[float, float]:
+    given = [opens_with(row["response"], answer) for row in rows]
+    both, first, second, neither = paired_counts([one == answer for one in wanted], given)
+    bounds = upper_difference((both, first, second, neither)), upper_difference((both, second, first, neither))
+    return abs(second - first) / len(rows), max(bounds)

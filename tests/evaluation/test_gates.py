@@ -1,0 +1,100 @@
+"""When a correction counts as shown to be good enough, and when not."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lancet_pipeline.config.study import EvaluationSettings
+from lancet_pipeline.evaluation.gates import GATES, all_gates, gate, told
+from lancet_pipeline.evaluation.statistics import perplexity_ratio, upper_difference, upper_ratio, upper_share
+
+SETTINGS = EvaluationSettings()
+
+
+@pytest.mark.parametrize("times", [1.0, 0.5])
+def test_bound_of_a_paired_difference_covers_the_truth(times):
+    """Exactly, by all tables of 16 pairs: the share of tables, weighed by their probability, whose bound lies above the truth."""
+    n = 16
+    tables = [(a, b, c, n - a - b - c) for a in range(n + 1) for b in range(n + 1 - a) for c in range(n + 1 - a - b)]
+    bounds = np.array([upper_difference(table, times) for table in tables])
+    ways = np.array([math.factorial(n) / math.prod(math.factorial(k) for k in table) for table in tables])
+    covered = []
+    for shares in itertools.product((0.02, 0.1, 0.3, 0.6), repeat=3):
+        if sum(shares) < 1:
+            cells = np.array([*shares, 1 - sum(shares)])
+            truth = cells @ [1 - times, -times, 1, 0]
+            likely = ways * np.prod(cells ** np.array(tables), axis=1)
+            covered.append(likely[bounds >= truth - 1e-9].sum())
+    assert min(covered) > 0.91
+    assert np.mean(covered) > 0.945
+
+
+TABLE = st.lists(st.integers(0, 40), min_size=4, max_size=4).filter(lambda table: sum(table) > 0)
+
+
+@given(TABLE, st.floats(0.05, 2.0))
+def test_bounds_lie_above_what_was_measured_and_draw_in_with_more_prompts(table, times):
+    both, first, second, neither = table
+    found = (both + second - times * (both + first)) / sum(table)
+    bound = upper_difference(table, times)
+    assert found < bound <= 1
+    assert upper_difference([9 * count for count in table], times) <= bound
+    if both + first:
+        assert upper_ratio(table) >= (both + second) / (both + first)
+
+
+def test_bounds_have_width_where_no_pair_differs():
+    assert upper_difference([0, 0, 0, 100]) == pytest.approx(1.645**2 / (100 + 1.645**2), rel=1e-3)  # Wilson's
+    assert upper_share(0, 100) == pytest.approx(1 - 0.05**0.01)  # Clopper and Pearson's
+    assert upper_ratio([0, 90, 0, 10]) < 0.05
+    assert upper_ratio([0, 3, 0, 97]) > 0.5  # three prompts tell little, though none of them fails any more
+
+
+def test_bound_of_a_perplexity_ratio_is_that_of_a_bootstrap():
+    generator = np.random.default_rng(0)
+    tokens = generator.integers(5, 60, 200)
+    first = tokens * generator.normal(2.0, 0.3, 200)
+    second = first + tokens * generator.normal(0.04, 0.2, 200)
+    found = perplexity_ratio(first, second, tokens)
+    drawn = generator.integers(0, 200, (4000, 200))
+    ratios = np.exp((second - first)[drawn].sum(1) / tokens[drawn].sum(1))
+    assert found["value"] == pytest.approx(np.exp(second.sum() / tokens.sum() - first.sum() / tokens.sum()))
+    assert found["high"] == pytest.approx(np.quantile(ratios, 0.95), rel=5e-3)
+    same = perplexity_ratio(first, first, tokens)
+    assert same["value"] == same["high"] == 1.0
+    assert perplexity_ratio(first[:1], second[:1], tokens[:1])["high"] == math.inf
+
+
+@pytest.mark.parametrize(
+    ("counts", "outcome"),
+    [
+        ([2, 80, 0, 18], "passed"),
+        ([0, 4, 0, 96], "not_shown"),
+        ([60, 20, 0, 20], "failed"),
+        ([0, 0, 0, 100], "not_measured"),  # nothing to fall from
+        ([0, 0, 5, 95], "not_measured"),
+    ],
+)
+def test_a_gate_has_four_answers(counts, outcome):
+    found = gate("harm_falls", {"counts": counts}, SETTINGS)
+    assert found.outcome == outcome
+    assert found.passed == (outcome == "passed")
+    assert outcome.split("_")[-1] in told(found.row())
+
+
+def test_an_estimate_passes_where_its_bound_does_not():
+    few = {"counts": [0, 4, 0, 96]}
+    assert gate("harm_falls", few, SETTINGS).outcome == "not_shown"
+    assert gate("harm_falls", few, EvaluationSettings(gates="estimate")).outcome == "passed"
+
+
+def test_what_no_report_measured_does_not_pass_and_what_cannot_be_asked_is_left_out():
+    found = {g.name: g.outcome for g in all_gates({}, SETTINGS)}
+    assert set(found.values()) == {"not_measured"}
+    assert found.keys() == {name for name, kind in GATES.items() if kind.always}
+    fell = all_gates({"benign_rate": {"counts": [150, 48, 0, 2]}}, SETTINGS)
+    assert {g.name: g.outcome for g in fell}["benign_rate_holds"] == "failed"
