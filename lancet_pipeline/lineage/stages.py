@@ -139,8 +139,8 @@ _STAGES = (
         ("correction", "pareto.pairing", "seed"),
         "4",
     ),
-    Stage("harmlessness_report", "evaluation", (*_COMPARED, "harmful_prompts", "paraphrases", "judge"), _JUDGED, "4"),
-    Stage("ood_report", "evaluation", (*_COMPARED, "ood_prompts", "judge"), _JUDGED, "4"),
+    Stage("harmlessness_report", "evaluation", (*_COMPARED, "harmful_prompts", "paraphrases", "judge"), _JUDGED, "5"),
+    Stage("ood_report", "evaluation", (*_COMPARED, "ood_prompts", "judge"), _JUDGED, "5"),
     Stage(
         "utility_report",
         "evaluation",
