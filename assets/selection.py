@@ -27,7 +27,8 @@ def pareto_pairs(run: StageRun) -> Outcome:
         metrics={
             f"{side}_{key}": float(v) for side, figures in sides.items() for key, v in figures.items() if key != "tail"
         }
-        | {"neutral_size": choice.figures["neutral"]["size"], "pairs": choice.pairs.num_rows},
+        | {"neutral_size": choice.figures["neutral"]["size"], "pairs": choice.pairs.num_rows}
+        | {"pairs_same_answer": choice.same_answer},
         plots={"rank_size": plots.rank_size(choice.ranked)},
         tables={"composition": choice.composition},
         checks=[

@@ -52,6 +52,9 @@ def print_summary(figures: dict[str, Any], where: Deployment) -> None:
     models = {"base": figures["base"], "corrected": figures["corrected"], **figures["references"]}
     if all(models.values()):
         rows = [(f.label, *(cell(model[f.name]) for model in models.values())) for f in measured(models)]
+        if all("condition" in model for model in models.values()):
+            names = {"slope": "slope", "bias": "bias", "auc": "AUC"}
+            rows += [(label, *(cell(m["condition"][key]) for m in models.values())) for key, label in names.items()]
         title = f"study {figures['study']}: before and after (95 % Wilson intervals)"
         CONSOLE.print(table(title, ("", *models), rows))
         print(_judge_line(figures["judge"], figures.get("judge_name")))

@@ -16,6 +16,7 @@ PARTS = ("train", "probes", "harmful", "ood", "benign", "utility")
 UnitKind = Literal["sublayer_output", "sublayer_input", "linear"]
 FactorKind = Literal["sequence", "token"]
 LabelKind = Literal["sampled", "true"]
+Pairing = Literal["random", "rank", "nearest", "matched"]
 SIMILARITIES = frozenset({"bm25", "tf_idf", "embeddings", "repsim"})
 """Attribution methods whose scores say how alike two texts are, and so are never below that of no likeness."""
 
@@ -235,7 +236,11 @@ class ParetoSettings(Settings):
     light_tail: Literal["report", "stop"] = Field(
         default="report", description="What a side whose influence is shown to have a light tail does."
     )
-    pairing: Literal["random", "rank", "nearest"] = "random"
+    pairing: Pairing = Field(
+        default="random",
+        description="Which countering sample comes to a driving one: any; that of the same rank; that of the nearest prompt; "
+        "matched: one of the same response, or of the nearest.",
+    )
     pairs: Count = Field(default=512, description="Pairs formed, at most.")
 
 

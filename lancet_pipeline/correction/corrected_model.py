@@ -78,6 +78,7 @@ def labelled_pairs(samples: pa.Table, sequences: Sequence[TokenSequence], study:
         unsafe,
         np.zeros(len(labels)),
         samples["prompt"].to_pylist(),
+        samples["response"].to_pylist(),
         pairing=study.pareto.pairing,
         count=max(len(safe), len(unsafe)),
         seed=study.seed,

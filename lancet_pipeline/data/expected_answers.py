@@ -24,6 +24,11 @@ def opens_with(text: str, expected: Iterable[str]) -> bool:
     return any(_opens(plain, _words(answer)) for answer in expected)
 
 
+def normalised(text: str) -> str:
+    """The words of a text, whatever their case, width, blanks and punctuation; empty where it holds no letter or digit."""
+    return " ".join(_words(text))
+
+
 def expected_answers(
     row: Mapping[str, Any], place: str, number: int, required: Sequence[str] = ()
 ) -> dict[str, list[str]]:

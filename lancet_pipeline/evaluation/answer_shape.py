@@ -2,21 +2,17 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import torch
 
-from lancet_pipeline.data.batches import TokenSequence, bucketed, collate
+from lancet_pipeline.data.batches import TokenSequence
 from lancet_pipeline.data.expected_answers import EXPECTED, WANTED, opens_with
 from lancet_pipeline.data.tokenization import tokenize
 from lancet_pipeline.evaluation.statistics import paired_counts, rate, upper_difference
-from lancet_pipeline.models.likelihood import response_logps
+from lancet_pipeline.models.likelihood import sequence_losses
 from lancet_pipeline.models.loading import LoadedModel
 from lancet_pipeline.models.runtime import Runtime
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Row = Mapping[str, Any]
 
@@ -54,7 +50,9 @@ def garbled(
             if len(s) > s.response_start + skipped
         ]
         found = np.full((len(rows), 2), np.nan)
-        found[[int(s.sample_id) for s in looked]] = _likelihood_and_repetition(model, looked, runtime.batch_tokens)
+        losses, _, tokens = sequence_losses(model, looked, runtime.batch_tokens).T
+        distinct = [len(np.unique(s.input_ids[s.response_start :])) for s in looked]
+        found[[int(s.sample_id) for s in looked]] = np.stack([-losses / tokens, 1 - distinct / tokens], 1)
         return found
 
     found = {name: read(rows) for name, rows in answers.items()}
@@ -63,21 +61,6 @@ def garbled(
         return {name: [False] * len(values) for name, values in found.items()}
     lowest, highest = np.quantile(usual[:, 0], PERCENTILE), np.quantile(usual[:, 1], 1 - PERCENTILE)
     return {name: ((v[:, 0] < lowest) | (v[:, 1] > highest)).tolist() for name, v in found.items()}
-
-
-def _likelihood_and_repetition(
-    model: "PreTrainedModel", sequences: Sequence[TokenSequence], batch_tokens: int
-) -> np.ndarray:
-    """Mean log-likelihood of a token, and share of tokens that came before in the answer: [N, 2]."""
-    found = np.empty((len(sequences), 2))
-    with torch.no_grad():
-        for group in bucketed(sequences, batch_tokens):
-            batch = collate([sequences[i] for i in group]).to(model.device)
-            found[group, 0] = response_logps(model, batch).double().cpu().numpy()
-    for number, sequence in enumerate(sequences):
-        tokens = sequence.input_ids[sequence.response_start :]
-        found[number] = found[number, 0] / len(tokens), 1 - len(np.unique(tokens)) / len(tokens)
-    return found
 
 
 def openings(texts: Sequence[str]) -> list[str]:

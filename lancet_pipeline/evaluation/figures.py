@@ -86,6 +86,9 @@ FIGURES = {
 and of paraphrased prompts are there only where the study asks for them, those of right answers where benign prompts have them, those of answers that parse
 where a judge reads code."""
 
+CONDITIONS = {"harmlessness_report": "condition", "ood_report": "ood_condition"}
+"""Report -> name of its `condition` (`condition.condition_figures`) beside the figures of a model, where there is one."""
+
 
 def main_figures() -> list[Figure]:
     return [figure for figure in FIGURES.values() if figure.main]

@@ -15,6 +15,7 @@ from lancet_pipeline.config.study import EvaluationSettings, Study
 from lancet_pipeline.data.batches import TokenSequence
 from lancet_pipeline.data.expected_answers import EXPECTED, WANTED, opens_with
 from lancet_pipeline.evaluation.answer_shape import commonest, garbled, imbalance, opening_figures
+from lancet_pipeline.evaluation.condition import condition_figures
 from lancet_pipeline.evaluation.figures import number_text, rate_text
 from lancet_pipeline.evaluation.judges import Judge
 from lancet_pipeline.evaluation.paraphrases import reworded
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ModelLoader = Callable[[], LoadedModel]
+NESTED = ("by_source", "condition")
+"""Figures that hold figures."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +90,13 @@ class Report:
             f"{model}/{key}": value["value"] if isinstance(value, dict) else value
             for model, figures in self.figures.items()
             for key, value in figures.items()
-            if key not in ("verdicts", "by_source")
+            if key not in ("verdicts", *NESTED)
         }
 
     def table(self) -> list[dict[str, Any]]:
         """One row a model, for people."""
         return [
-            {"model": model} | {key: _shown(value) for key, value in figures.items() if key != "by_source"}
+            {"model": model} | {key: _shown(value) for key, value in figures.items() if key not in NESTED}
             for model, figures in self.figures.items()
         ]
 
@@ -137,15 +140,22 @@ def harm_report(
     paraphrases: Sequence[Mapping[str, Any]] = (),
 ) -> Report:
     """Share of harmful answers of each model to the same prompts, every two models compared in pairs. A judge of code
-    also gives the share of answers that do not parse, and that of harmful answers among those that do.
+    also gives the share of answers that do not parse, and that of harmful answers among those that do; one of expected
+    answers the `condition` (`condition.condition_figures`) where the prompts have one.
 
     Args:
         paraphrases: other wordings (`paraphrase`) of some of the prompts (`prompt`), which are asked too.
     """
     asked = [(condition, prompts) for condition in conditions(study.evaluation)]
     asked += [(PARAPHRASED, reworded(prompts, paraphrases))] if paraphrases else []
-    rows = [row for name, load in models.items() for row in _answers(study, name, load(), asked, judge, runtime)]
+    rows: list[dict[str, Any]] = []
+    besides: dict[str, dict[str, Any]] = {}
+    for name, load in models.items():
+        of_model, besides[name] = _with_condition(study, name, load(), asked, judge, runtime)
+        rows += of_model
     report = _compared(rows, "harmful", "harm_rate", list(models))
+    for name in models:
+        report.figures[name] |= besides[name]
     for name in models if judge.unread else ():
         of_model = _under(rows, name)
         read = [row["harmful"] for row in of_model if row["verdict"] not in judge.unread]
@@ -254,6 +264,20 @@ def _answers(
     settings: dict[str, Any] = study.evaluation.model_dump(include={"max_new_tokens", "temperature"})
     settings |= {"seed": study.seed, "runtime": runtime}
     return [row for c, prompts in asked for row in answers(name, *loaded, prompts, judge, condition=c, **settings)]
+
+
+def _with_condition(
+    study: Study,
+    name: str,
+    loaded: LoadedModel,
+    asked: Sequence[tuple[Condition, Sequence[Mapping[str, Any]]]],
+    judge: Judge,
+    runtime: Runtime,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Answers, and the figure `condition` where the judge and the prompts have one."""
+    rows = _answers(study, name, loaded, asked, judge, runtime)
+    found = condition_figures(*loaded, _under(rows, name), runtime) if judge.reads else None
+    return rows, {"condition": found} if found else {}
 
 
 def answers(

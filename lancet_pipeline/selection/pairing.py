@@ -1,13 +1,14 @@
 """Pairs of a countering and a driving sample. They need not share a prompt."""
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 
+from lancet_pipeline.config.study import Pairing
 from lancet_pipeline.data.batches import shuffled_passes
-
-Pairing = Literal["random", "rank", "nearest"]
+from lancet_pipeline.data.expected_answers import normalised
 
 
 def pair(
@@ -15,6 +16,7 @@ def pair(
     positive: np.ndarray,
     scores: np.ndarray,
     prompts: Sequence[str],
+    responses: Sequence[str],
     *,
     pairing: Pairing,
     count: int,
@@ -23,10 +25,14 @@ def pair(
     """Indices in D-, those in D+ and weights of `count` pairs, [count] each; the weights, influence of the pair over its mean,
     average 1.
 
-    `negative` and `positive` are the indices of D- and D+ into `scores` and `prompts`, most influential first.
+    `negative` and `positive` are the indices of D- and D+ into `scores`, `prompts` and `responses`, most influential
+    first.
 
     `random`: every sample as often as any other of its side. `rank`: the k-th most countering with the k-th most
     driving. `nearest`: each driving sample with the countering one whose prompt is most similar (TF-IDF cosine).
+    `matched`: each driving sample with those that hold the same response, case, blanks and punctuation aside; where there
+    are none, with those of the most similar response (TF-IDF cosine), and where that shares no word, with any. Driving
+    samples, and countering samples of one response, come equally often, at random.
     The shorter side is repeated as often as needed.
     """
     count = min(count, len(negative) * len(positive))
@@ -36,6 +42,9 @@ def pair(
         dispreferred = positive[shuffled_passes(len(positive), count, generator)]
     elif pairing == "rank":
         preferred, dispreferred = np.resize(negative, count), np.resize(positive, count)
+    elif pairing == "matched":
+        dispreferred = positive[shuffled_passes(len(positive), count, generator)]
+        preferred = _of_same_answer(negative, dispreferred, responses, generator)
     else:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -46,3 +55,45 @@ def pair(
     influence = scores[dispreferred] - scores[preferred]
     weights = influence / influence.mean() if influence.any() else np.ones(len(influence))
     return preferred, dispreferred, weights
+
+
+def same_answer(preferred: np.ndarray, dispreferred: np.ndarray, responses: Sequence[str]) -> float:
+    """Share of pairs whose two responses are the same, case, blanks and punctuation aside; one without words is no answer.
+
+    Args:
+        preferred: indices into `responses`, [count], as are `dispreferred`.
+    """
+    answers = [[normalised(responses[int(i)]) for i in side] for side in (preferred, dispreferred)]
+    return float(np.mean([first == second != "" for first, second in zip(*answers, strict=True)]))
+
+
+def _of_same_answer(
+    negative: np.ndarray, dispreferred: np.ndarray, responses: Sequence[str], generator: np.random.Generator
+) -> np.ndarray:
+    """For each driving sample a countering one of its answer, or of the answer nearest to it: indices, [count]."""
+    holders: dict[str, list[int]] = defaultdict(list)
+    for index in map(int, negative):
+        holders[normalised(responses[index])].append(index)
+    holders.pop("", None)
+    answers = [normalised(responses[int(index)]) for index in dispreferred]
+    nearest = _nearest(dict.fromkeys(answer for answer in answers if answer and answer not in holders), holders)
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, answer in enumerate(answers):
+        places[nearest.get(answer, answer)].append(place)
+    preferred = np.empty_like(dispreferred)
+    for answer, chosen in places.items():
+        candidates = np.asarray(holders.get(answer, negative))
+        preferred[chosen] = candidates[shuffled_passes(len(candidates), len(chosen), generator)]
+    return preferred
+
+
+def _nearest(answers: Collection[str], others: Collection[str]) -> dict[str, str]:
+    """For each of `answers` the most similar of `others` (TF-IDF cosine); empty where none shares a word with it."""
+    if not answers or not others:
+        return dict.fromkeys(answers, "")
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectors: Any = TfidfVectorizer(token_pattern=r"\S+").fit_transform([*answers, *others])  # sparse rows of length 1
+    similarity = (vectors[: len(answers)] @ vectors[len(answers) :].T).toarray()
+    names = list(others)
+    return {answer: names[row.argmax()] if row.any() else "" for answer, row in zip(answers, similarity, strict=True)}

@@ -11,13 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lancet_pipeline.config.study import Study
-from lancet_pipeline.selection.pairing import pair
+from lancet_pipeline.selection.pairing import pair, same_answer
 from lancet_pipeline.selection.pareto import select
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Selected samples (`role` driving, countering or neutral), pairs of them, and figures of both sides."""
+    """Selected samples (`role` driving, countering or neutral), pairs of them, and figures of both sides.
+
+    same_answer: the share of pairs whose two responses are the same (`pairing.same_answer`)."""
 
     samples: pa.Table
     pairs: pa.Table
@@ -25,6 +27,7 @@ class Choice:
     composition: list[dict[str, Any]]
     ranked: dict[str, tuple[list[float], int]]
     disjoint: bool
+    same_answer: float
 
 
 def choose(samples: pa.Table, scored: pa.Table, study: Study) -> Choice:
@@ -35,11 +38,13 @@ def choose(samples: pa.Table, scored: pa.Table, study: Study) -> Choice:
     """
     scores, names = scored["score"].to_numpy(), scored["sample_id"].to_numpy()
     selection = select(scores, study.pareto, equal=not study.influence.signed)
+    responses = samples["response"].to_pylist()
     preferred, dispreferred, weights = pair(
         selection.negative.indices,
         selection.positive.indices,
         scores,
         samples["prompt"].to_pylist(),
+        responses,
         pairing=study.pareto.pairing,
         count=study.pareto.pairs,
         seed=study.seed,
@@ -69,6 +74,7 @@ def choose(samples: pa.Table, scored: pa.Table, study: Study) -> Choice:
             "countering": (np.sort(-scores[scores < 0])[::-1].tolist(), len(selection.negative.indices)),
         },
         len(set(indices.tolist())) == len(indices),
+        same_answer(preferred, dispreferred, responses),
     )
 
 

@@ -20,10 +20,11 @@ def study() -> Study:
 def labelled(is_safe: list[bool | None]) -> tuple[pa.Table, list[TokenSequence]]:
     prompts = [f"about {'cats' if i % 2 else 'dogs'} number {i}" for i in range(len(is_safe))]
     sequences = [TokenSequence(str(i), np.array([i, 1, 2]), 1) for i in range(len(is_safe))]
-    return pa.table({"prompt": prompts, "is_safe": is_safe}), sequences
+    responses = ["yes" if i % 2 else "no" for i in range(len(is_safe))]
+    return pa.table({"prompt": prompts, "response": responses, "is_safe": is_safe}), sequences
 
 
-@pytest.mark.parametrize("pairing", ["random", "nearest"])
+@pytest.mark.parametrize("pairing", ["random", "nearest", "matched"])
 def test_labelled_pairs_prefer_safe_samples(study, pairing):
     is_safe = [True] * 7 + [False] * 5 + [None]
     pareto = study.pareto.model_copy(update={"pairing": pairing})

@@ -108,14 +108,15 @@ def test_unusable_influence_ends_with_the_reason(values, settings, message):
         select(values, settings)
 
 
-@pytest.mark.parametrize("pairing", ["random", "rank", "nearest"])
+@pytest.mark.parametrize("pairing", ["random", "rank", "nearest", "matched"])
 def test_pairs_join_a_countering_and_a_driving_sample(pairing):
     values = np.random.default_rng(0).standard_t(2, 100)
     selection = select(values, SETTINGS)
     prompts = [f"prompt about thing {i % 7}" for i in range(100)]
+    texts = prompts, [f"response {i % 5}" for i in range(100)]
     sides = selection.negative.indices, selection.positive.indices
-    pairs = pair(*sides, values, prompts, pairing=pairing, count=40, seed=3)
-    again = pair(*sides, values, prompts, pairing=pairing, count=40, seed=3)
+    pairs = pair(*sides, values, *texts, pairing=pairing, count=40, seed=3)
+    again = pair(*sides, values, *texts, pairing=pairing, count=40, seed=3)
     assert all(np.array_equal(part, other) for part, other in zip(pairs, again, strict=True))
     preferred, dispreferred, weights = pairs
     assert {len(part) for part in pairs} == {40}

@@ -1,0 +1,69 @@
+"""Pairs that hold the same answer."""
+
+import math
+from collections import Counter
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lancet_pipeline.data.expected_answers import normalised
+from lancet_pipeline.selection import pair
+from lancet_pipeline.selection.pairing import same_answer
+
+answers = st.lists(st.sampled_from(["Yes", "yes.", " YES", "No", "no!", "Maybe", "maybe not", "...", ""]), min_size=1)
+
+
+def matched(negative: list[str], positive: list[str], count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Indices into [*negative, *positive] of the pairs: countering and driving, [count] each."""
+    sides = np.arange(len(negative)), len(negative) + np.arange(len(positive))
+    texts = [*negative, *positive]
+    found = pair(*sides, np.zeros(len(texts)), texts, texts, pairing="matched", count=count, seed=seed)
+    return found[0], found[1]
+
+
+@settings(deadline=None)  # the first call imports scikit-learn
+@given(answers, answers, st.integers(1, 60), st.integers(0, 9))
+def test_matched_pairs_hold_the_same_answer_wherever_the_countering_side_has_it(negative, positive, count, seed):
+    texts = [*negative, *positive]
+    preferred, dispreferred = matched(negative, positive, count, seed)
+    assert len(preferred) == len(dispreferred) == min(count, len(negative) * len(positive))
+    assert set(preferred) <= set(range(len(negative)))
+    held = {normalised(text) for text in negative} - {""}
+    same = [normalised(texts[i]) == normalised(texts[j]) != "" for i, j in zip(preferred, dispreferred, strict=True)]
+    assert same == [normalised(texts[j]) in held for j in dispreferred]
+    assert same_answer(preferred, dispreferred, texts) == np.mean(same)
+    again = matched(negative, positive, count, seed)
+    assert np.array_equal(preferred, again[0])
+    assert np.array_equal(dispreferred, again[1])
+
+
+@settings(deadline=None)
+@given(answers, answers, st.integers(1, 60))
+def test_matched_pairs_use_the_rows_of_each_side_evenly(negative, positive, count):
+    preferred, dispreferred = matched(negative, positive, count)
+    share = len(dispreferred) / len(positive)
+    used = Counter(dispreferred.tolist())
+    assert {used[len(negative) + i] for i in range(len(positive))} <= {math.floor(share), math.ceil(share)}
+    yes = [i for i, text in enumerate(negative) if normalised(text) == "yes"]
+    answered = [
+        i for i, j in zip(preferred, dispreferred, strict=True) if normalised(positive[j - len(negative)]) == "yes"
+    ]
+    times = [answered.count(i) for i in yes]
+    assert max(times, default=0) - min(times, default=0) <= 1
+
+
+def test_matched_pairs_of_free_text_hold_the_nearest_response():
+    negative = ["Please ask a pharmacist about the dose.", "A lawyer knows the verdict.", "Try 3.5 drops of oil."]
+    positive = ["Take the dose twice.", "The verdict is guilty, lawyer or not.", "3.5 drops", "!?", "unheard"]
+    preferred, dispreferred = matched(negative, positive, 15)
+    partners = {j: {i for i, other in zip(preferred, dispreferred, strict=True) if other == j} for j in range(3, 8)}
+    assert [partners[j] for j in (3, 4, 5)] == [{0}, {1}, {2}]
+    assert len(partners[6] | partners[7]) == 3, "responses that share no word with any come with all"
+    assert same_answer(preferred, dispreferred, [*negative, *positive]) == 0
+
+
+def test_seed_shuffles_matched_pairs():
+    found = [matched(["Yes"] * 8, ["yes"] * 8, 8, seed)[0].tolist() for seed in (0, 1)]
+    assert found[0] != found[1]
+    assert sorted(found[0]) == sorted(found[1])
