@@ -19,7 +19,7 @@ from lancet_pipeline.lineage.stages import REPORTS
 
 JUDGED = {"answers_are_judged": "Great Expectations: every prompt answered by every model, each answer judged."}
 GATED = {
-    report: {n: f"Gate: {kind.explanation}." for n, kind in GATES.items() if FIGURES[kind.figure].report == report}
+    report: {name: f"Gate: {kind.explanation}." for name, kind in GATES.items() if kind.report == report}
     for report in REPORTS
 }
 """Gates that a report measures, and what they say."""
@@ -95,5 +95,4 @@ def _check(name: str, run: StageRun, report: reports.Report) -> Check:
     if measured is None and not kind.always:
         return Check(name, True, {"outcome": "left out: these prompts name no wanted answers"})
     found = gate(name, measured, run.study.evaluation)
-    shown = {key: value for key, value in found.row().items() if key in ("outcome", "value", "bound", "limit", "n")}
-    return Check(name, found.passed, {key: value for key, value in shown.items() if value is not None})
+    return Check(name, found.passed, found.shown())

@@ -5,6 +5,9 @@ from lancet_pipeline.assets.stage import stage_asset
 from lancet_pipeline.assets.stage_run import Check, Outcome, StageRun
 from lancet_pipeline.data.expectations import meets, pair_expectations
 from lancet_pipeline.data.tokenization import load_prepared
+from lancet_pipeline.evaluation.gates import GATES, gate, selection_measured
+from lancet_pipeline.evaluation.judges import study_judge
+from lancet_pipeline.evaluation.sides import judged_sides
 from lancet_pipeline.linfac.influence import read_scores
 from lancet_pipeline.selection.tables import choose, write_choice
 
@@ -14,13 +17,23 @@ from lancet_pipeline.selection.tables import choose, write_choice
     checks={
         "pairs_are_ordered": "Great Expectations: a countering and a driving sample in each pair, with a positive weight.",
         "sides_are_disjoint": "No sample drives, counters and is indifferent at once.",
+        "sides_agree": f"Gate: {GATES['sides_agree'].explanation}.",
     },
+    advisory=frozenset({"sides_agree"}),
 )
 def pareto_pairs(run: StageRun) -> Outcome:
     """The few samples that drive the behaviour, the few that counter it, the indifferent rest, and pairs of them."""
     samples, _ = load_prepared(run.input("prepared_data"))
-    choice = choose(samples, read_scores(run.input("influence_scores")), run.study)
+    scores = read_scores(run.input("influence_scores"))
+    choice = choose(samples, scores, run.study)
+    judged = judged_sides(samples, choice, study_judge(run.study, run.runtime), run.runtime.track)
+    if judged is not None:
+        countering = choice.figures["negative"]["size"]
+        choice = choose(samples, scores, run.study, judged.harmful_countering)
+        choice.figures["positive"] |= {"harmful": judged.driving, "judged": choice.figures["positive"]["size"]}
+        choice.figures["negative"] |= {"harmful": judged.countering, "judged": countering}
     write_choice(choice, run.out)
+    side = gate("sides_agree", selection_measured(choice.figures), run.study.evaluation)
     valid, found = meets(choice.pairs.to_pandas(), pair_expectations(), "pareto_pairs", run.out)
     sides = {"driving": choice.figures["positive"], "countering": choice.figures["negative"]}
     return Outcome(
@@ -34,5 +47,6 @@ def pareto_pairs(run: StageRun) -> Outcome:
         checks=[
             Check("pairs_are_ordered", valid, found),
             Check("sides_are_disjoint", choice.disjoint),
+            Check(side.name, side.passed, side.shown()),
         ],
     )

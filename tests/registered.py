@@ -66,7 +66,7 @@ def register(
         with store.write("demo", asset, versions[asset], record) as folder:
             fill(folder)
 
-    write("pareto_pairs", (), lambda folder: (folder / "pairs.txt").write_text(name))
+    write("pareto_pairs", (), lambda folder: _write_selection(folder, name, evidence))
     write("corrected_model", ("pareto_pairs",), lambda folder: (folder / "weights.txt").write_text(name))
     for report in REPORTS:
         write(
@@ -85,6 +85,11 @@ def register(
     gates = all_gates(known, STUDY.evaluation)
     record_registration(home, Tracking(home=str(home)), version, "demo", gates)
     return version
+
+
+def _write_selection(folder: Path, name: str, evidence: Evidence) -> None:
+    (folder / "pairs.txt").write_text(name)
+    (folder / "selection.json").write_text(json.dumps(evidence.selection))
 
 
 def copy_home(home: Path, target: Path) -> Path:

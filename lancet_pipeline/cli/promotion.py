@@ -1,7 +1,8 @@
 """Commands for the person responsible for a model: promote, rollback, decisions."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -81,8 +82,9 @@ def decisions(study: StudyName, home: Home = None, as_json: AsJson = False) -> N
     show({**asdict(found), "decisions": entries}, as_json, table)
 
 
-def print_standing(study: str, where: Deployment) -> None:
-    """Champion, candidate and the next command of a study that has been registered; a note where MLflow is lost."""
+def print_standing(study: str, where: Deployment, gates: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Champion, candidate and the next command of a study that has been registered, and what of `gates` stands in its way; a
+    note where MLflow is lost."""
     from lancet_pipeline.governance.promotion import standing
 
     try:
@@ -91,4 +93,4 @@ def print_standing(study: str, where: Deployment) -> None:
         print(f"registry    not known: {error}")
         return
     if found.candidate is not None or found.champion is not None:
-        print_standing_lines(found)
+        print_standing_lines(found, gates)

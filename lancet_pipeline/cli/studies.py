@@ -67,4 +67,4 @@ def summary(study: StudyName, home: Home = None, as_json: AsJson = False) -> Non
 def _print_summary(figures: dict[str, Any], where: Deployment) -> None:
     print_summary(figures, where)
     if "registered_model" in figures["versions"]:
-        print_standing(figures["study"], where)
+        print_standing(figures["study"], where, figures["gates"] or ())

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lancet_pipeline.config.environment import Deployment
-from lancet_pipeline.evaluation.figures import measured
+from lancet_pipeline.evaluation.figures import measured, number_text
 from lancet_pipeline.governance.wording import seconds_text, trace_titles
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ def print_summary(figures: dict[str, Any], where: Deployment) -> None:
         title = f"study {figures['study']}: before and after (95 % Wilson intervals)"
         CONSOLE.print(table(title, ("", *models), rows))
         print(_judge_line(figures["judge"], figures.get("judge_name")))
+    if figures["gates"]:
+        print_gates(figures["gates"])
     influence, selection = figures["influence"], figures["selection"]
     if influence:
         print(_influence_line(influence))
@@ -70,6 +72,22 @@ def print_summary(figures: dict[str, Any], where: Deployment) -> None:
     if bundle := figures["paths"].get("audit_bundle"):
         print(f"report      {bundle}/bundle/report.html\nverify      lancet verify {bundle}/bundle")
     print(f"browse      lancet ui --home {where.home}    (Dagster on port 3000, MLflow on port 5000)")
+
+
+def print_gates(gates: Sequence[Mapping[str, Any]]) -> None:
+    """Which passed, and what stands in the way of promotion."""
+    colours = {"passed": "green", "failed": "red"}
+    rows = [
+        (
+            gate["name"],
+            Text(gate["outcome"].replace("_", " "), colours.get(gate["outcome"], "yellow")),
+            *("" if gate[key] is None else number_text(gate[key]) for key in ("value", "bound", "limit")),
+            gate["n"],
+        )
+        for gate in gates
+    ]
+    title = "gates: what a correction must be shown to reach (bound: of the one-sided 95 % interval)"
+    CONSOLE.print(table(title, ("", "result", "value", "bound", "limit", "n"), rows))
 
 
 def print_experiment(summary: dict[str, Any], names: Mapping[str, str]) -> None:
@@ -177,8 +195,8 @@ def print_decisions(study: str, entries: Sequence[Mapping[str, Any]], log: Path)
         print(f"log         {log}: {len(entries)} entries, the chain holds")
 
 
-def print_standing_lines(found: "Standing") -> None:
-    """Champion, candidate, what does not fit, and the next command."""
+def print_standing_lines(found: "Standing", gates: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Champion, candidate, what does not fit, and the next command, which `gates` of the candidate may rule out."""
     if found.champion is None:
         print("champion    none")
     elif found.approver is None:
@@ -190,7 +208,17 @@ def print_standing_lines(found: "Standing") -> None:
         print(f"candidate   version {found.candidate}, waits for `lancet promote`")
     for problem in found.problems:
         print(f"attention   {problem}")
-    print(f"next        {found.next_command}")
+    open_ones = [gate for gate in gates if not gate["passed"]]
+    if found.candidate is None or found.candidate == found.champion or not open_ones:
+        print(f"next        {found.next_command}")
+        return
+    told = ", ".join(f"{gate['name']} ({gate['outcome'].replace('_', ' ')})" for gate in open_ones)
+    print(f"attention   gates that did not pass: {told}")
+    if any(gate["outcome"] == "failed" for gate in open_ones):
+        print(f"next        other settings of the correction, then lancet run {found.study}")
+    else:
+        accepted = "".join(f" --accept {gate['name']}" for gate in open_ones)
+        print(f"next        {found.next_command}{accepted}")
 
 
 def print_unreferenced(items: Sequence["Unreferenced"], place: str) -> None:

@@ -32,22 +32,25 @@ def garbled(
     runtime: Runtime = Runtime(),
 ) -> dict[str, list[bool]]:
     """Which answers lie outside the range of the uncorrected model's own: less likely to it, a token, than 99 % of them, or with
-    more repeated tokens. By model as `answers`; never an answer whose prompt alone fills `max_length`.
+    more repeated tokens. By model as `answers`.
+
+    Answers are read without their prompts: what is right where the uncorrected model is wrong is unlikely to it after that prompt,
+    and still a text as good as others.
 
     Args:
         loaded: the uncorrected model.
-        answers: rows with prompt and response, by model; the uncorrected model's own under `base`.
+        answers: rows with response and finished, by model; the uncorrected model's own under `base`.
         skipped: tokens at the beginning of each answer that are not looked at, nor is an answer without others.
     """
     model, tokenizer = loaded
 
     def read(rows: Sequence[Row]) -> np.ndarray:
-        numbered = [{**row, "sample_id": str(number)} for number, row in enumerate(rows)]
+        numbered = [{**row, "sample_id": str(number), "prompt": ""} for number, row in enumerate(rows)]
         sequences = tokenize(tokenizer, numbered, max_length=max_length, overlength="truncate", place="answers")
         looked = [
             TokenSequence(s.sample_id, s.input_ids, s.response_start + skipped)
             for s in sequences
-            if len(s) > s.response_start + skipped
+            if len(s) > max(s.response_start, 1) + skipped  # what is predicted, and not the first token of all
         ]
         found = np.full((len(rows), 2), np.nan)
         losses, _, tokens = sequence_losses(model, looked, runtime.batch_tokens).T

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from lancet_pipeline.config.study import EvaluationSettings
-from lancet_pipeline.evaluation.figures import number_text
+from lancet_pipeline.evaluation.figures import FIGURES
 from lancet_pipeline.evaluation.statistics import upper_difference, upper_ratio, upper_share
 
 Outcome = Literal["passed", "failed", "not_shown", "not_measured"]
@@ -37,12 +37,18 @@ class Gate:
         """JSON-ready, with `passed`."""
         return asdict(self) | {"passed": self.passed}
 
+    def shown(self) -> dict[str, Any]:
+        """What a check says of it."""
+        found = {name: getattr(self, name) for name in ("outcome", "value", "bound", "limit", "n")}
+        return {name: value for name, value in found.items() if value is not None}
+
 
 @dataclass(frozen=True)
 class Kind:
     """How a gate is measured.
 
-    figure: what it is about (`figures.FIGURES`), by whose name a report keeps what was measured (`Report.measured`). read: value,
+    figure: what it is about (`figures.FIGURES`), by whose name a report keeps what was measured (`Report.measured`); of the
+    gate on the selection a name of its own. read: value,
     bound and n of that, or None. limit: the setting. always: whether it is not measured where a report has nothing of it; left
     out otherwise.
     """
@@ -52,6 +58,11 @@ class Kind:
     limit: str
     explanation: str
     always: bool = True
+
+    @property
+    def report(self) -> str | None:
+        """The report that measures it; None where the selection does."""
+        return FIGURES[self.figure].report if self.figure in FIGURES else None
 
 
 def _ratio(measured: Measured) -> tuple[float, float, int] | None:
@@ -84,6 +95,9 @@ _HARM, _OPENING = "harm rate over the base model's", "rise of the share of answe
 _BALANCE = "distance of the shares of each answer from the wanted ones"
 
 GATES = {
+    "sides_agree": Kind(
+        "countering_harm", _share, "max_countering_harm", "share of countering samples that the judge finds harmful"
+    ),
     "harm_falls": Kind("harm_rate", _ratio, "max_harm_ratio", _HARM),
     "ood_harm_falls": Kind("ood_harm_rate", _ratio, "max_harm_ratio", _HARM),
     "perplexity_holds": Kind("perplexity", _bounded, "max_perplexity_ratio", "perplexity over the base model's"),
@@ -121,6 +135,12 @@ def gate(name: str, measured: Measured | None, settings: EvaluationSettings) -> 
     return Gate(name, outcome, value, bound, limit, n, kind.explanation)
 
 
+def selection_measured(figures: Mapping[str, Any]) -> Measured | None:
+    """What the gate on the selection reads, from its figures; None where no judge read the samples."""
+    countering = figures["negative"]
+    return {"hits": countering["harmful"], "n": countering["judged"]} if "judged" in countering else None
+
+
 def all_gates(measured: Mapping[str, Measured], settings: EvaluationSettings) -> list[Gate]:
     """Every gate, from what the reports measured for them, by figure (`results.measured_for_gates`)."""
     return [
@@ -128,17 +148,3 @@ def all_gates(measured: Mapping[str, Measured], settings: EvaluationSettings) ->
         for name, kind in GATES.items()
         if kind.always or kind.figure in measured
     ]
-
-
-def told(row: Mapping[str, Any]) -> str:
-    """Why a gate (`Gate.row`) passed or not, in words that follow its name."""
-    outcome = row.get("outcome", "passed" if row["passed"] else "failed")  # older evidence has two answers
-    if outcome == "not_measured":
-        return f"was not measured: {row['explanation']}"
-    value, limit = f"{row['explanation']} is {number_text(row['value'])}", f"limit {number_text(row['limit'])}"
-    bound = f", at most {number_text(row['bound'])} with n = {row['n']}" if row.get("bound") is not None else ""
-    return {
-        "passed": f"passed: {value}{bound}, {limit}",
-        "failed": f"failed: {value}{bound}, {limit}",
-        "not_shown": f"is not shown: {value}, but with n = {row['n']} it may be {number_text(row['bound'])}, {limit}",
-    }[outcome]

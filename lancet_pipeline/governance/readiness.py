@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from lancet_pipeline.config.study import EvaluationSettings
 from lancet_pipeline.errors import InputError, IntegrityError
-from lancet_pipeline.evaluation.gates import Gate, all_gates, told
+from lancet_pipeline.evaluation.gates import Gate, all_gates
 from lancet_pipeline.files import sha256
 from lancet_pipeline.governance.signature import Trust
 from lancet_pipeline.governance.verification import MANIFEST, inspect_bundle
+from lancet_pipeline.governance.wording import told
 from lancet_pipeline.lineage.results import measured_for_gates
 from lancet_pipeline.lineage.stages import REPORTS
 from lancet_pipeline.store.artifacts import ArtifactStore

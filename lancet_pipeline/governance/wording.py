@@ -2,12 +2,13 @@
 
 import functools
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lancet_pipeline.config.study import SIMILARITIES
 from lancet_pipeline.evaluation.figures import number_text, rate_text
-from lancet_pipeline.evaluation.gates import told
 
 SHOWN_CHARACTERS = 2000
 
@@ -36,6 +37,20 @@ def trace_titles(method: str) -> dict[str, str]:
         side: f"training samples that made this answer {text} likely"
         for side, text in (("driving", "more"), ("countering", "less"))
     }
+
+
+def told(row: Mapping[str, Any]) -> str:
+    """Why a gate (`evaluation.gates.Gate.row`) passed or not, in words that follow its name."""
+    outcome = row.get("outcome", "passed" if row["passed"] else "failed")  # older evidence has two answers
+    if outcome == "not_measured":
+        return f"was not measured, for want of what to measure it on: {row['explanation']}"
+    value, limit = f"{row['explanation']} is {number_text(row['value'])}", f"limit {number_text(row['limit'])}"
+    bound = f", at most {number_text(row['bound'])} with n = {row['n']}" if row.get("bound") is not None else ""
+    return {
+        "passed": f"passed: {value}{bound}, {limit}",
+        "failed": f"failed: {value}{bound}, {limit}",
+        "not_shown": f"is not shown: {value}, but with n = {row['n']} it may be {number_text(row['bound'])}, {limit}",
+    }[outcome]
 
 
 def clean(text: str | None) -> str:

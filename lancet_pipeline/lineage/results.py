@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lancet_pipeline.config.study import EvaluationSettings
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.evaluation.figures import CONDITIONS, figures_of
+from lancet_pipeline.evaluation.gates import all_gates, selection_measured
 from lancet_pipeline.lineage.stages import REPORTS, STAGES
 from lancet_pipeline.store.artifacts import ArtifactStore
 
@@ -69,7 +71,16 @@ def measured_for_gates(store: ArtifactStore, study: str, lineage: Lineage) -> di
         values = json.loads((folder / "measured.json").read_text())
         keys = {figure.name: figure.key or figure.name for figure in figures_of(asset)}
         found |= {name: values[key] for name, key in keys.items() if key in values}
-    return found
+    measured = selection_measured(selection_figures(store, study, lineage)) if "pareto_pairs" in lineage else None
+    return found | ({"countering_harm": dict(measured)} if measured else {})
+
+
+def gates_of(store: ArtifactStore, study: str, lineage: Lineage) -> list[dict[str, Any]] | None:
+    """Every gate (`gates.Gate.row`) under the limits of the last audit bundle; None where the run did not reach it."""
+    if "audit_bundle" not in lineage:
+        return None
+    limits = EvaluationSettings.model_validate(lineage["audit_bundle"]["settings"]["evaluation"])
+    return [gate.row() for gate in all_gates(measured_for_gates(store, study, lineage), limits)]
 
 
 def _reports(store: ArtifactStore, study: str, lineage: Lineage) -> list[tuple[str, Path]]:
@@ -112,6 +123,7 @@ def summarise(store: ArtifactStore, study: str) -> dict[str, Any]:
         "base": figures.pop("base", None),
         "corrected": figures.pop("corrected", None),
         "references": figures,
+        "gates": gates_of(store, study, lineage),
         "tests": paired_tests(store, study, lineage),
         "judge": judge_agreement(store, study, lineage),
         "judge_name": lineage.get("undesirable_outputs", {}).get("settings", {}).get("evaluation.judge.name"),

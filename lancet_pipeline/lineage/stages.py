@@ -107,7 +107,10 @@ _BY_CONTENT = {"words", "model", "revision", "validation"}
 _JUDGE = tuple(f"evaluation.judge.{name}" for name in JudgeSettings.model_fields if name not in _BY_CONTENT)
 _JUDGED = (*_JUDGE, *_of("evaluation", "max_new_tokens sampled temperature references"), "seed")
 _GATES = (
-    *_of("evaluation", "gates max_harm_ratio max_perplexity_ratio max_over_refusal_increase max_benign_harm_increase"),
+    *_of(
+        "evaluation",
+        "gates max_countering_harm max_harm_ratio max_perplexity_ratio max_over_refusal_increase max_benign_harm_increase",
+    ),
     *_of("evaluation", "max_benign_rate_fall max_garbled_rate max_opening_increase max_imbalance"),
 )
 _FITTED = _of("linfac", "units factors eigenvalue_correction labels factor_samples max_dim")
@@ -134,7 +137,14 @@ _STAGES = (
         "6",
         (*_REUSE, *_METHOD),
     ),
-    Stage("pareto_pairs", "selection", ("influence_scores", "prepared_data"), ("pareto", "seed"), "2", _METHOD),
+    Stage(
+        "pareto_pairs",
+        "selection",
+        ("influence_scores", "prepared_data", "judge"),
+        ("pareto", "seed", *_JUDGE),
+        "3",
+        _METHOD,
+    ),
     Stage(
         "corrected_model",
         "correction",

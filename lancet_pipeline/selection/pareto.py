@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -45,7 +45,13 @@ class Selection:
         return {"driving": self.positive.indices, "countering": self.negative.indices, "neutral": self.neutral}
 
 
-def select(scores: Sequence[float] | np.ndarray, settings: ParetoSettings, *, equal: bool = False) -> Selection:
+def select(
+    scores: Sequence[float] | np.ndarray,
+    settings: ParetoSettings,
+    *,
+    equal: bool = False,
+    barred: np.ndarray | None = None,
+) -> Selection:
     """Split samples by influence (docs/method.md, Pareto selection).
 
     Per sign, the smallest set of largest |scores| that carries a 1 - alpha share of that sign's influence, and at
@@ -55,6 +61,7 @@ def select(scores: Sequence[float] | np.ndarray, settings: ParetoSettings, *, eq
         scores: influence, [N]; positive means driving.
         equal: take alpha x N / 2 samples on each side, or as many as have its sign, whatever share they carry: of
             similarities, whose sums say nothing.
+        barred: samples that may not counter, [N] bool; they leave that side, and no others take their place.
 
     Raises:
         InputError: scores that are not finite, a side below `settings.minimum`, a light tail (not an undecided one) where
@@ -66,6 +73,8 @@ def select(scores: Sequence[float] | np.ndarray, settings: ParetoSettings, *, eq
     sides = {}
     for name, sign in (("driving (positive)", 1.0), ("countering (negative)", -1.0)):
         side = _side(sign * values, settings.alpha, equal)
+        if sign < 0 and barred is not None:
+            side = replace(side, indices=side.indices[~barred[side.indices]])
         if len(side.indices) < settings.minimum:
             raise InputError(
                 f"pareto: {len(side.indices)} {name} samples, fewer than pareto.minimum = {settings.minimum}; "
@@ -78,6 +87,8 @@ def select(scores: Sequence[float] | np.ndarray, settings: ParetoSettings, *, eq
             )
         sides[sign] = side
     influential = np.concatenate([side.indices for side in sides.values()])
+    if barred is not None:
+        influential = np.union1d(influential, np.flatnonzero(barred))
     rest = np.setdiff1d(np.arange(len(values)), influential)
     larger = max(len(side.indices) for side in sides.values())
     if len(rest) < larger:

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,18 @@ class Choice:
     same_answer: float
 
 
-def choose(samples: pa.Table, scored: pa.Table, study: Study) -> Choice:
+def choose(samples: pa.Table, scored: pa.Table, study: Study, barred: Collection[str] = ()) -> Choice:
     """Select and pair. Labels appear in `composition` for the reader only.
+
+    Args:
+        barred: sample_ids that may not counter.
 
     Raises:
         InputError: see `selection.pareto.select`.
     """
     scores, names = scored["score"].to_numpy(), scored["sample_id"].to_numpy()
-    selection = select(scores, study.pareto, equal=not study.influence.signed)
+    kept_out = np.isin(names.astype(str), list(barred))
+    selection = select(scores, study.pareto, equal=not study.influence.signed, barred=kept_out)
     responses = samples["response"].to_pylist()
     preferred, dispreferred, weights = pair(
         selection.negative.indices,

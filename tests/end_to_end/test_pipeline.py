@@ -65,7 +65,7 @@ def test_one_changed_training_sample_reruns_all_that_depends_on_it_and_the_linea
     study, home = copied
     before, tags_before = last_run(ArtifactStore(home), "tiny"), lineage_tags(home)
     rows = training_rows()
-    rows[0]["response"] += " Good luck."
+    rows[-1]["category"] = "errand"
     write_jsonl(study.parent / "train.jsonl", rows)
     lancet("run", study, "--home", home)
     assert ran_again(home, before) == set(STAGES)

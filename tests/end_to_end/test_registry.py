@@ -71,7 +71,7 @@ def test_metrics_are_linked_to_the_model_and_to_the_data_they_were_measured_on(f
     assert tags["lancet.version"] == sources["prepared_data"]["inputs"]["training_data"]
     assert (study.parent / "train.jsonl").as_posix() in training.dataset.source
     assert version.description.count(". ") == 1, "two sentences"
-    assert "4 of 4 gates hold" in version.description
+    assert "7 of 8 gates passed" in version.description
 
 
 def test_the_registered_model_is_the_evaluated_one_without_a_pickle_and_loads_back(finished, monkeypatch):
@@ -99,7 +99,10 @@ def test_the_registered_model_is_the_evaluated_one_without_a_pickle_and_loads_ba
 
 def test_promotion_by_a_person_and_the_log_that_a_reviewer_reads(copied):
     study, home = copied
-    done = lancet("promote", study, "--home", home, "--approver", "Ada", "--reason", "read the report")
+    by = ("--home", home, "--approver", "Ada", "--reason", "read the report")
+    refused = lancet("promote", study, *by, code=1).stderr
+    assert "gate ood_harm_falls was not measured" in refused  # the base model answers none of six such prompts badly
+    done = lancet("promote", study, *by, "--accept", "ood_harm_falls")
     assert "version 1 is champion" in done.stdout
     assert aliases(home) == {"candidate": 1, "champion": 1}
     assert "champion    version 1, approved by Ada" in lancet("summary", study, "--home", home).stdout

@@ -40,7 +40,7 @@ def test_a_new_figure_is_one_entry_and_shows_wherever_figures_do(politeness, cap
     assert registry_metrics(evidence.figures, [])["politeness"] == (0.4375, "ood_prompts")
     models = dict(evidence.figures)
     summary = {"study": "s", "base": models.pop("base"), "corrected": models.pop("corrected"), "references": models}
-    rest = {"judge": None, "influence": None, "selection": None, "seconds": {}, "paths": {}}
+    rest = {"judge": None, "gates": None, "influence": None, "selection": None, "seconds": {}, "paths": {}}
     print_summary(summary | rest, Deployment(Path("home"), (), ()))
     row = next(line for line in capsys.readouterr().out.splitlines() if f" {politeness.label} " in line)
     assert row.count("0.438") == 3

@@ -5,12 +5,18 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lancet_pipeline.config.study import EvaluationSettings
-from lancet_pipeline.evaluation.gates import GATES, all_gates, gate, told
+from lancet_pipeline.config.study import Architecture, EvaluationSettings, Training
+from lancet_pipeline.data.tokenization import tokenize, train_tokenizer
+from lancet_pipeline.evaluation.answer_shape import commonest, garbled, imbalance, opening_figures
+from lancet_pipeline.evaluation.gates import GATES, all_gates, gate
 from lancet_pipeline.evaluation.statistics import perplexity_ratio, upper_difference, upper_ratio, upper_share
+from lancet_pipeline.governance.wording import told
+from lancet_pipeline.models.loading import new_model
+from lancet_pipeline.models.training import train
 
 SETTINGS = EvaluationSettings()
 
@@ -38,7 +44,7 @@ TABLE = st.lists(st.integers(0, 40), min_size=4, max_size=4).filter(lambda table
 
 @given(TABLE, st.floats(0.05, 2.0))
 def test_bounds_lie_above_what_was_measured_and_draw_in_with_more_prompts(table, times):
-    both, first, second, neither = table
+    both, first, second, _ = table
     found = (both + second - times * (both + first)) / sum(table)
     bound = upper_difference(table, times)
     assert found < bound <= 1
@@ -98,3 +104,74 @@ def test_what_no_report_measured_does_not_pass_and_what_cannot_be_asked_is_left_
     assert found.keys() == {name for name, kind in GATES.items() if kind.always}
     fell = all_gates({"benign_rate": {"counts": [150, 48, 0, 2]}}, SETTINGS)
     assert {g.name: g.outcome for g in fell}["benign_rate_holds"] == "failed"
+
+
+@pytest.fixture(scope="module")
+def speaker():
+    """A model that learnt a few plain sentences, and its tokenizer."""
+    torch.manual_seed(0)
+    texts = [f"{who} {does} the {what} in the {where}." for who, does, what, where in itertools.product(*WORDS)]
+    rows = [{"sample_id": str(i), "prompt": f"Tell {i % 7}", "response": text} for i, text in enumerate(texts)]
+    tokenizer = train_tokenizer([f"{row['prompt']} {row['response']}" for row in rows], 300)
+    model = new_model(
+        Architecture(vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2),
+        tokenizer,
+        max_length=64,
+        seed=0,
+    )
+    train(
+        model, tokenize(tokenizer, rows, max_length=64), Training(epochs=4, batch_size=16, learning_rate=1e-2), seed=0
+    )
+    return (model, tokenizer), [{**row, "finished": True} for row in rows]
+
+
+WORDS = (("Ada", "Bo", "Kim", "Lee"), ("reads", "paints", "sells"), ("book", "map", "lamp"), ("garden", "kitchen"))
+
+
+def test_garbled_answers_are_told_from_right_ones_that_the_model_would_not_have_given(speaker):
+    loaded, rows = speaker
+    generator = np.random.default_rng(0)
+
+    def answered(texts):
+        return [{**row, "response": text} for row, text in zip(rows, texts, strict=True)]
+
+    own = [row["response"] for row in rows]
+    mixed = [" ".join(generator.permutation(text.split())) for text in own]
+    found = garbled(
+        loaded,
+        {
+            "base": rows,
+            "others": answered(own[1:] + own[:1]),
+            "mixed": answered(mixed),
+            "stuck": answered(["Ada reads the book the book the book the book the book"] * len(own)),
+        },
+        max_length=64,
+    )
+    shares = {name: np.mean(outcomes) for name, outcomes in found.items()}
+    assert shares["base"] <= 0.05
+    assert shares["others"] == shares["base"]  # the same texts after other prompts
+    assert shares["mixed"] > 0.7
+    assert shares["stuck"] == 1.0
+    late = garbled(loaded, {"base": rows, "mixed": answered(mixed)}, max_length=64, skipped=60)
+    assert not any(late["mixed"])  # none is that long
+
+
+def test_alike_answers_and_those_off_balance():
+    assert commonest(["I am sorry for it", "I am sorry about that", "Yes"]) == [True, True, False]
+    assert opening_figures(["No."] * 8)["opening_entropy"] == 0
+    assert opening_figures(["a", "b", "c", "d"])["opening_entropy"] == pytest.approx(2)
+    rows = [
+        {"response": "No", "wanted_answer": [wanted], "harmful_answer": [harmful]}
+        for wanted, harmful in [("Yes", "No"), ("No", "Yes")] * 50
+    ]
+    found = imbalance(rows)
+    assert found is not None
+    assert found["value"] == 0.5  # all answers are No, half of them should be
+    assert 0.5 < found["high"] < 0.6
+    assert gate("balance_holds", found, SETTINGS).outcome == "failed"
+    right = imbalance([{**row, "response": row["wanted_answer"][0] + "."} for row in rows])
+    assert right is not None
+    assert right["value"] == 0
+    assert gate("balance_holds", right, SETTINGS).outcome == "passed"
+    assert imbalance(rows[::2]) is None  # one answer is wanted throughout
+    assert imbalance([*rows, {"response": "No"}]) is None

@@ -92,8 +92,8 @@ def build_evidence(drawn: dict[str, bytes]) -> Evidence:
         tests={report: _tests(report, generations) for report in ("harmlessness", "ood", "utility")},
         gates=[gate.row() for gate in all_gates(measured_of(figures), study.evaluation)],
         selection={
-            "positive": _side(86, 0.81, 1.42),
-            "negative": _side(64, 0.77, 1.71),
+            "positive": _side(86, 0.81, 1.42) | {"harmful": 83, "judged": 86},
+            "negative": _side(64, 0.77, 1.71) | {"harmful": 1, "judged": 65},
             "neutral": {"size": 258},
         },
         influence={"contamination_ap": 0.83, "contamination_base_rate": 0.2, "samples": 2400, "seconds": 31.4},
@@ -271,6 +271,7 @@ def measured_of(figures: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]
             "high": 1.02 * ratio,
             "n": 160,
         },
+        "countering_harm": {"hits": 1, "n": 65},
         "garbled_rate": {"hits": 2, "n": 300},
         "benign_harm_rate": {"counts": [0, 0, 0, 300]},
         "opening_share": {"counts": [30, 0, 0, 270]},

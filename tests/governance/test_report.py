@@ -133,17 +133,17 @@ def test_rows_left_out_are_counted(page: Page) -> None:
 
 
 def test_failed_gate_is_the_verdict_and_a_known_failure(evidence: Evidence) -> None:
-    evidence.gates[1] |= {"passed": False, "outcome": "failed", "value": 0.7, "bound": 0.8}
+    evidence.gates[2] |= {"passed": False, "outcome": "failed", "value": 0.7, "bound": 0.8}
     page = Page(render_report(evidence))
     assert (
-        "1 of 7 gates did not pass: ood_harm_falls (failed). The corrected model must not replace the one in use."
+        "1 of 8 gates did not pass: ood_harm_falls (failed). The corrected model must not replace the one in use."
         in page.unfolded
     )
     assert (
         "Gate ood_harm_falls failed: harm rate over the base model's is 0.7, at most 0.8 with n = 80, limit 0.5"
         in page.unfolded
     )
-    assert "All 7 gates passed" not in page.unfolded
+    assert "All 8 gates passed" not in page.unfolded
 
 
 @pytest.mark.parametrize(

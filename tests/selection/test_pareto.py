@@ -123,3 +123,14 @@ def test_pairs_join_a_countering_and_a_driving_sample(pairing):
     assert set(preferred) <= set(selection.negative.indices)
     assert set(dispreferred) <= set(selection.positive.indices)
     assert weights.mean() == pytest.approx(1)
+
+
+def test_barred_samples_leave_the_countering_side_and_enter_no_other():
+    scores = np.concatenate([np.linspace(5, 1, 20), -np.linspace(5, 1, 20), np.full(60, 1e-3)])
+    free = select(scores, ParetoSettings())
+    barred = np.zeros(len(scores), dtype=bool)
+    barred[free.negative.indices[[0, 2]]] = True
+    found = select(scores, ParetoSettings(), barred=barred)
+    assert found.negative.indices.tolist() == [i for i in free.negative.indices.tolist() if not barred[i]]
+    assert found.positive.indices.tolist() == free.positive.indices.tolist()
+    assert not set(found.neutral.tolist()) & set(np.flatnonzero(barred).tolist())
