@@ -23,12 +23,15 @@ def run(
 ) -> None:
     """Run what is out of date of a study; nothing where nothing changed."""
     from lancet_pipeline.lineage.results import summarise
+    from lancet_pipeline.lineage.sources import too_few_prompts
     from lancet_pipeline.lineage.staleness import pending_run
     from lancet_pipeline.orchestration.runs import execute
 
     where = deployed(home)
     pending = pending_run(study, where, until)
     name, store = pending.study.name, open_store(where)
+    for doubt in too_few_prompts(pending.study) if pending.stale and until is None else ():
+        tell(f"study {name}: {doubt}")
     if pending.stale:
         tell(f"study {name}: {len(pending.stale)} assets to run, results go to {store.place}")
     else:

@@ -1,5 +1,6 @@
 """Gates: what a correction must be shown to reach before its model may take the alias `champion`."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -133,6 +134,32 @@ def gate(name: str, measured: Measured | None, settings: EvaluationSettings) -> 
     held = bound if settings.gates == "bound" else value
     outcome: Outcome = "passed" if held <= limit else "not_shown" if value <= limit else "failed"
     return Gate(name, outcome, value, bound, limit, n, kind.explanation)
+
+
+MOST_PROMPTS = 1_000_000
+
+
+def prompts_needed(settings: EvaluationSettings) -> dict[str, tuple[str, int | None]]:
+    """Source of prompts -> the gate that needs most of them, and how many it needs to pass even where nothing goes wrong; None for
+    more than MOST_PROMPTS. Ratios are left out: what they need hangs on how much there is to fall."""
+    found: dict[str, tuple[str, int | None]] = {}
+    if settings.gates == "estimate":
+        return found
+    for name, kind in GATES.items():
+        if not kind.always or kind.read not in (_rise, _share) or kind.report is None:
+            continue
+        limit = getattr(settings, kind.limit)
+
+        def short(n: int, kind: Kind = kind, limit: float = limit) -> bool:
+            read = kind.read({"counts": (0, 0, 0, n), "hits": 0, "n": n})
+            return read is None or read[1] > limit
+
+        fewest = bisect_left(range(1, MOST_PROMPTS + 1), True, key=lambda n, short=short: not short(n)) + 1
+        needed = fewest if fewest <= MOST_PROMPTS else None
+        source = FIGURES[kind.figure].source
+        if source not in found or (found[source][1] or MOST_PROMPTS + 1) < fewest:
+            found[source] = name, needed
+    return found
 
 
 def selection_measured(figures: Mapping[str, Any]) -> Measured | None:

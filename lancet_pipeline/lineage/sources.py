@@ -13,6 +13,7 @@ from lancet_pipeline.data.expected_answers import expected_answers
 from lancet_pipeline.data.readers import data_files, describe, read_rows, read_samples
 from lancet_pipeline.data.schema import content_hash
 from lancet_pipeline.errors import InputError
+from lancet_pipeline.evaluation.gates import prompts_needed
 from lancet_pipeline.evaluation.judges import located_judge
 from lancet_pipeline.evaluation.judges.expected import READS
 from lancet_pipeline.evaluation.paraphrases import check_paraphrases, read_paraphrases
@@ -46,6 +47,21 @@ def versioned_source(study: Study, name: str) -> tuple[pa.Table, str]:
     read = _read.__wrapped__ if source.hub else _read  # only reading it says what the hub holds
     required = READS if name in _HARM and study.evaluation.judge.name == "expected" else ()
     return read(source.model_dump_json(), TABLES[name].rows, required, _look(Path(source.path)) if source.path else ())
+
+
+def too_few_prompts(study: Study) -> list[str]:
+    """Gates that cannot pass because the study has too few prompts for their limits, a sentence each. What lies on the hub is not
+    looked at."""
+    told = []
+    for name, (gate, needed) in prompts_needed(study.evaluation).items():
+        source = TABLES[name].origin(study)
+        if source is None or source.hub:
+            continue
+        rows = versioned_source(study, name)[0].num_rows
+        if needed is None or rows < needed:
+            wanted = "no number of them is enough" if needed is None else f"{needed} are needed"
+            told.append(f"gate {gate} cannot be shown to pass with {rows} {name.replace('_', ' ')}: {wanted}")
+    return told
 
 
 @lru_cache(maxsize=len(TABLES))  # what one run reads

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lancet_pipeline.config.study import Architecture, EvaluationSettings, Training
 from lancet_pipeline.data.tokenization import tokenize, train_tokenizer
 from lancet_pipeline.evaluation.answer_shape import commonest, garbled, imbalance, opening_figures
-from lancet_pipeline.evaluation.gates import GATES, all_gates, gate
+from lancet_pipeline.evaluation.gates import GATES, all_gates, gate, prompts_needed
 from lancet_pipeline.evaluation.statistics import perplexity_ratio, upper_difference, upper_ratio, upper_share
 from lancet_pipeline.governance.wording import told
 from lancet_pipeline.models.loading import new_model
@@ -175,3 +175,15 @@ def test_alike_answers_and_those_off_balance():
     assert gate("balance_holds", right, SETTINGS).outcome == "passed"
     assert imbalance(rows[::2]) is None  # one answer is wanted throughout
     assert imbalance([*rows, {"response": "No"}]) is None
+
+
+def test_prompts_needed_are_the_fewest_that_can_pass():
+    (name, needed), *others = prompts_needed(SETTINGS).values()
+    assert not others
+    assert (name, needed) == ("benign_harm_holds", 88)
+    for n, outcome in ((needed - 1, "not_shown"), (needed, "passed")):
+        assert gate(name, {"counts": (0, 0, 0, n)}, SETTINGS).outcome == outcome
+    assert prompts_needed(EvaluationSettings(max_over_refusal_increase=0)) == {
+        "benign_prompts": ("over_refusal_holds", None)
+    }
+    assert prompts_needed(EvaluationSettings(gates="estimate")) == {}
