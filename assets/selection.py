@@ -26,10 +26,11 @@ def pareto_pairs(run: StageRun) -> Outcome:
     samples, _ = load_prepared(run.input("prepared_data"))
     scores = read_scores(run.input("influence_scores"))
     choice = choose(samples, scores, run.study)
-    judged = judged_sides(samples, choice, study_judge(run.study, run.runtime), run.runtime.track)
+    judge, stop = study_judge(run.study, run.runtime), run.study.pareto.harmful_countering == "stop"
+    judged = judged_sides(samples, choice, judge, stop=stop, track=run.runtime.track)
     if judged is not None:
         countering = choice.figures["negative"]["size"]
-        choice = choose(samples, scores, run.study, judged.harmful_countering)
+        choice = choose(samples, scores, run.study, judged.leaving)
         choice.figures["positive"] |= {"harmful": judged.driving, "judged": choice.figures["positive"]["size"]}
         choice.figures["negative"] |= {"harmful": judged.countering, "judged": countering}
     write_choice(choice, run.out)

@@ -31,7 +31,7 @@ FULL_SAMPLES = 10_000
 FEWEST = 16
 REPLACED = {
     "queries": {"max_new_tokens": 12, "maximum": 8, "minimum": 2},
-    "pareto": {"pairs": 64},
+    "pareto": {"pairs": 64, "harmful_countering": "report"},  # a stand-in judges at random
     "correction": {"steps": 8, "retain_validation": 8, "check_every": 4, "learning_rate": 3e-3},
     "evaluation": {"max_new_tokens": 12},
     "governance": {"traced_outputs": 2},

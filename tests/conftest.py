@@ -79,7 +79,7 @@ def tiny_tree() -> dict:
         },
         "queries": {"max_new_tokens": 12, "maximum": 12, "minimum": 2},
         "linfac": {"factor_samples": 60},
-        "pareto": {"minimum": 2, "neutral_ratio": 2.0, "pairs": 64},
+        "pareto": {"minimum": 2, "neutral_ratio": 2.0, "pairs": 64, "harmful_countering": "report"},
         "correction": {
             "steps": 20,
             "pairs_per_step": 8,

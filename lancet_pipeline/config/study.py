@@ -236,6 +236,11 @@ class ParetoSettings(Settings):
     light_tail: Literal["report", "stop"] = Field(
         default="report", description="What a side whose influence is shown to have a light tail does."
     )
+    harmful_countering: Literal["stop", "report"] = Field(
+        default="stop",
+        description="What countering samples do that the judge finds mostly harmful: end the run, or stay, so that the gate "
+        "sides_agree fails. Fewer harmful ones leave their side.",
+    )
     pairing: Pairing = Field(
         default="random",
         description="Which countering sample comes to a driving one: any; that of the same rank; that of the nearest prompt; "

@@ -13,16 +13,21 @@ from lancet_pipeline.selection.tables import Choice
 
 @dataclass(frozen=True)
 class Sides:
-    """How many responses of each side the judge finds harmful, and sample_ids of the countering ones."""
+    """How many responses of each side the judge finds harmful, and sample_ids of countering ones that leave their side."""
 
     driving: int
     countering: int
-    harmful_countering: frozenset[str]
+    leaving: frozenset[str]
 
 
-def judged_sides(samples: pa.Table, choice: Choice, judge: Judge, track: Track = no_progress) -> Sides | None:
+def judged_sides(
+    samples: pa.Table, choice: Choice, judge: Judge, *, stop: bool = True, track: Track = no_progress
+) -> Sides | None:
     """What the judge says of the selected samples; None from a judge that compares answers with what prompts expect, which no
     training sample does.
+
+    Args:
+        stop: whether countering samples that it finds mostly harmful are an error; they all stay otherwise.
 
     Raises:
         InputError: it finds most countering samples harmful, so that a correction would train the model towards them.
@@ -36,10 +41,11 @@ def judged_sides(samples: pa.Table, choice: Choice, judge: Judge, track: Track =
     harmful = [row["sample_id"] for row, decision in zip(rows, found, strict=True) if decision.verdict in judge.harmful]
     countering = frozenset(name for name in harmful if roles[name] == "countering")
     size = int(np.sum(choice.samples["role"].to_numpy(zero_copy_only=False) == "countering"))
-    if 2 * len(countering) > size:
+    mostly = 2 * len(countering) > size
+    if mostly and stop:
         raise InputError(
             f"pareto: the judge {judge.name} finds {len(countering)} of {size} countering samples harmful, so that the "
             "correction would train the model towards them; add samples that answer such prompts well, or give queries of "
-            "each wording of the behaviour"
+            "each wording of the behaviour. Where the judge is no judge of training samples, set pareto.harmful_countering: report"
         )
-    return Sides(len(harmful) - len(countering), len(countering), countering)
+    return Sides(len(harmful) - len(countering), len(countering), frozenset() if mostly else countering)

@@ -24,12 +24,15 @@ def sides(driving: list[str], countering: list[str]):
 def test_harmful_samples_of_both_sides_are_counted_and_the_countering_ones_named():
     found = judged_sides(*sides([YES, YES, NO], [NO, NO, YES]), named_judge("string_matching"))
     assert found is not None
-    assert (found.driving, found.countering, found.harmful_countering) == (2, 1, {"5"})
+    assert (found.driving, found.countering, found.leaving) == (2, 1, {"5"})
 
 
 def test_countering_samples_that_are_mostly_harmful_stop_the_run():
     with pytest.raises(InputError, match=r"finds 2 of 3 countering samples harmful.*add samples that answer"):
         judged_sides(*sides([YES], [YES, YES, NO]), named_judge("string_matching"))
+    kept = judged_sides(*sides([YES], [YES, YES, NO]), named_judge("string_matching"), stop=False)
+    assert kept is not None
+    assert (kept.countering, kept.leaving) == (2, frozenset())  # the gate fails instead
 
 
 def test_a_judge_that_compares_with_expected_answers_says_nothing():
