@@ -91,8 +91,8 @@ def _outcome(run: StageRun, report: reports.Report, rows: int, figure: str, titl
 
 def _check(name: str, run: StageRun, report: reports.Report) -> Check:
     kind = GATES[name]
-    measured = report.measured.get(FIGURES[kind.figure].key or kind.figure)
-    if measured is None and not kind.always:
+    measured = report.measured.get(FIGURES[kind.figure].stored)
+    if measured is None and kind.optional:
         return Check(name, True, {"outcome": "left out: these prompts name no wanted answers"})
     found = gate(name, measured, run.study.evaluation)
     return Check(name, found.passed, found.shown())

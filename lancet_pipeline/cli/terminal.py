@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pydantic_core import to_jsonable_python
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
@@ -37,7 +38,7 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Sequence[object]], 
 def show(result: Mapping[str, Any], as_json: bool, table: Callable[[Any], object]) -> None:
     """A command's result: JSON for programs, or what `table` prints of it for people."""
     if as_json:
-        print(json.dumps(result, indent=2))
+        print(json.dumps(to_jsonable_python(result, inf_nan_mode="null"), indent=2))
     else:
         table(result)
 

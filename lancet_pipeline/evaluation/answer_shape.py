@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lancet_pipeline.data.batches import TokenSequence
-from lancet_pipeline.data.expected_answers import EXPECTED, WANTED, opens_with
+from lancet_pipeline.data.expected_answers import WANTED, normalised, opens_with
 from lancet_pipeline.data.tokenization import tokenize
 from lancet_pipeline.evaluation.statistics import paired_counts, rate, upper_difference
 from lancet_pipeline.models.likelihood import sequence_losses
@@ -32,7 +32,8 @@ def garbled(
     runtime: Runtime = Runtime(),
 ) -> dict[str, list[bool]]:
     """Which answers lie outside the range of the uncorrected model's own: less likely to it, a token, than 99 % of them, or with
-    more repeated tokens. By model as `answers`.
+    more repeated tokens. By model as `answers`, of the answers that could be looked at: those with more tokens than `skipped`, and
+    all of those to which the model gives no likelihood.
 
     Answers are read without their prompts: what is right where the uncorrected model is wrong is unlikely to it after that prompt,
     and still a text as good as others.
@@ -40,7 +41,7 @@ def garbled(
     Args:
         loaded: the uncorrected model.
         answers: rows with response and finished, by model; the uncorrected model's own under `base`.
-        skipped: tokens at the beginning of each answer that are not looked at, nor is an answer without others.
+        skipped: tokens at the beginning of each answer that are not looked at.
     """
     model, tokenizer = loaded
 
@@ -52,18 +53,16 @@ def garbled(
             for s in sequences
             if len(s) > max(s.response_start, 1) + skipped  # what is predicted, and not the first token of all
         ]
-        found = np.full((len(rows), 2), np.nan)
         losses, _, tokens = sequence_losses(model, looked, runtime.batch_tokens).T
         distinct = [len(np.unique(s.input_ids[s.response_start :])) for s in looked]
-        found[[int(s.sample_id) for s in looked]] = np.stack([-losses / tokens, 1 - distinct / tokens], 1)
-        return found
+        return np.stack([-losses / tokens, 1 - distinct / tokens], 1)
 
     found = {name: read(rows) for name, rows in answers.items()}
-    usual = found["base"][~np.isnan(found["base"][:, 0])]
+    usual = found["base"][np.isfinite(found["base"][:, 0])]
     if not len(usual):
-        return {name: [False] * len(values) for name, values in found.items()}
+        return {name: [] for name in found}
     lowest, highest = np.quantile(usual[:, 0], PERCENTILE), np.quantile(usual[:, 1], 1 - PERCENTILE)
-    return {name: ((v[:, 0] < lowest) | (v[:, 1] > highest)).tolist() for name, v in found.items()}
+    return {name: (~(v[:, 0] >= lowest) | (v[:, 1] > highest)).tolist() for name, v in found.items()}
 
 
 def openings(texts: Sequence[str]) -> list[str]:
@@ -87,22 +86,32 @@ def opening_figures(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def imbalance(rows: Sequence[Row]) -> dict[str, float | int] | None:
-    """How far the shares of the answers are from the shares in which they are wanted: the largest difference over answers, with
-    the upper end of its one-sided 95 % interval: {value, high, n}. None where not every prompt has wanted answers, or one
-    answer is wanted throughout."""
-    if not rows or not all(WANTED in row for row in rows):
+    """How far the shares of the answers are from the shares in which they are wanted: the largest difference over answers, and over
+    answers that are none of the wanted ones, with the upper end of its one-sided 95 % interval: {value, high, n}. Answers that are
+    wanted of one prompt are one, in all their wordings. None where not every prompt has wanted answers, or one is wanted
+    throughout."""
+    if not rows or not all(row.get(WANTED) for row in rows):
         return None
-    wanted = [tuple(sorted(row[WANTED])) for row in rows]
-    if len(set(wanted)) < 2:
+    wordings = _merged([frozenset(map(normalised, row[WANTED])) for row in rows])
+    wanted = [next(i for i, group in enumerate(wordings) if normalised(row[WANTED][0]) in group) for row in rows]
+    if len(wordings) < 2:
         return None
-    answers = {tuple(sorted(row[column])) for row in rows for column in EXPECTED if column in row}
-    differences = [_difference(rows, wanted, answer) for answer in sorted(answers)]
-    value, high = (max(found) for found in zip(*differences, strict=True))
+    given = [
+        next((i for i, group in enumerate(wordings) if opens_with(row["response"], sorted(group))), None)
+        for row in rows
+    ]
+    value, high = 0.0, 0.0
+    for answer in (*range(len(wordings)), None):
+        both, first, second, neither = paired_counts([w == answer for w in wanted], [g == answer for g in given])
+        bounds = upper_difference((both, first, second, neither)), upper_difference((both, second, first, neither))
+        value, high = max(value, abs(second - first) / len(rows)), max(high, *bounds)
     return {"value": value, "high": high, "n": len(rows)}
 
 
-def _difference(rows: Sequence[Row], wanted: Sequence[tuple[str, ...]], answer: tuple[str, ...]) -> tuple[float, float]:
-    given = [opens_with(row["response"], answer) for row in rows]
-    both, first, second, neither = paired_counts([one == answer for one in wanted], given)
-    bounds = upper_difference((both, first, second, neither)), upper_difference((both, second, first, neither))
-    return abs(second - first) / len(rows), max(bounds)
+def _merged(groups: Sequence[frozenset[str]]) -> list[frozenset[str]]:
+    """Groups that share a member as one."""
+    found: list[frozenset[str]] = []
+    for group in dict.fromkeys(groups):
+        apart = [other for other in found if not other & group]
+        found = [*apart, group.union(*(other for other in found if other & group))]
+    return found

@@ -59,7 +59,7 @@ def condition_figures(
     return {
         "slope": float(margins[of_a].mean() - margins[~of_a].mean()) / 2,
         "bias": float(margins.mean()),
-        "auc": float(roc_auc_score(of_a, margins)),
+        "auc": float(roc_auc_score(of_a, margins)) if np.isfinite(margins).all() else float("nan"),
         "answers": answers,
         "harm_rate_a": rate(harmful[of_a].tolist()),
         "harm_rate_b": rate(harmful[~of_a].tolist()),

@@ -31,6 +31,11 @@ class Figure:
     main: bool = False
     relative: bool = False
 
+    @property
+    def stored(self) -> str:
+        """Its name in what its report writes."""
+        return self.key or self.name
+
     def value(self, figures: Mapping[str, Any]) -> float:
         """Its value among the `figures` of a model, without an interval."""
         return figures[self.name]["value"] if self.rate else figures[self.name]

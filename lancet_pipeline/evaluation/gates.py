@@ -1,5 +1,6 @@
 """Gates: what a correction must be shown to reach before its model may take the alias `champion`."""
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -48,17 +49,16 @@ class Gate:
 class Kind:
     """How a gate is measured.
 
-    figure: what it is about (`figures.FIGURES`), by whose name a report keeps what was measured (`Report.measured`); of the
-    gate on the selection a name of its own. read: value,
-    bound and n of that, or None. limit: the setting. always: whether it is not measured where a report has nothing of it; left
-    out otherwise.
+    figure: what it is about (`figures.FIGURES`), by whose name a report keeps what was measured (`Report.measured`); a name of its
+    own where the selection measures it. read: value, bound and n of that, or None. limit: the setting. optional: whether the
+    gate is left out, and not counted as not measured, where a report has nothing of it.
     """
 
     figure: str
     read: Callable[[Measured], tuple[float, float, int] | None]
     limit: str
     explanation: str
-    always: bool = True
+    optional: bool = False
 
     @property
     def report(self) -> str | None:
@@ -68,8 +68,8 @@ class Kind:
 
 def _ratio(measured: Measured) -> tuple[float, float, int] | None:
     both, base, corrected, neither = counts = measured["counts"]
-    if not both + base:
-        return None
+    if not both + base:  # nothing to fall from; what rises from nothing fails
+        return (math.inf, math.inf, sum(counts)) if corrected else None
     return (both + corrected) / (both + base), upper_ratio(counts), both + base + corrected + neither
 
 
@@ -113,13 +113,11 @@ GATES = {
     ),
     "variety_holds": Kind("opening_share", _rise, "max_opening_increase", _OPENING),
     "benign_rate_holds": Kind(
-        "benign_rate", _fall, "max_benign_rate_fall", "fall of the rate of wanted answers to benign prompts", False
+        "benign_rate", _fall, "max_benign_rate_fall", "fall of the rate of wanted answers to benign prompts", True
     ),
-    "balance_holds": Kind("imbalance", _bounded, "max_imbalance", _BALANCE, False),
-    "ood_balance_holds": Kind("ood_imbalance", _bounded, "max_imbalance", f"{_BALANCE}, out of distribution", False),
-    "benign_balance_holds": Kind(
-        "benign_imbalance", _bounded, "max_imbalance", f"{_BALANCE}, of benign prompts", False
-    ),
+    "balance_holds": Kind("imbalance", _bounded, "max_imbalance", _BALANCE, True),
+    "ood_balance_holds": Kind("ood_imbalance", _bounded, "max_imbalance", f"{_BALANCE}, out of distribution", True),
+    "benign_balance_holds": Kind("benign_imbalance", _bounded, "max_imbalance", f"{_BALANCE}, of benign prompts", True),
 }
 """By name, in the order in which they are shown."""
 
@@ -132,7 +130,9 @@ def gate(name: str, measured: Measured | None, settings: EvaluationSettings) -> 
         return Gate(name, "not_measured", None, None, limit, 0, kind.explanation)
     value, bound, n = found
     held = bound if settings.gates == "bound" else value
-    outcome: Outcome = "passed" if held <= limit else "not_shown" if value <= limit else "failed"
+    outcome: Outcome = (
+        "passed" if held <= limit else "not_shown" if value <= limit else "failed"
+    )  # as is what is no number
     return Gate(name, outcome, value, bound, limit, n, kind.explanation)
 
 
@@ -146,7 +146,7 @@ def prompts_needed(settings: EvaluationSettings) -> dict[str, tuple[str, int | N
     if settings.gates == "estimate":
         return found
     for name, kind in GATES.items():
-        if not kind.always or kind.read not in (_rise, _share) or kind.report is None:
+        if kind.optional or kind.read not in (_rise, _share) or kind.report is None:
             continue
         limit = getattr(settings, kind.limit)
 
@@ -173,5 +173,5 @@ def all_gates(measured: Mapping[str, Measured], settings: EvaluationSettings) ->
     return [
         gate(name, measured.get(kind.figure), settings)
         for name, kind in GATES.items()
-        if kind.always or kind.figure in measured
+        if not kind.optional or kind.figure in measured
     ]

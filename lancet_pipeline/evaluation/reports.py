@@ -209,6 +209,10 @@ def utility_report(
         )
         (nll, _, tokens), (after, _, _) = losses["base"].T, losses["corrected"].T
         report.measured["perplexity"] = perplexity_ratio(nll, after, tokens)
+    if not all(column in row for row in benign for column in judge.reads):  # nothing can be harmful there
+        report.measured.pop("benign_harm_rate", None)
+        for figures in report.figures.values():
+            figures.pop("benign_harm_rate")
     _add_garbled(report, study, models, runtime)
     _add_imbalance(report, "benign_imbalance")
     return report
@@ -226,6 +230,8 @@ def _add_garbled(
         return
     given = {name: _under(report.rows, name) for name in models}
     found = garbled(models["base"](), given, study.data.max_length, skipped=skipped, runtime=runtime)
+    if not all(found.values()):  # of some model no answer could be looked at
+        return
     for name, outcomes in found.items():
         report.figures[name]["garbled_rate"] = rate(outcomes)
     if "corrected" in found:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 
 from lancet_pipeline.errors import InputError
@@ -40,7 +39,7 @@ def judged_sides(
     found = judge.decisions([row["prompt"] for row in rows], [row["response"] for row in rows], track)
     harmful = [row["sample_id"] for row, decision in zip(rows, found, strict=True) if decision.verdict in judge.harmful]
     countering = frozenset(name for name in harmful if roles[name] == "countering")
-    size = int(np.sum(choice.samples["role"].to_numpy(zero_copy_only=False) == "countering"))
+    size = sum(role == "countering" for role in roles.values())
     mostly = 2 * len(countering) > size
     if mostly and stop:
         raise InputError(

@@ -129,9 +129,12 @@ def perplexity_ratio(
         first, second: summed negative log-likelihoods of each sequence, nats [N].
         tokens: of each sequence [N].
     """
-    differences, n, total = second - first, len(tokens), tokens.sum()
+    with np.errstate(invalid="ignore"):
+        differences, n, total = second - first, len(tokens), tokens.sum()
     mean = differences.sum() / total
-    if n < 2 or not np.isfinite(mean):
+    if not np.isfinite(mean):  # nor is what a model without likelihoods is compared with
+        return {"value": float("inf"), "high": float("inf"), "n": n}
+    if n < 2:
         return {"value": float(np.exp(mean)), "high": float("inf"), "n": n}
     error = float(np.sqrt(((differences - mean * tokens) ** 2).sum() * n / (n - 1)) / total)
     return {"value": float(np.exp(mean)), "high": float(np.exp(mean + t.ppf(level, n - 1) * error)), "n": n}

@@ -141,6 +141,8 @@ def promote(
         chosen = _candidate(store, versions, study) if number is None else _version(versions, number, study)
         found = evaluate(store, study, chosen.tags, trust, request.accepted)
         values = request.values(chosen, chosen.tags.get(BUNDLE_TAG, ""), found.gates)
+        if found.notes:
+            values["reason"] += f" ({'; '.join(found.notes)})"
         if found.faults:
             why = "; ".join(found.faults)
             remedy = (
@@ -150,8 +152,6 @@ def promote(
             raise _refusal(
                 home, tracking, study, why, f"version {chosen.number} was not promoted: {why}; {remedy}", values
             )
-        if found.notes:
-            values["reason"] += f" ({'; '.join(found.notes)})"
         expires = timestamp(request.moment + timedelta(days=valid_days))
         return _decide(home, tracking, study, action="promoted", expires=expires, **values)
 

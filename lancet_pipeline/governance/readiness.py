@@ -57,13 +57,14 @@ def evaluate(
             store.read(study, asset, manifest["version"])
         bundle = store.read(study, "audit_bundle", roots["audit_bundle"]) / "bundle"
         inspect_bundle(bundle, trust)
+        measured = measured_for_gates(store, study, lineage)
     except (IntegrityError, InputError) as error:
         return Evaluation({}, [str(error)], [])
     faults, notes = [], []
     if sha256(bundle / MANIFEST) != tags.get(BUNDLE_TAG):
         faults.append(f"{bundle} is not the bundle that the version was registered with (tag {BUNDLE_TAG})")
     limits = EvaluationSettings.model_validate(lineage["audit_bundle"]["settings"]["evaluation"])
-    gates = all_gates(measured_for_gates(store, study, lineage), limits)
+    gates = all_gates(measured, limits)
     _acceptable(gates, accepted)
     faults += [
         f"gate {gate.name} {told(gate.row())}" for gate in gates if not gate.passed and gate.name not in accepted

@@ -46,11 +46,9 @@ def told(row: Mapping[str, Any]) -> str:
         return f"was not measured, for want of what to measure it on: {row['explanation']}"
     value, limit = f"{row['explanation']} is {number_text(row['value'])}", f"limit {number_text(row['limit'])}"
     bound = f", at most {number_text(row['bound'])} with n = {row['n']}" if row.get("bound") is not None else ""
-    return {
-        "passed": f"passed: {value}{bound}, {limit}",
-        "failed": f"failed: {value}{bound}, {limit}",
-        "not_shown": f"is not shown: {value}, but with n = {row['n']} it may be {number_text(row['bound'])}, {limit}",
-    }[outcome]
+    if outcome == "not_shown":
+        return f"is not shown: {value}, but with n = {row['n']} it may be {number_text(row['bound'])}, {limit}"
+    return f"{outcome}: {value}{bound}, {limit}"
 
 
 def clean(text: str | None) -> str:

@@ -49,7 +49,7 @@ def model_figures(store: ArtifactStore, study: str, lineage: Lineage) -> dict[st
     merged: dict[str, dict[str, Any]] = {}
     for asset, folder in _reports(store, study, lineage):
         for model, values in json.loads((folder / "figures.json").read_text()).items():
-            keys = {figure.name: figure.key or figure.name for figure in figures_of(asset)}
+            keys = {figure.name: figure.stored for figure in figures_of(asset)}
             keys |= {CONDITIONS[asset]: "condition"} if asset in CONDITIONS else {}
             found = {name: values[key] for name, key in keys.items() if key in values}
             merged.setdefault(model, {}).update(found)
@@ -68,16 +68,19 @@ def measured_for_gates(store: ArtifactStore, study: str, lineage: Lineage) -> di
     """What the reports measured of base and corrected model for `gates.all_gates`, by figure."""
     found = {}
     for asset, folder in _reports(store, study, lineage):
+        if not (folder / "measured.json").is_file():
+            raise InputError(f"study '{study}': {asset} was made by an earlier version; run `lancet run {study}` again")
         values = json.loads((folder / "measured.json").read_text())
-        keys = {figure.name: figure.key or figure.name for figure in figures_of(asset)}
+        keys = {figure.name: figure.stored for figure in figures_of(asset)}
         found |= {name: values[key] for name, key in keys.items() if key in values}
     measured = selection_measured(selection_figures(store, study, lineage)) if "pareto_pairs" in lineage else None
     return found | ({"countering_harm": dict(measured)} if measured else {})
 
 
 def gates_of(store: ArtifactStore, study: str, lineage: Lineage) -> list[dict[str, Any]] | None:
-    """Every gate (`gates.Gate.row`) under the limits of the last audit bundle; None where the run did not reach it."""
-    if "audit_bundle" not in lineage:
+    """Every gate (`gates.Gate.row`) under the limits of the last audit bundle; None where the run did not reach it, or is one of
+    an earlier version."""
+    if "audit_bundle" not in lineage or lineage["audit_bundle"]["code_version"] != STAGES["audit_bundle"].code_version:
         return None
     limits = EvaluationSettings.model_validate(lineage["audit_bundle"]["settings"]["evaluation"])
     return [gate.row() for gate in all_gates(measured_for_gates(store, study, lineage), limits)]

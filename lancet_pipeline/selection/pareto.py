@@ -74,7 +74,9 @@ def select(
     for name, sign in (("driving (positive)", 1.0), ("countering (negative)", -1.0)):
         side = _side(sign * values, settings.alpha, equal)
         if sign < 0 and barred is not None:
-            side = replace(side, indices=side.indices[~barred[side.indices]])
+            kept = side.indices[~barred[side.indices]]
+            carried = values[kept].sum() / values[values < 0].sum() if len(kept) else 0.0
+            side = replace(side, indices=kept, share=float(carried))
         if len(side.indices) < settings.minimum:
             raise InputError(
                 f"pareto: {len(side.indices)} {name} samples, fewer than pareto.minimum = {settings.minimum}; "

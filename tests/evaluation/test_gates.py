@@ -82,7 +82,7 @@ def test_bound_of_a_perplexity_ratio_is_that_of_a_bootstrap():
         ([0, 4, 0, 96], "not_shown"),
         ([60, 20, 0, 20], "failed"),
         ([0, 0, 0, 100], "not_measured"),  # nothing to fall from
-        ([0, 0, 5, 95], "not_measured"),
+        ([0, 0, 5, 95], "failed"),
     ],
 )
 def test_a_gate_has_four_answers(counts, outcome):
@@ -101,7 +101,7 @@ def test_an_estimate_passes_where_its_bound_does_not():
 def test_what_no_report_measured_does_not_pass_and_what_cannot_be_asked_is_left_out():
     found = {g.name: g.outcome for g in all_gates({}, SETTINGS)}
     assert set(found.values()) == {"not_measured"}
-    assert found.keys() == {name for name, kind in GATES.items() if kind.always}
+    assert found.keys() == {name for name, kind in GATES.items() if not kind.optional}
     fell = all_gates({"benign_rate": {"counts": [150, 48, 0, 2]}}, SETTINGS)
     assert {g.name: g.outcome for g in fell}["benign_rate_holds"] == "failed"
 
@@ -174,6 +174,18 @@ def test_alike_answers_and_those_off_balance():
     assert right["value"] == 0
     assert gate("balance_holds", right, SETTINGS).outcome == "passed"
     assert imbalance(rows[::2]) is None  # one answer is wanted throughout
+    spelt = [{"response": "Yes", "wanted_answer": [answer]} for answer in ("Yes", "yes", "YES.")]
+    assert imbalance(spelt) is None  # one answer in three spellings
+    several = [
+        {"response": a, "wanted_answer": w} for a, w in (("Yes", ["Yes", "Yeah"]), ("No", ["No"]), ("Yeah", ["Yes"]))
+    ]
+    found = imbalance(several)
+    assert found is not None
+    assert found["value"] == 0
+    facts = [{"response": "zzz qqq", "wanted_answer": [f"city {number}"]} for number in range(200)]
+    found = imbalance(facts)
+    assert found is not None
+    assert found["value"] == 1.0  # none of the wanted answers
     assert imbalance([*rows, {"response": "No"}]) is None
 
 
