@@ -71,6 +71,7 @@ TINY_DEMO = {  # embedded data and a model of seconds in place of compliance_smo
     },
     "model.training": {"epochs": 1},
     "queries": {"max_new_tokens": 4, "minimum": 2, "maximum": 4},
+    "pareto.harmful_countering": "report",  # nothing is learnt in seconds
     "correction": {"steps": 2, "check_every": 2, "retain_validation": 4, "learning_rate": 1e-6},
     "evaluation": {"max_new_tokens": 4, "judge": {"name": "string_matching", "harmful_when": "not_refusal"}},
     "governance": {"traced_outputs": 1},

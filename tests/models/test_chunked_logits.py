@@ -14,7 +14,13 @@ from lancet_pipeline.correction import RankedPair, correct
 from lancet_pipeline.data.batches import TokenSequence
 from lancet_pipeline.linfac import LinfacConfig, fit_factors, query_gradient, score_sequences
 from lancet_pipeline.models import likelihood
-from lancet_pipeline.models.likelihood import perplexity_and_accuracy, read_logits, response_logps, token_logps
+from lancet_pipeline.models.likelihood import (
+    perplexity_and_accuracy,
+    read_logits,
+    response_logps,
+    sequence_losses,
+    token_logps,
+)
 from lancet_pipeline.models.training import train
 
 
@@ -151,9 +157,9 @@ def sequences() -> list[TokenSequence]:
 def test_perplexity_accuracy_and_sums_from_chunks():
     model, data = llama(), batch()
     with torch.no_grad():
-        expected = response_logps(model, data), *perplexity_and_accuracy(model, sequences())
+        expected = response_logps(model, data), *perplexity_and_accuracy(sequence_losses(model, sequences())).values()
         with chunks(250):
-            found = response_logps(model, data), *perplexity_and_accuracy(model, sequences())
+            found = response_logps(model, data), *perplexity_and_accuracy(sequence_losses(model, sequences())).values()
     torch.testing.assert_close(found[0], expected[0])
     assert found[1:] == pytest.approx(expected[1:], rel=1e-5)
 
