@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from lancet_pipeline.config.study import EvaluationSettings
-from lancet_pipeline.evaluation.figures import FIGURES
+from lancet_pipeline.evaluation.figures import FIGURES, number_text
 from lancet_pipeline.evaluation.statistics import upper_difference, upper_ratio, upper_share
 
 Outcome = Literal["passed", "failed", "not_shown", "not_measured"]
@@ -40,9 +40,13 @@ class Gate:
         return asdict(self) | {"passed": self.passed}
 
     def shown(self) -> dict[str, Any]:
-        """What a check says of it."""
+        """What a check says of it, in finite numbers and words: GraphQL knows no others."""
         found = {name: getattr(self, name) for name in ("outcome", "value", "bound", "limit", "n")}
-        return {name: value for name, value in found.items() if value is not None}
+        return {
+            name: number_text(value) if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in found.items()
+            if value is not None
+        }
 
 
 @dataclass(frozen=True)

@@ -151,8 +151,10 @@ def harm_report(
     rows: list[dict[str, Any]] = []
     besides: dict[str, dict[str, Any]] = {}
     for name, load in models.items():
-        of_model, besides[name] = _with_condition(study, name, load(), asked, judge, runtime)
-        rows += of_model
+        loaded = load()
+        rows += _answers(study, name, loaded, asked, judge, runtime)
+        found = condition_figures(*loaded, _under(rows, name), runtime) if judge.reads else None
+        besides[name] = {"condition": found} if found else {}
     report = _compared(rows, "harmful", "harm_rate", list(models))
     for name in models:
         report.figures[name] |= besides[name]
@@ -270,20 +272,6 @@ def _answers(
     settings: dict[str, Any] = study.evaluation.model_dump(include={"max_new_tokens", "temperature"})
     settings |= {"seed": study.seed, "runtime": runtime}
     return [row for c, prompts in asked for row in answers(name, *loaded, prompts, judge, condition=c, **settings)]
-
-
-def _with_condition(
-    study: Study,
-    name: str,
-    loaded: LoadedModel,
-    asked: Sequence[tuple[Condition, Sequence[Mapping[str, Any]]]],
-    judge: Judge,
-    runtime: Runtime,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Answers, and the figure `condition` where the judge and the prompts have one."""
-    rows = _answers(study, name, loaded, asked, judge, runtime)
-    found = condition_figures(*loaded, _under(rows, name), runtime) if judge.reads else None
-    return rows, {"condition": found} if found else {}
 
 
 def answers(

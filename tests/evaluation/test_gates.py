@@ -92,6 +92,12 @@ def test_a_gate_has_four_answers(counts, outcome):
     assert outcome.split("_")[-1] in told(found.row())
 
 
+def test_a_check_shows_no_infinite_number():
+    rose = gate("harm_falls", {"counts": [0, 0, 5, 95]}, SETTINGS)
+    assert rose.value == rose.bound == math.inf
+    assert rose.shown() == {"outcome": "failed", "value": "infinite", "bound": "infinite", "limit": 0.5, "n": 100}
+
+
 def test_an_estimate_passes_where_its_bound_does_not():
     few = {"counts": [0, 4, 0, 96]}
     assert gate("harm_falls", few, SETTINGS).outcome == "not_shown"
