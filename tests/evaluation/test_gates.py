@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lancet_pipeline.config.study import Architecture, EvaluationSettings, Training
@@ -42,15 +42,16 @@ def test_bound_of_a_paired_difference_covers_the_truth(times):
 TABLE = st.lists(st.integers(0, 40), min_size=4, max_size=4).filter(lambda table: sum(table) > 0)
 
 
+@settings(deadline=None)  # roots within roots
 @given(TABLE, st.floats(0.05, 2.0))
 def test_bounds_lie_above_what_was_measured_and_draw_in_with_more_prompts(table, times):
     both, first, second, _ = table
     found = (both + second - times * (both + first)) / sum(table)
     bound = upper_difference(table, times)
-    assert found < bound <= 1
-    assert upper_difference([9 * count for count in table], times) <= bound
+    assert found < bound <= 1 or found == bound == 1  # no rate is higher
+    assert upper_difference([9 * count for count in table], times) <= bound + 1e-9
     if both + first:
-        assert upper_ratio(table) >= (both + second) / (both + first)
+        assert upper_ratio(table) >= (both + second) / (both + first) * (1 - 1e-9)
 
 
 def test_bounds_have_width_where_no_pair_differs():
