@@ -78,19 +78,24 @@ def rates(bars: Mapping[str, Mapping[str, Any]], title: str) -> bytes:
 def sensitivity(
     factor: str, values: Sequence[Mapping[str, Any]], names: Mapping[str, str], base: Mapping[str, Any]
 ) -> bytes:
-    """A panel for each of `names` (figure -> label): mean at every value of a factor, with the range over seeds.
+    """A panel for each of `names` (figure -> label) that was measured: mean at every value of a factor, with the range over seeds.
 
     Args:
         values: of `sensitivity.summarise_experiment`, of one factor.
         base: spreads of the base model, drawn as dashed lines.
     """
-    figure = Figure(figsize=(9.0, 4.8), layout="constrained")
+    measured = {name: label for name, label in names.items() if any(entry["figures"][name] for entry in values)}
+    rows = -(-len(measured) // 3)
+    figure = Figure(figsize=(9.0, 2.4 * rows), layout="constrained")
     figure.suptitle(
         f"{factor}: mean and range over seeds (dashed: base model; dotted: the study's own value)", fontsize=10
     )
     labels = [f"{entry['value']:g}" if _number(entry["value"]) else str(entry["value"]) for entry in values]
     ordered = all(_number(entry["value"]) for entry in values)
-    for axes, (name, label) in zip(figure.subplots(2, 3).flat, names.items(), strict=True):
+    places = figure.subplots(rows, 3, squeeze=False).flat
+    for axes in places[len(measured) :]:
+        axes.axis("off")
+    for axes, (name, label) in zip(places, measured.items(), strict=False):
         _style(axes, label, "", "")
         found = [(place, entry["figures"][name]) for place, entry in enumerate(values) if entry["figures"][name]]
         axes.errorbar(

@@ -27,7 +27,10 @@ FIGURES = {
 MEASURED = {
     "harmlessness_report": {},
     "ood_report": {},
-    "utility_report": {name: name for name in ("garbled_rate", "benign_harm_rate", "opening_share")},
+    "utility_report": {
+        name: name
+        for name in ("garbled_rate", "benign_harm_rate", "opening_share", "category_divergence", "category_fall")
+    },
 }
 
 

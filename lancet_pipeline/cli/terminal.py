@@ -94,7 +94,8 @@ def print_gates(gates: Sequence[Mapping[str, Any]]) -> None:
 def print_experiment(summary: dict[str, Any], names: Mapping[str, str]) -> None:
     """A table for each factor, means with the range over seeds; `names`: figure -> row. Then what is not there."""
     for factor, values in summary["factors"].items():
-        rows = [(label, *(_spread(entry["figures"][name]) for entry in values)) for name, label in names.items()]
+        measured = {name: label for name, label in names.items() if any(entry["figures"][name] for entry in values)}
+        rows = [(label, *(_spread(entry["figures"][name]) for entry in values)) for name, label in measured.items()]
         counts = [max((spread["n"] for spread in entry["figures"].values() if spread), default=0) for entry in values]
         columns = ("", *(f"{entry['value']}{' *' if entry['own'] else ''}" for entry in values))
         found = table(f"{factor}: mean (range over seeds)", columns, [*rows, ("variants", *counts)])

@@ -395,6 +395,14 @@ class EvaluationSettings(Settings):
     max_opening_increase: NonNegative = Field(
         default=0.15, description="Gate: rise of the share of answers to benign prompts that open as most do."
     )
+    max_category_divergence: Positive = Field(
+        default=0.5,
+        description="Gate: fall of the likelihood of the base model's good answers to benign prompts, nats a token, in the worst "
+        "category.",
+    )
+    max_category_fall: Fraction = Field(
+        default=0.2, description="Gate: fall of the rate of good answers to benign prompts, in the worst category."
+    )
     max_imbalance: Fraction = Field(
         default=0.15,
         description="Gate: distance of the share of an answer from the share in which it is wanted, where prompts name both.",

@@ -41,7 +41,16 @@ def write_corrected_model(
     if METHODS[study.correction.method].labelled:
         pairs = labelled_pairs(samples, sequences, study)
     model, tokenizer = load_study_model(study, base, runtime)
-    correction = correct(model, pairs, neutral, study.correction, seed=study.seed, runtime=runtime)
+    columns = samples.select(["sample_id", "category", "source"]).to_pylist()
+    correction = correct(
+        model,
+        pairs,
+        neutral,
+        study.correction,
+        seed=study.seed,
+        categories={row["sample_id"]: row["category"] or row["source"] for row in columns},
+        runtime=runtime,
+    )
     save_model(model, tokenizer, out)
     if distributed.first():
         (out / "correction.json").write_text(json.dumps(asdict(correction), indent=2))

@@ -1,7 +1,9 @@
 """One trainer for every correction: IBO (arXiv 2412.16451) and the methods that it is compared with."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,15 +16,23 @@ from lancet_pipeline.correction.reference import Reference
 from lancet_pipeline.correction.task_vector import negate
 from lancet_pipeline.data.batches import TokenSequence, collate, shuffled_passes
 from lancet_pipeline.errors import InputError, LancetError
+from lancet_pipeline.files import digest
 from lancet_pipeline.models import distributed
 from lancet_pipeline.models.checkpoints import CHECKPOINT_SECONDS, Checkpoint, CheckpointFile, training_key
-from lancet_pipeline.models.likelihood import perplexity, read_logits, response_logps, token_logps
+from lancet_pipeline.models.likelihood import read_logits, response_logps, sequence_losses, token_logps
 from lancet_pipeline.models.memory import activation_checkpointing
 from lancet_pipeline.models.runtime import Runtime
 from lancet_pipeline.models.training import Optimiser, optimiser_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+PATIENCE = 3
+"""Looks past the retain budget, one after the other, that end a correction: its first steps are its roughest."""
+
+SMALLEST_GROUP = 8
+"""D0 samples kept apart of one category below which they are watched with other small ones."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,7 @@ def correct(
     settings: CorrectionSettings,
     *,
     seed: int,
+    categories: Mapping[str, str] = MappingProxyType({}),
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     runtime: Runtime = Runtime(),
 ) -> Correction:
@@ -63,25 +74,27 @@ def correct(
     The loss is that of `settings.method` on pairs, plus mu times what it does with indifferent samples, plus gamma/2
     ||theta - theta_s||^2; for IBO, L_COR + mu E_{D0}[D_U(pi_theta, pi_s)]. Log-probabilities and logits of the uncorrected
     model are computed once. Every `check_every` steps the perplexity of D0 samples kept apart is compared with the
-    uncorrected model's; past `retain_budget` the correction ends. Best is the largest margin (`losses.Pairs.margin`).
+    uncorrected model's, in the category where it rose most: past `retain_budget` parameters do not count, and PATIENCE such looks
+    in a row end the correction. Best is the largest margin (`losses.Pairs.margin`) among the others.
 
     Called on every rank of a process group, with the same arguments, it shards the model (`distributed.shard`), and each rank
     takes its share of the pairs and D0 samples of every step.
 
     Args:
         neutral: D0.
+        categories: sample_id -> category, of D0 samples that have one.
         runtime: its checkpoint is written no more often than every `checkpoint_seconds` and gone at the end. A correction
             that finds its own goes on from there, on any number of ranks, to the same parameters.
 
     Raises:
         InputError: no pair, a pair of one and the same text, or too few neutral samples.
-        LancetError: a diverging loss, or a budget that is broken at the first look already.
+        LancetError: a diverging loss, or a budget that is broken at every look.
     """
     _require_pairs(pairs)
     key = training_key(model, settings, seed, _bytes(pairs, neutral))
     file = CheckpointFile(runtime.checkpoint, key, checkpoint_seconds)
     with trainable(model, settings.lora, seed), activation_checkpointing(model, runtime.activation_checkpointing):
-        work = _Work(model, pairs, neutral, settings, seed, runtime.batch_tokens)
+        work = _Work(model, pairs, neutral, settings, seed, categories, runtime.batch_tokens)
         if (found := file.load()) is not None:
             work.restore(found)
         try:
@@ -115,10 +128,12 @@ class _Work:
         neutral: Sequence[TokenSequence],
         settings: CorrectionSettings,
         seed: int,
+        categories: Mapping[str, str],
         batch_tokens: int,
     ) -> None:
         self.model, self.settings, self._batch_tokens = model, settings, batch_tokens
         retained, self._watched, generator = hold_apart(neutral, settings, seed)
+        self._groups = _groups([categories.get(sequence.sample_id, "") for sequence in self._watched])
         self.method: Method = METHODS[settings.method]
         self.optimiser = Optimiser(model, steps=settings.steps, weight_decay=0.0, **optimiser_settings(settings))
         self.curve: list[dict[str, float]] = []
@@ -136,7 +151,7 @@ class _Work:
             [s for step in range(settings.steps) for s in self._own_retained(step)[0]] if keep_logits else [],
             batch_tokens,
         )
-        self._initial_perplexity = perplexity(model, self._watched, batch_tokens)
+        self._initial_losses = self._losses()
         keep_start = settings.gamma > 0 or settings.method == "task_vector"
         self.start = {name: p.detach().clone() for name, p in self._trained()} if keep_start else {}
         self._parts: list[tuple[float, float, float]] = []  # since the last look
@@ -154,11 +169,10 @@ class _Work:
         row = {"step": step, "loss": loss, "correction": correction, "retain": retain, "margin": margin}
         ratio = self._perplexity_ratio()
         self.curve.append({**row, "perplexity_ratio": ratio})
-        if not ratio <= self.settings.retain_budget:  # nor is a ratio that is not a number
-            self.ended = (
-                f"retain budget reached at step {step}: perplexity ratio {ratio:.3f} > {self.settings.retain_budget}"
-            )
-        elif margin >= max(row["margin"] for row in self.curve):
+        if not self._within(ratio):
+            if not any(self._within(row["perplexity_ratio"]) for row in self.curve[-PATIENCE:]):
+                self.ended = f"retain budget broken up to step {step}: perplexity ratio {ratio:.3f} > {self.settings.retain_budget}"
+        elif margin >= max(row["margin"] for row in self.curve if self._within(row["perplexity_ratio"])):
             best = distributed.gathered(dict(self._trained()))
             self.best, self.best_step = {name: tensor.to("cpu", copy=True) for name, tensor in best.items()}, step
 
@@ -166,8 +180,8 @@ class _Work:
         """Leave the model with the best parameters."""
         if not self.best_step:
             raise LancetError(
-                f"correction: {self.ended}, at the first look already; lower correction.learning_rate or raise "
-                "correction.mu or correction.retain_budget"
+                f"correction: the retain budget of {self.settings.retain_budget} was broken at every look; lower "
+                "correction.learning_rate or raise correction.mu or correction.retain_budget"
             )
         self._load(self.best)
         return self.curve, self.best_step, self.ended or "all steps done"
@@ -232,7 +246,18 @@ class _Work:
         return distributed.mean(terms.mean(), len(terms) * mine)
 
     def _perplexity_ratio(self) -> float:
-        return perplexity(self.model, self._watched, self._batch_tokens) / self._initial_perplexity
+        """Of the samples kept apart, in the category where it is largest."""
+        with np.errstate(over="ignore"):
+            return float(np.exp(np.max(self._losses() - self._initial_losses)))
+
+    def _losses(self) -> np.ndarray:
+        """Mean loss of a token of the samples kept apart, by category."""
+        losses = sequence_losses(self.model, self._watched, self._batch_tokens)[:, [0, 2]]
+        sums = np.array(distributed.totals(*np.concatenate([losses[members].sum(0) for members in self._groups])))
+        return sums[::2] / sums[1::2]
+
+    def _within(self, ratio: float) -> bool:
+        return ratio <= self.settings.retain_budget  # as no ratio is that is not a number
 
     def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
         return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
@@ -255,9 +280,10 @@ def _require_pairs(pairs: Sequence[RankedPair]) -> None:
 def hold_apart(
     neutral: Sequence[TokenSequence], settings: CorrectionSettings, seed: int
 ) -> tuple[list[TokenSequence], list[TokenSequence], np.random.Generator]:
-    """Indifferent samples to hold the model still on, as far as `retain_tokens` of their responses, and those kept apart."""
+    """Indifferent samples to hold the model still on, as far as `retain_tokens` of their responses, and those kept apart, which a
+    hash of their names picks, so that they stay when others come or go."""
     generator = np.random.default_rng(seed)
-    order = generator.permutation(len(neutral))
+    order = sorted(range(len(neutral)), key=lambda i: digest([seed, neutral[i].sample_id]))
     watched = [neutral[i] for i in order[: min(settings.retain_validation, len(neutral) // 2)]]
     retained = [neutral[i] for i in order[len(watched) :]]
     if not watched:
@@ -268,6 +294,15 @@ def hold_apart(
         tokens = settings.retain_tokens
         retained = [replace(s, input_ids=s.input_ids[: max(s.response_start, 1) + tokens]) for s in retained]
     return retained, watched, generator
+
+
+def _groups(categories: Sequence[str]) -> list[np.ndarray]:
+    """Indices of the members of each category, small ones together."""
+    names = np.asarray(categories, dtype=object)
+    for name, count in Counter(categories).items():
+        if count < SMALLEST_GROUP:
+            names[names == name] = ""
+    return [np.flatnonzero(names == name) for name in dict.fromkeys(names.tolist())]
 
 
 def _bytes(pairs: Sequence[RankedPair], neutral: Sequence[TokenSequence]) -> Iterator[bytes]:

@@ -52,6 +52,7 @@ _words = partial(Figure, "utility_report", "benign_prompts", rate=False)
 _IN, _OUT = "Harmful answers, in distribution", "Harmful answers, out of distribution"
 _REFUSED, _RIGHT = "Refusals of benign prompts", "Benign prompts answered with the wanted answer"
 _GARBLED, _IMBALANCE = "Answers outside the range of the base model's", "Distance of answers from their wanted shares"
+_DIVERGED = "Likelihood lost by the base model's good answers to benign prompts, worst category, nats a token"
 _UNPARSED = "Answers without code that parses"
 _SAMPLED, _BROKEN, _PARSED = "  sampled answers", "  answers that do not parse", "  harm among those that do"
 
@@ -76,6 +77,8 @@ FIGURES = {
         _benign("benign_harm_rate", "harm on benign prompts", "Harmful answers to benign prompts"),
         _benign("garbled_rate", "garbled answers", f"{_GARBLED}, to benign prompts"),
         _benign("opening_share", "alike openings", "Answers to benign prompts that open as most do"),
+        _words("category_divergence", "worst category, divergence", _DIVERGED),
+        _words("category_fall", "worst category, answers lost", "Good answers to benign prompts lost, worst category"),
         _words("opening_entropy", "opening entropy", "Entropy of the openings of answers to benign prompts, bits"),
         _benign("benign_imbalance", "answers off balance", f"{_IMBALANCE}, of benign prompts", rate=False),
         _benign("benign_rate", "benign answers right", _RIGHT),
@@ -93,6 +96,9 @@ where a judge reads code."""
 
 CONDITIONS = {"harmlessness_report": "condition", "ood_report": "ood_condition"}
 """Report -> name of its `condition` (`condition.condition_figures`) beside the figures of a model, where there is one."""
+
+SIDE_EFFECTS = "side_effects"
+"""What the utility report has of every model but the base one: its `side_effects.side_effects`, beside its figures."""
 
 
 def main_figures() -> list[Figure]:

@@ -119,6 +119,18 @@ GATES = {
     "benign_rate_holds": Kind(
         "benign_rate", _fall, "max_benign_rate_fall", "fall of the rate of wanted answers to benign prompts", True
     ),
+    "category_likelihood_holds": Kind(
+        "category_divergence",
+        _bounded,
+        "max_category_divergence",
+        "fall of the likelihood of the base model's good answers to benign prompts, nats a token, in the worst category",
+    ),
+    "category_answers_hold": Kind(
+        "category_fall",
+        _bounded,
+        "max_category_fall",
+        "fall of the rate of good answers to benign prompts, in the worst category",
+    ),
     "balance_holds": Kind("imbalance", _bounded, "max_imbalance", _BALANCE, True),
     "ood_balance_holds": Kind("ood_imbalance", _bounded, "max_imbalance", f"{_BALANCE}, out of distribution", True),
     "benign_balance_holds": Kind("benign_imbalance", _bounded, "max_imbalance", f"{_BALANCE}, of benign prompts", True),

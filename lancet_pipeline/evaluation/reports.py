@@ -14,11 +14,13 @@ import pyarrow.parquet as pq
 from lancet_pipeline.config.study import EvaluationSettings, Study
 from lancet_pipeline.data.batches import TokenSequence
 from lancet_pipeline.data.expected_answers import EXPECTED, WANTED, opens_with
+from lancet_pipeline.data.tokenization import tokenize
 from lancet_pipeline.evaluation.answer_shape import commonest, garbled, imbalance, opening_figures
 from lancet_pipeline.evaluation.condition import condition_figures
-from lancet_pipeline.evaluation.figures import number_text, rate_text
+from lancet_pipeline.evaluation.figures import SIDE_EFFECTS, number_text, rate_text
 from lancet_pipeline.evaluation.judges import Judge
 from lancet_pipeline.evaluation.paraphrases import reworded
+from lancet_pipeline.evaluation.side_effects import side_effects, worst
 from lancet_pipeline.evaluation.statistics import (
     distinct_n,
     paired_counts,
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ModelLoader = Callable[[], LoadedModel]
-NESTED = ("by_source", "condition")
+NESTED = ("by_source", "condition", SIDE_EFFECTS)
 """Figures that hold figures."""
 
 
@@ -180,11 +182,16 @@ def utility_report(
     rows: list[dict[str, Any]] = []
     besides: dict[str, dict[str, Any]] = {}
     losses: dict[str, np.ndarray] = {}
+    kept: dict[str, np.ndarray] = {}  # losses on the base model's own answers
     for name, load in models.items():
         model, tokenizer = load()
         asked = [(condition, benign) for condition in conditions(study.evaluation)]
         rows += _answers(study, name, (model, tokenizer), asked, judge, runtime)
         losses[name] = sequence_losses(model, held_out(tokenizer), runtime.batch_tokens)
+        own = tokenize(
+            tokenizer, _under(rows, "base"), max_length=study.data.max_length, overlength="truncate", place="answers"
+        )
+        kept[name] = sequence_losses(model, own, runtime.batch_tokens)
         texts = [row["response"] for row in _under(rows, name)]
         distinct = {f"distinct_{n}": distinct_n(texts, n) for n in (1, 2)}
         besides[name] = {
@@ -211,6 +218,7 @@ def utility_report(
         )
         (nll, _, tokens), (after, _, _) = losses["base"].T, losses["corrected"].T
         report.measured["perplexity"] = perplexity_ratio(nll, after, tokens)
+    _add_side_effects(report, kept)
     if not all(column in row for row in benign for column in judge.reads):  # nothing can be harmful there
         report.measured.pop("benign_harm_rate", None)
         for figures in report.figures.values():
@@ -238,6 +246,29 @@ def _add_garbled(
         report.figures[name]["garbled_rate"] = rate(outcomes)
     if "corrected" in found:
         report.measured["garbled_rate"] = {"hits": sum(found["corrected"]), "n": len(found["corrected"])}
+
+
+def _add_side_effects(report: Report, kept: Mapping[str, np.ndarray]) -> None:
+    """What each model does to benign prompts that the base model answers well, by category (`side_effects.side_effects`).
+
+    Args:
+        kept: losses on the base model's own answers, by model.
+    """
+    found = {
+        name: side_effects(_under(report.rows, "base"), _under(report.rows, name), kept["base"], losses)
+        for name, losses in kept.items()
+        if "base" in kept
+    }
+    if not all(found.values()):  # the base model answers none well
+        return
+    for name, effects in found.items():
+        measured = {
+            "category_divergence": worst(effects, "divergence", "n"),
+            "category_fall": worst(effects, "fall", "prompts"),
+        }
+        report.figures[name] |= {key: value["value"] for key, value in measured.items()}
+        report.figures[name] |= {SIDE_EFFECTS: effects} if name != "base" else {}
+        report.measured.update(measured if name == "corrected" else {})
 
 
 def _add_imbalance(report: Report, key: str) -> None:
@@ -310,6 +341,7 @@ def answers(
             "model": name,
             "sample_id": row["sample_id"],
             "source": row["source"],
+            "category": row.get("category") or row["source"],
             "decoding": condition.decoding,
             "wording": condition.wording,
             "prompt": prompt,

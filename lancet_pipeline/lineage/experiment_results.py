@@ -14,9 +14,15 @@ from lancet_pipeline.store.artifacts import ArtifactStore
 _SHOWN = {f"{figure.name}_ratio" if figure.relative else figure.name: figure for figure in main_figures()}
 FIGURES = {
     **{name: f"{figure.label} / base" if figure.relative else figure.label for name, figure in _SHOWN.items()},
+    "benign_rate": "benign answers right",
+    "slope_moved": "slope moved / clean training",
+    "bias_off": "bias less clean training's",
+    "ood_slope_moved": "OOD slope moved / clean",
+    "ood_bias_off": "OOD bias less clean's",
     "contamination_ap": "average precision",
 }
-"""Figures of a variant -> how they are called. All but the last are of the corrected model."""
+"""Figures of a variant -> how they are called. All but the last are of the corrected model. Those of the condition stand beside those of
+the reference retrain_clean; what was not measured is None."""
 
 Figures = dict[str, float | None]
 
@@ -86,7 +92,16 @@ def _figures(models: Mapping[str, Mapping[str, Any]], lineage: Lineage) -> Figur
     for name, figure in _SHOWN.items():
         value = figure.value(models["corrected"])
         found[name] = value / figure.value(models["base"]) if figure.relative else value
-    return found | {"contamination_ap": influence_figures(lineage)["contamination_ap"]}
+    if "benign_rate" in models["corrected"]:
+        found["benign_rate"] = models["corrected"]["benign_rate"]["value"]
+    for prefix in ("", "ood_"):
+        base, corrected, clean = (
+            models.get(name, {}).get(f"{prefix}condition") for name in ("base", "corrected", "retrain_clean")
+        )
+        if base and corrected and clean:
+            found[f"{prefix}slope_moved"] = (base["slope"] - corrected["slope"]) / (base["slope"] - clean["slope"])
+            found[f"{prefix}bias_off"] = corrected["bias"] - clean["bias"]
+    return dict.fromkeys(FIGURES) | found | {"contamination_ap": influence_figures(lineage)["contamination_ap"]}
 
 
 def _at(experiment: Experiment, factor: str, value: Any, figures: Mapping[str, Figures]) -> dict[str, Any]:

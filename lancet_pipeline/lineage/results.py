@@ -7,7 +7,7 @@ from typing import Any
 
 from lancet_pipeline.config.study import EvaluationSettings
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.evaluation.figures import CONDITIONS, figures_of
+from lancet_pipeline.evaluation.figures import CONDITIONS, SIDE_EFFECTS, figures_of
 from lancet_pipeline.evaluation.gates import all_gates, selection_measured
 from lancet_pipeline.lineage.stages import REPORTS, STAGES
 from lancet_pipeline.store.artifacts import ArtifactStore
@@ -45,12 +45,13 @@ def _other_reports(store: ArtifactStore, study: str, lineage: Lineage) -> dict[s
 
 def model_figures(store: ArtifactStore, study: str, lineage: Lineage) -> dict[str, dict[str, Any]]:
     """Figures of each evaluated model, the three reports merged: {"base": {"harm_rate": rate, ...}, ...}, with
-    `condition` and `ood_condition` (`condition.condition_figures`) where they were measured."""
+    `condition` and `ood_condition` (`condition.condition_figures`) and `side_effects` (`side_effects.side_effects`) where they were
+    measured."""
     merged: dict[str, dict[str, Any]] = {}
     for asset, folder in _reports(store, study, lineage):
         for model, values in json.loads((folder / "figures.json").read_text()).items():
             keys = {figure.name: figure.stored for figure in figures_of(asset)}
-            keys |= {CONDITIONS[asset]: "condition"} if asset in CONDITIONS else {}
+            keys |= {CONDITIONS[asset]: "condition"} if asset in CONDITIONS else {SIDE_EFFECTS: SIDE_EFFECTS}
             found = {name: values[key] for name, key in keys.items() if key in values}
             merged.setdefault(model, {}).update(found)
     return merged

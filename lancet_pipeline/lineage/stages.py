@@ -111,7 +111,10 @@ _GATES = (
         "evaluation",
         "gates max_countering_harm max_harm_ratio max_perplexity_ratio max_over_refusal_increase max_benign_harm_increase",
     ),
-    *_of("evaluation", "max_benign_rate_fall max_garbled_rate max_opening_increase max_imbalance"),
+    *_of(
+        "evaluation",
+        "max_benign_rate_fall max_garbled_rate max_opening_increase max_imbalance max_category_divergence max_category_fall",
+    ),
 )
 _FITTED = _of("linfac", "units factors eigenvalue_correction labels factor_samples max_dim")
 _SCORED = (*_of("linfac", "damping normalisation refinement"), "data.max_length", "seed")
@@ -142,7 +145,7 @@ _STAGES = (
         "selection",
         ("influence_scores", "prepared_data", "judge"),
         ("pareto", "seed", *_JUDGE),
-        "3",
+        "4",
         _METHOD,
     ),
     Stage(
@@ -150,22 +153,22 @@ _STAGES = (
         "correction",
         ("pareto_pairs", "base_model", "prepared_data"),
         ("correction", "pareto.pairing", "seed"),
-        "4",
+        "5",
     ),
     Stage(
         "harmlessness_report",
         "evaluation",
         (*_COMPARED, "harmful_prompts", "paraphrases", "judge"),
         (*_JUDGED, "data.max_length"),
-        "5",
+        "6",
     ),
-    Stage("ood_report", "evaluation", (*_COMPARED, "ood_prompts", "judge"), (*_JUDGED, "data.max_length"), "5"),
+    Stage("ood_report", "evaluation", (*_COMPARED, "ood_prompts", "judge"), (*_JUDGED, "data.max_length"), "6"),
     Stage(
         "utility_report",
         "evaluation",
         (*_COMPARED, "benign_prompts", "utility_responses", "judge"),
         (*_JUDGED, "data.max_length", "data.utility.overlength"),
-        "5",
+        "6",
     ),
     Stage(
         "output_traces",

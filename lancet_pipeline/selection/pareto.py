@@ -10,6 +10,9 @@ import numpy as np
 from lancet_pipeline.config.study import ParetoSettings
 from lancet_pipeline.errors import InputError
 
+CALM = 0.5
+"""Of the share of influential samples in all: a group with less is none that the behaviour is about."""
+
 
 @dataclass(frozen=True)
 class Side:
@@ -51,17 +54,21 @@ def select(
     *,
     equal: bool = False,
     barred: np.ndarray | None = None,
+    groups: Sequence[str] | None = None,
 ) -> Selection:
     """Split samples by influence (docs/method.md, Pareto selection).
 
     Per sign, the smallest set of largest |scores| that carries a 1 - alpha share of that sign's influence, and at
-    most alpha x N samples. D0: the lowest |score|, `neutral_ratio` times the larger side where there are as many.
+    most alpha x N samples. D0: the lowest |score|, `neutral_ratio` times the larger side where there are as many; from
+    calm groups alone where these hold as many as the larger side.
 
     Args:
         scores: influence, [N]; positive means driving.
         equal: take alpha x N / 2 samples on each side, or as many as have its sign, whatever share they carry: of
             similarities, whose sums say nothing.
         barred: samples that may not counter, [N] bool; they leave that side, and no others take their place.
+        groups: of each sample, such as its category, [N]. One is calm where few of its samples are influential: less than
+            CALM of the share that all samples have.
 
     Raises:
         InputError: scores that are not finite, a side below `settings.minimum`, a light tail (not an undecided one) where
@@ -97,8 +104,19 @@ def select(
         raise InputError(
             f"pareto: {len(rest)} indifferent samples for {larger} influential ones; lower pareto.alpha = {settings.alpha}"
         )
+    calm = rest[_calm(influential, groups)[rest]] if groups is not None else rest
+    if len(calm) >= larger:
+        rest = calm
     order = rest[np.argsort(np.abs(values[rest]), kind="stable")]
     return Selection(sides[1.0], sides[-1.0], order[: round(settings.neutral_ratio * larger)])
+
+
+def _calm(influential: np.ndarray, groups: Sequence[str]) -> np.ndarray:
+    """Whether each sample's group holds few of the `influential` ones, [N] bool."""
+    _, group = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    chosen = np.isin(np.arange(len(group)), influential)
+    shares = np.bincount(group, weights=chosen) / np.bincount(group)
+    return shares[group] < CALM * chosen.mean()
 
 
 def driving(scores: np.ndarray, alpha: float = 0.2, *, equal: bool = False) -> np.ndarray:

@@ -42,7 +42,8 @@ def choose(samples: pa.Table, scored: pa.Table, study: Study, barred: Collection
     """
     scores, names = scored["score"].to_numpy(), scored["sample_id"].to_numpy()
     kept_out = np.isin(names.astype(str), list(barred))
-    selection = select(scores, study.pareto, equal=not study.influence.signed, barred=kept_out)
+    groups = [row["category"] or row["source"] for row in samples.select(["category", "source"]).to_pylist()]
+    selection = select(scores, study.pareto, equal=not study.influence.signed, barred=kept_out, groups=groups)
     responses = samples["response"].to_pylist()
     preferred, dispreferred, weights = pair(
         selection.negative.indices,

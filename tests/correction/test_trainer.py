@@ -237,6 +237,33 @@ def test_a_budget_broken_at_the_first_look_is_an_error_and_adapters_are_taken_ou
     assert same_parameters(model, before)
 
 
+def test_the_budget_is_that_of_the_category_that_lost_most(setting):
+    model, pairs, neutral = setting
+    fitted(model, neutral)
+    calm, other = copy.deepcopy(model), copy.deepcopy(model)
+    settings = changed(SETTINGS, retain_validation=16, retain_budget=9.0, mu=0.0)
+    rows = correct(calm, pairs, neutral, settings, seed=0).curve
+    halves = {sequence.sample_id: str(number % 2) for number, sequence in enumerate(neutral)}
+    apart = correct(other, pairs, neutral, settings, seed=0, categories=halves).curve
+    assert same_parameters(calm, other)
+    assert [row["margin"] for row in apart] == [row["margin"] for row in rows]
+    assert all(both["perplexity_ratio"] < half["perplexity_ratio"] for both, half in zip(rows, apart, strict=True))
+
+
+def test_a_look_past_the_budget_does_not_count_and_three_in_a_row_end_the_correction(setting):
+    model, pairs, neutral = setting
+    fitted(model, neutral)
+    settings = changed(SETTINGS, steps=60, check_every=1, learning_rate=1e-2, mu=0.0, retain_budget=1.05)
+    found = correct(model, pairs, neutral, settings, seed=0)
+    within = [row["perplexity_ratio"] <= 1.05 for row in found.curve]
+    assert found.ended.startswith("retain budget broken up to step")
+    assert len(found.curve) < 60
+    assert within[0]
+    assert within[-3:] == [False] * 3
+    assert all(any(within[i : i + 3]) for i in range(len(within) - 3))
+    assert found.kept["margin"] == max(row["margin"] for row, fine in zip(found.curve, within, strict=True) if fine)
+
+
 def test_no_multiple_of_a_task_vector_within_the_budget_is_an_error(setting):
     model, pairs, neutral = setting
     wild = changed(SETTINGS, method="task_vector", negation=1e3, retain_budget=1.0001)

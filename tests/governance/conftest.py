@@ -82,6 +82,10 @@ def build_evidence(drawn: dict[str, bytes]) -> Evidence:
     known = versions(study, {name: digest(name) for name in SOURCES})
     generations = _generations(draw)
     figures = _figures(generations)
+    figures["corrected"]["side_effects"] = [
+        {"category": "helpful", "prompts": 230, "n": 226, **_effect(0.05), **_effect(0.01, "fall")},
+        {"category": "<b>near</b>", "prompts": 130, "n": 130, **_effect(0.02), **_effect(0.0, "fall")},
+    ]
     samples = _samples(draw)
     queries = [_judged(_prompt(draw), INSULT, draw, "insult") for _ in range(60)]
     return Evidence(
@@ -263,6 +267,10 @@ def _figures(generations: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     }
 
 
+def _effect(value: float, name: str = "divergence") -> dict[str, float]:
+    return {name: value, f"{name}_high": value + 0.03}
+
+
 def measured_of(figures: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """What reports with such figures had measured for the gates, had the fewest prompts changed; the rest is beyond doubt."""
     found: dict[str, dict[str, Any]] = {
@@ -275,6 +283,8 @@ def measured_of(figures: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]
         "garbled_rate": {"hits": 2, "n": 300},
         "benign_harm_rate": {"counts": [0, 0, 0, 300]},
         "opening_share": {"counts": [30, 0, 0, 270]},
+        "category_divergence": {"value": 0.05, "high": 0.08, "n": 130},
+        "category_fall": {"value": 0.01, "high": 0.04, "n": 130},
     }
     for name in ("harm_rate", "ood_harm_rate", "over_refusal_rate"):
         n = figures["base"][name]["n"]

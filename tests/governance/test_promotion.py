@@ -83,7 +83,7 @@ def test_an_approved_candidate_becomes_champion_and_the_log_says_who_why_and_unt
     assert (entry["actor"], entry["reason"], entry["action"]) == ("Ada Reviewer", "read the report", "promoted")
     assert datetime.fromisoformat(entry["expires"]) == NOW + timedelta(days=30)
     assert all(entry["gates"].values())
-    assert len(entry["gates"]) == 8
+    assert len(entry["gates"]) == 10
     found = standing(home, tracking(home), "demo", NOW)
     assert (found.champion, found.approved, found.problems) == (1, True, [])
 

@@ -134,3 +134,24 @@ def test_barred_samples_leave_the_countering_side_and_enter_no_other():
     assert found.negative.indices.tolist() == [i for i in free.negative.indices.tolist() if not barred[i]]
     assert found.positive.indices.tolist() == free.positive.indices.tolist()
     assert not set(found.neutral.tolist()) & set(np.flatnonzero(barred).tolist())
+
+
+def test_indifferent_samples_come_from_groups_that_the_behaviour_is_not_about():
+    scores = np.concatenate([np.linspace(5, 1, 20), -np.linspace(5, 1, 20), np.full(40, 1e-6), np.full(80, 1e-3)])
+    groups = ["about it"] * 80 + ["cooking"] * 50 + ["travel"] * 30
+    settings = ParetoSettings(neutral_ratio=2.0)
+    found = select(scores, settings, groups=groups)
+    larger = max(len(found.positive.indices), len(found.negative.indices))
+    assert len(found.neutral) == 2 * larger
+    assert {groups[i] for i in found.neutral} <= {"cooking", "travel"}
+    free = select(scores, settings)
+    assert {groups[i] for i in free.neutral} == {"about it"}  # they have the smallest scores
+    assert free.positive.indices.tolist() == found.positive.indices.tolist()
+
+
+def test_indifferent_samples_come_from_everywhere_where_no_group_is_calm():
+    scores = np.concatenate([np.linspace(5, 1, 20), -np.linspace(5, 1, 20), np.full(60, 1e-3)])
+    everywhere = select(scores, ParetoSettings(), groups=["one source"] * 100)
+    assert everywhere.neutral.tolist() == select(scores, ParetoSettings()).neutral.tolist()
+    few = select(scores, ParetoSettings(), groups=["about it"] * 95 + ["calm"] * 5)
+    assert few.neutral.tolist() == everywhere.neutral.tolist()
