@@ -8,7 +8,7 @@ from lancet_pipeline.cli import answers, bundles, deployment, experiments, promo
 from lancet_pipeline.errors import LancetError
 
 COMMANDS = (
-    *(studies.demo, studies.run, studies.plan, studies.summary),
+    *(studies.demo, studies.run, studies.plan, studies.summary, studies.advise),
     *(answers.trace, answers.evaluate),
     deployment.import_gguf,
     *(promotion.promote, promotion.rollback, promotion.decisions),

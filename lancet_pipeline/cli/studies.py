@@ -1,4 +1,4 @@
-"""The commands of a study: demo, run, plan, summary."""
+"""The commands of a study: demo, run, plan, summary, advise."""
 
 from typing import Annotated, Any
 
@@ -39,6 +39,9 @@ def run(
     execute(pending)
     if until is None:
         _print_summary(summarise(store, name), where)
+        print(
+            f"advise      lancet advise {study}{f' --home {home}' if home else ''}    (other ways, what they cost and do)"
+        )
 
 
 def plan(
@@ -65,6 +68,16 @@ def summary(study: StudyName, home: Home = None, as_json: AsJson = False) -> Non
     where = deployed(home)
     figures = summarise(open_store(where), study_name(study))
     show(figures, as_json, lambda result: _print_summary(result, where))
+
+
+def advise(study: StudyName, home: Home = None, as_json: AsJson = False) -> None:
+    """What is at hand against the harm: correct, filter, relabel, drop a source; the cost and effect of each, and the best."""
+    from lancet_pipeline.cli.advice import print_advice
+    from lancet_pipeline.governance.advice import study_advice
+
+    where = deployed(home)
+    advice = study_advice(study_settings(study, where), open_store(where), where.model_directories, study)
+    show(advice, as_json, print_advice)
 
 
 def _print_summary(figures: dict[str, Any], where: Deployment) -> None:

@@ -21,12 +21,19 @@ def last_run(store: ArtifactStore, study: str) -> dict[str, dict[str, Any]]:
     Raises:
         InputError: the study has not been run in this store.
     """
+    root = reached(store, study)
+    if root is None:
+        raise InputError(f"study '{study}': nothing has been run in {store.place}; run `lancet run {study}` first")
+    return store.lineage(study, root | _other_reports(store, study, store.lineage(study, root)))
+
+
+def reached(store: ArtifactStore, study: str) -> dict[str, str] | None:
+    """The furthest asset of the last run: {name: version}; None where nothing has been run."""
     for asset in reversed(STAGES):
         version = store.current(study, asset)
         if version is not None and store.has(study, asset, version):
-            lineage = store.lineage(study, {asset: version})
-            return store.lineage(study, {asset: version, **_other_reports(store, study, lineage)})
-    raise InputError(f"study '{study}': nothing has been run in {store.place}; run `lancet run {study}` first")
+            return {asset: version}
+    return None
 
 
 def _other_reports(store: ArtifactStore, study: str, lineage: Lineage) -> dict[str, str]:

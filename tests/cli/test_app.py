@@ -17,6 +17,7 @@ def test_every_command_has_a_help_of_its_own():
         "run",
         "plan",
         "summary",
+        "advise",
         "trace",
         "evaluate",
         "import-gguf",
