@@ -4,7 +4,8 @@
     python -m benchmarks.arms --study wordings --json OUT
 
 IBO with the study's own settings from D+ and D- of LinFAC, of BM25 and RepSim (the variant that the labels find best), at random,
-and by the labels, which are the ceiling: random harmful rows, and random harmless ones of the categories that hold harmful ones. All
+and by the labels, which are the ceiling: random harmful rows, and random harmless ones of the categories that hold harmful ones, or
+of any where those hold no harmless one. All
 sides have LinFAC's sizes, or what there is: a method's D+ are its highest scores, its D- its lowest, D0 the nearest to 0 of the
 rest, of a similarity to its median. No judge reads D-. `A_driving_B_countering` has D+ of A, D- of B and D0 of LinFAC. Training
 again, from the study's start: without D+; with the harmful rows of D+ answered as wanted; without any harmful row. Products are
@@ -41,6 +42,7 @@ from lancet_pipeline.data.tokenization import load_tokenizer, tokenize, tokenize
 from lancet_pipeline.errors import InputError, LancetError
 from lancet_pipeline.evaluation.answer_shape import garbled
 from lancet_pipeline.evaluation.condition import condition_figures
+from lancet_pipeline.evaluation.figures import rate_text
 from lancet_pipeline.evaluation.judges import study_judge
 from lancet_pipeline.evaluation.reports import answers, benign_rate
 from lancet_pipeline.evaluation.statistics import difference_of_rates, perplexity_ratio, rate
@@ -105,7 +107,8 @@ def compared(
             kept[name] = work.measured(name, kept.get("base"))
         file.write_text(json.dumps(kept))
         left = (time.monotonic() - started) / number * (len(todo) - number)
-        print(f"{name}: {kept[name].get('shown', kept[name])}, about {left / 60:.0f} min left", flush=True)
+        told = kept[name].get("left_out") or f"harm rate {rate_text(kept[name]['shown']['harm_rate'])}"
+        print(f"{name}: {told}; about {left / 60:.0f} min left", flush=True)
     result = {
         "study": run.study.name,
         "seed": run.study.seed,
@@ -244,8 +247,8 @@ def method_scores(found: Scores, seed: int) -> dict[str, np.ndarray]:
     generator, harmful = np.random.default_rng([13, seed]), found["harmful"]
     by = {"linfac": found["default"], "random": generator.normal(size=len(harmful))}
     by |= {rival: found[key] - np.median(found[key]) for rival, key in variants(found).items()}
-    noise = generator.random(len(harmful))
-    by["labels"] = np.where(harmful, 2 + noise, np.where(inside(found), -1 - noise, 0.0))
+    noise, beside = generator.random(len(harmful)), inside(found) & ~harmful
+    by["labels"] = np.where(harmful, 2 + noise, np.where(beside if beside.any() else ~harmful, -1 - noise, 0.0))
     return by
 
 

@@ -66,6 +66,11 @@ def test_labels_are_the_ceiling_and_another_seed_draws_others():
     assert set(chosen["countering"]) != set(others["countering"])
 
 
+def test_labels_that_are_categories_counter_with_any_harmless_row():
+    apart = FOUND | {"category": np.where(HARMFUL, "a", "b")}
+    assert not HARMFUL[sides("labels", method_scores(apart, 0), SETTINGS)["countering"]].any()
+
+
 def test_labels_without_enough_harmful_rows_take_those_there_are():
     few = HARMFUL & (np.arange(COUNT) < 20)
     chosen = sides("labels", method_scores(FOUND | {"harmful": few}, 0), SETTINGS)
