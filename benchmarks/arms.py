@@ -5,11 +5,10 @@
 
 IBO with the study's own settings from D+ and D- of LinFAC, of BM25 and RepSim (the variant that the labels find best), at random,
 and by the labels, which are the ceiling: random harmful rows, and random harmless ones of the categories that hold harmful ones, or
-of any where those hold no harmless one. All
-sides have LinFAC's sizes, or what there is: a method's D+ are its highest scores, its D- its lowest, D0 the nearest to 0 of the
-rest, of a similarity to its median. No judge reads D-. `A_driving_B_countering` has D+ of A, D- of B and D0 of LinFAC. Training
-again, from the study's start: without D+; with the harmful rows of D+ answered as wanted; without any harmful row. Products are
-in bfloat16 throughout (weights, sums and optimiser stay float32) unless `--no-autocast`.
+of any where those hold no harmless one. All sides have LinFAC's sizes, or what there is: a method's D+ are its highest scores, its
+D- its lowest, D0 the nearest to 0 of the rest, of a similarity to its median. No judge reads D-. `A_driving_B_countering` has D+ of
+A, D- of B and D0 of LinFAC. Training again, from the study's start: without D+; with the harmful rows of D+ answered as wanted;
+without any harmful row. Products are in bfloat16 throughout (weights, sums and optimiser stay float32) unless `--no-autocast`.
 
 Rates are of judged greedy answers. perplexity_ratio: held-out responses, over the base model's. slope, bias: see
 `evaluation.condition`; null where prompts have not the same two answers throughout. processor_seconds: of correction or training alone.
