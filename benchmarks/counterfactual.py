@@ -133,11 +133,14 @@ def blamed(arm: str, scores: dict[str, np.ndarray], count: int, repeat: int) -> 
         wanted = harmful if arm == "harmful_driving" else ~harmful
         order = np.argsort(-np.where(wanted, scores["default"], -np.inf), kind="stable")
         return order[:count]
-    key = KEYS.get(arm, arm)
-    if arm in BY_LABELS:
-        found = [name for name in scores if name.startswith(f"{arm}/") and "#" not in name]
-        key = max(found, key=lambda name: average_precision_score(harmful, scores[name]))
+    key = best_variant(arm, scores) if arm in BY_LABELS else KEYS.get(arm, arm)
     return np.argsort(-scores[key], kind="stable")[:count]
+
+
+def best_variant(method: str, scores: dict[str, np.ndarray]) -> str:
+    """The key of that variant of a method that the labels find best."""
+    found = [name for name in scores if name.startswith(f"{method}/") and "#" not in name]
+    return max(found, key=lambda name: average_precision_score(scores["harmful"], scores[name]))
 
 
 def drawn(count: int, wanted: np.ndarray, rows: int, repeat: int) -> np.ndarray:
