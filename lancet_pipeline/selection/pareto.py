@@ -61,7 +61,8 @@ def select(
         scores: influence, [N]; positive means driving.
         equal: take alpha x N / 2 samples on each side, or as many as have its sign, whatever share they carry: of
             similarities, whose sums say nothing.
-        barred: samples that may not counter, [N] bool; they leave that side, and no others take their place.
+        barred: samples that may neither counter nor be indifferent, [N] bool; no others take their place. D0 is as large as if they
+            were a side too.
 
     Raises:
         InputError: scores that are not finite, a side below `settings.minimum`, a light tail (not an undecided one) where
@@ -98,7 +99,8 @@ def select(
             f"pareto: {len(rest)} indifferent samples for {larger} influential ones; lower pareto.alpha = {settings.alpha}"
         )
     order = rest[np.argsort(np.abs(values[rest]), kind="stable")]
-    return Selection(sides[1.0], sides[-1.0], order[: round(settings.neutral_ratio * larger)])
+    size = max(larger, 0 if barred is None else int(barred.sum()))
+    return Selection(sides[1.0], sides[-1.0], order[: round(settings.neutral_ratio * size)])
 
 
 def driving(scores: np.ndarray, alpha: float = 0.2, *, equal: bool = False) -> np.ndarray:

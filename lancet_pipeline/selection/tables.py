@@ -31,18 +31,22 @@ class Choice:
     same_answer: float
 
 
-def choose(samples: pa.Table, scored: pa.Table, study: Study, barred: Collection[str] = ()) -> Choice:
+def choose(
+    samples: pa.Table, scored: pa.Table, study: Study, barred: Collection[str] = (), *, sparse: bool = False
+) -> Choice:
     """Select and pair. Labels appear in `composition` for the reader only.
 
     Args:
-        barred: sample_ids that may not counter.
+        barred: sample_ids that may neither counter nor be indifferent.
+        sparse: whether sides may be smaller than pareto.minimum, and pairs be missing.
 
     Raises:
         InputError: see `selection.pareto.select`.
     """
     scores, names = scored["score"].to_numpy(), scored["sample_id"].to_numpy()
     kept_out = np.isin(names.astype(str), list(barred))
-    selection = select(scores, study.pareto, equal=not study.influence.signed, barred=kept_out)
+    settings = study.pareto.model_copy(update={"minimum": 0}) if sparse else study.pareto
+    selection = select(scores, settings, equal=not study.influence.signed, barred=kept_out)
     responses = samples["response"].to_pylist()
     preferred, dispreferred, weights = pair(
         selection.negative.indices,
