@@ -1,7 +1,7 @@
 """What a study reads from outside: its sources, validated and versioned by content before anything runs."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from lancet_pipeline.lineage.stages import SOURCES, TABLES
 from lancet_pipeline.models.loading import check_checkpoint, check_files, find_checkpoint
 from lancet_pipeline.models.memory import require_memory_packages
 
-_READERS: Mapping[str, Callable[..., pa.Table]] = {
+_READERS = {
     "prompts": read_samples,
     "samples": partial(read_samples, responses=True),
     "paraphrases": read_paraphrases,
@@ -44,7 +44,7 @@ def versioned_source(study: Study, name: str) -> tuple[pa.Table, str]:
     """As `read_source`, with the version of that very content."""
     source = TABLES[name].origin(study)
     if source is None:  # only paraphrases and replacements may be left out
-        table = _READERS[TABLES[name].rows](None)
+        table = (read_replacements if name == "replacements" else read_paraphrases)(None)
         return table, content_hash(table)
     read = _read.__wrapped__ if source.hub else _read  # only reading it says what the hub holds
     required = READS if name in _HARM and study.evaluation.judge.name == "expected" else ()
