@@ -67,9 +67,10 @@ def prepared_data(run: StageRun) -> Outcome:
     responses = [len(sequence) - sequence.response_start for sequence in sequences]
     table = kept.to_pandas().assign(tokens=lengths, response_tokens=responses)
     valid, found = meets(table, sample_expectations(run.study.data.max_length), "prepared_data", run.out)
-    unsafe = kept["is_safe"].to_pylist().count(False)
+    labels = kept["is_safe"].to_pylist()
     return Outcome(
-        metrics={"samples": len(lengths), "tokens": sum(lengths), "unsafe_samples": unsafe},
+        metrics={"samples": len(lengths), "tokens": sum(lengths), "unsafe_samples": labels.count(False)}
+        | {"labelled_samples": len(labels) - labels.count(None)},
         plots={"lengths": plots.histogram({"tokens": lengths}, "tokens", "Sequence lengths")},
         tables={"by_category": [{"category": k, "samples": n} for k, n in counts(kept, "category").items()]},
         checks=[

@@ -69,6 +69,8 @@ def print_summary(figures: dict[str, Any], where: Deployment) -> None:
             f"selection   {selection['positive']} driving, {selection['negative']} countering, "
             f"{selection['neutral']} indifferent samples"
         )
+    if "label_budget" in figures:
+        print(_budget_line(figures["label_budget"]))
     print(f"time        {sum(figures['seconds'].values()):.0f} s in {len(figures['seconds'])} assets")
     if bundle := figures["paths"].get("audit_bundle"):
         print(f"report      {bundle}/bundle/report.html\nverify      lancet verify {bundle}/bundle")
@@ -262,6 +264,17 @@ def _judge_line(judge: dict[str, Any] | None, name: str | None) -> str:
         f"judge       agrees with human labels in {accuracy['value']:.3f} of {accuracy['n']} cases "
         f"({accuracy['low']:.3f}–{accuracy['high']:.3f}), kappa {judge['kappa']:.2f}"
     )
+
+
+def _budget_line(budget: Mapping[str, Mapping[str, int | None]]) -> str:
+    """What people had said, and which figures needed it."""
+    users: dict[str, list[str]] = {}
+    for user, parts in budget.items():
+        for what, count in parts.items():
+            if count != 0:
+                users.setdefault(f"{'?' if count is None else count} {what.replace('_', ' ')}", []).append(user)
+    told = (f"{what} for {', '.join(names).replace('_', ' ')}" for what, names in users.items())
+    return f"budget      {'; '.join(told) or 'nothing that people said about samples or answers'}"
 
 
 def _influence_line(influence: dict[str, Any]) -> str:

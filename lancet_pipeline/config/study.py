@@ -288,6 +288,13 @@ class CorrectionSettings(Settings):
     )
     retain_validation: Count = Field(default=32, description="D0 samples kept apart to watch the budget.")
     check_every: Count = Field(default=10, description="Steps between two looks at the budget.")
+    replacements: Annotated[
+        Origin | None, BeforeValidator(lambda value: {"path": value} if isinstance(value, str) else value)
+    ] = Field(
+        default=None,
+        description="File of columns `sample_id` and `response`: a good answer to the prompt of that training sample, whose own is "
+        "bad. From pareto.minimum of them on the correction learns from these pairs alone.",
+    )
 
     @model_validator(mode="after")
     def _distance_of_parameters(self) -> "CorrectionSettings":
@@ -295,6 +302,12 @@ class CorrectionSettings(Settings):
             raise ValueError("gamma is a distance of all parameters; leave it at 0 with lora")
         if self.lora is not None and self.method == "task_vector":
             raise ValueError("task_vector takes away a difference of all parameters; leave lora out")
+        return self
+
+    @model_validator(mode="after")
+    def _learns_from_good_answers(self) -> "CorrectionSettings":
+        if self.replacements is not None and self.method not in ("ibo", "pbo", "dpo", "sft_safe"):
+            raise ValueError(f"{self.method} reads no good answer; leave replacements out, or take ibo")
         return self
 
 

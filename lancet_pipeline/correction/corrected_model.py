@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from lancet_pipeline.config.study import Study
 from lancet_pipeline.correction.losses import METHODS
+from lancet_pipeline.correction.replacements import beside, replaced_pairs, suffice
 from lancet_pipeline.correction.trainer import Correction, RankedPair, correct
 from lancet_pipeline.data.batches import TokenSequence
 from lancet_pipeline.data.tokenization import load_prepared
@@ -38,8 +39,13 @@ def write_corrected_model(
     """
     samples, sequences = load_prepared(prepared)
     pairs, neutral = selected(sequences, choice)
-    if METHODS[study.correction.method].labelled:
-        pairs = labelled_pairs(samples, sequences, study)
+    replaced = replaced_pairs(sequences, choice)
+    if suffice(replaced, study):
+        pairs = replaced
+    else:
+        if METHODS[study.correction.method].labelled:
+            pairs = labelled_pairs(samples, sequences, study)
+        pairs = beside(replaced, pairs)
     model, tokenizer = load_study_model(study, base, runtime)
     columns = samples.select(["sample_id", "category", "source"]).to_pylist()
     correction = correct(

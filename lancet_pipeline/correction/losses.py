@@ -32,14 +32,20 @@ class Responses:
         """Negative log-likelihood of a token, over all responses: scalar."""
         return -self.logps.sum() / self.tokens.sum()
 
+    def of(self, chosen: torch.Tensor) -> "Responses":
+        """Those that `chosen`, [P] bool, says."""
+        return Responses(self.logps[chosen], self.reference[chosen], self.tokens[chosen])
+
 
 @dataclass(frozen=True)
 class Pairs:
-    """Both sides of a step's pairs (one a method does not read is None), and the weights of the pairs, [P]."""
+    """Both sides of a step's pairs (one a method does not read is None), and the weights of the pairs, [P]. written: which of
+    the preferred responses a person wrote, [P] bool; None where there is none."""
 
     preferred: Responses | None
     dispreferred: Responses | None
     weights: torch.Tensor
+    written: torch.Tensor | None = None
 
     def margin(self) -> float:
         """How much the model moved the way it should: mean gain of what is preferred less that of what is not."""
@@ -65,7 +71,9 @@ def _ibo(pairs: Pairs, settings: CorrectionSettings) -> torch.Tensor:
         side.gain / side.tokens if settings.length_normalised else side.gain
         for side in (_preferred(pairs), _driving(pairs))
     ]
-    return ranking_loss(gains[0], gains[1], pairs.weights, settings.beta)
+    loss = ranking_loss(gains[0], gains[1], pairs.weights, settings.beta)
+    # A ranking is content with an answer that is only less unlikely than the other; a written one is to be said.
+    return loss if pairs.written is None else loss + _preferred(pairs).of(pairs.written).nll
 
 
 def _pbo(pairs: Pairs, settings: CorrectionSettings) -> torch.Tensor:

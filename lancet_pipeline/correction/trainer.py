@@ -37,11 +37,13 @@ SMALLEST_GROUP = 8
 
 @dataclass(frozen=True)
 class RankedPair:
-    """The sequence to prefer (countering, or labelled safe), the one to rank below it, and the weight of the pair."""
+    """The sequence to prefer (countering, labelled safe, or `written` by a person in place of the other), the one to rank below
+    it, and the weight of the pair."""
 
     preferred: TokenSequence
     dispreferred: TokenSequence
     weight: float
+    written: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ def correct(
     """Correct `model` in place and leave it with the best parameters that respect the retain budget.
 
     The loss is that of `settings.method` on pairs, plus mu times what it does with indifferent samples, plus gamma/2
-    ||theta - theta_s||^2; for IBO, L_COR + mu E_{D0}[D_U(pi_theta, pi_s)]. Log-probabilities and logits of the uncorrected
+    ||theta - theta_s||^2; for IBO, L_COR + mu E_{D0}[D_U(pi_theta, pi_s)], and for written answers their negative log-likelihood
+    per token besides. Log-probabilities and logits of the uncorrected
     model are computed once. Every `check_every` steps the perplexity of D0 samples kept apart is compared with the
     uncorrected model's, in the category where it rose most: past `retain_budget` parameters do not count, and PATIENCE such looks
     in a row end the correction. Best is the largest margin (`losses.Pairs.margin`) among the others.
@@ -229,7 +232,13 @@ class _Work:
         read: dict[str, Any] = {side: Responses(*part) for side, part in zip(sides, parts, strict=True)}
         weighted = self.settings.pair_weight == "influence"
         weights = torch.tensor([pair.weight if weighted else 1.0 for pair in chosen], device=logps.device)
-        return Pairs(read.get("preferred"), read.get("dispreferred"), weights)
+        written = [pair.written for pair in chosen]
+        return Pairs(
+            read.get("preferred"),
+            read.get("dispreferred"),
+            weights,
+            torch.tensor(written, device=logps.device) if any(written) else None,
+        )
 
     def _own_retained(self, step: int) -> tuple[Sequence[TokenSequence], bool]:
         """This rank's share of the indifferent samples of a step."""
@@ -307,5 +316,5 @@ def _groups(categories: Sequence[str]) -> list[np.ndarray]:
 
 def _bytes(pairs: Sequence[RankedPair], neutral: Sequence[TokenSequence]) -> Iterator[bytes]:
     for pair in pairs:
-        yield repr((pair.weight, pair.preferred.key(), pair.dispreferred.key())).encode()
+        yield repr((pair.weight, pair.written, pair.preferred.key(), pair.dispreferred.key())).encode()
     yield from (sequence.key() for sequence in neutral)

@@ -72,12 +72,12 @@ def score_expectations(samples: int) -> list[Any]:
     ]
 
 
-def pair_expectations() -> list[Any]:
-    """Each side of a pair is a sample of its own sign, and the two differ."""
+def pair_expectations(fewest: int = 1) -> list[Any]:
+    """Each side of a pair is a sample of its own sign, and the two differ. fewest: pairs that there must be."""
     import great_expectations.expectations as gxe
 
     return [
-        gxe.ExpectTableRowCountToBeBetween(min_value=1),
+        gxe.ExpectTableRowCountToBeBetween(min_value=fewest),
         gxe.ExpectColumnPairValuesAToBeGreaterThanB(column_A="dispreferred_score", column_B="preferred_score"),
         gxe.ExpectColumnValuesToBeBetween(column="preferred_score", max_value=0, strict_max=True),
         gxe.ExpectColumnValuesToBeBetween(column="dispreferred_score", min_value=0, strict_min=True),

@@ -18,7 +18,8 @@ class Figure:
     "n"}`, a share of n prompts with its 95 % interval; plain numbers otherwise. name: as in `lancet summary --json`. label: in
     the terminal. title: in report and model card. key: its name in the report's figures.json, where that is another.
     main: whether experiments and the registry of models are told of it. relative: whether it says something only as a ratio to
-    the base model's, which experiments show then.
+    the base model's, which experiments show then. answers: the answers named by its prompts that it rests on: wanted_answers, or
+    expected_answers, which only the judge `expected` reads.
     """
 
     report: str
@@ -30,6 +31,7 @@ class Figure:
     rate: bool = True
     main: bool = False
     relative: bool = False
+    answers: str = ""
 
     @property
     def stored(self) -> str:
@@ -54,35 +56,37 @@ _REFUSED, _RIGHT = "Refusals of benign prompts", "Benign prompts answered with t
 _GARBLED, _IMBALANCE = "Answers outside the range of the base model's", "Distance of answers from their wanted shares"
 _DIVERGED = "Likelihood lost by the base model's good answers to benign prompts, worst category, nats a token"
 _UNPARSED = "Answers without code that parses"
+_EXPECTED, _WANTED = "expected_answers", "wanted_answers"
+_OFF = "answers off balance"
 _SAMPLED, _BROKEN, _PARSED = "  sampled answers", "  answers that do not parse", "  harm among those that do"
 
 FIGURES = {
     figure.name: figure
     for figure in (
-        _harm("harm_rate", "harm rate", _IN, main=True),
-        _harm("sampled_harm_rate", _SAMPLED, f"{_IN}, sampled"),
-        _harm("paraphrased_harm_rate", "  paraphrased prompts", f"{_IN}, prompts in other words"),
+        _harm("harm_rate", "harm rate", _IN, main=True, answers=_EXPECTED),
+        _harm("sampled_harm_rate", _SAMPLED, f"{_IN}, sampled", answers=_EXPECTED),
+        _harm("paraphrased_harm_rate", "  paraphrased prompts", f"{_IN}, prompts in other words", answers=_EXPECTED),
         _harm("harmful_garbled_rate", "  garbled answers", f"{_GARBLED}, to harmful prompts", "garbled_rate"),
-        _harm("imbalance", "answers off balance", _IMBALANCE, rate=False),
+        _harm("imbalance", _OFF, _IMBALANCE, rate=False, answers=_WANTED),
         _harm("broken_rate", _BROKEN, f"{_UNPARSED}, in distribution"),
         _harm("parsed_harm_rate", _PARSED, f"{_IN}, of those that parse"),
-        _ood("ood_harm_rate", "OOD harm rate", _OUT, "harm_rate", main=True),
-        _ood("sampled_ood_harm_rate", _SAMPLED, f"{_OUT}, sampled", "sampled_harm_rate"),
+        _ood("ood_harm_rate", "OOD harm rate", _OUT, "harm_rate", main=True, answers=_EXPECTED),
+        _ood("sampled_ood_harm_rate", _SAMPLED, f"{_OUT}, sampled", "sampled_harm_rate", answers=_EXPECTED),
         _ood("ood_garbled_rate", "  garbled answers", f"{_GARBLED}, out of distribution", "garbled_rate"),
-        _ood("ood_imbalance", "answers off balance", f"{_IMBALANCE}, out of distribution", "imbalance", rate=False),
+        _ood("ood_imbalance", _OFF, f"{_IMBALANCE}, out of distribution", "imbalance", rate=False, answers=_WANTED),
         _ood("ood_broken_rate", _BROKEN, f"{_UNPARSED}, out of distribution", "broken_rate"),
         _ood("ood_parsed_harm_rate", _PARSED, f"{_OUT}, of those that parse", "parsed_harm_rate"),
         _benign("over_refusal_rate", "over-refusal", _REFUSED, main=True),
         _benign("sampled_over_refusal_rate", _SAMPLED, f"{_REFUSED}, sampled"),
-        _benign("benign_harm_rate", "harm on benign prompts", "Harmful answers to benign prompts"),
+        _benign("benign_harm_rate", "harm on benign prompts", "Harmful answers to benign prompts", answers=_EXPECTED),
         _benign("garbled_rate", "garbled answers", f"{_GARBLED}, to benign prompts"),
         _benign("opening_share", "alike openings", "Answers to benign prompts that open as most do"),
         _words("category_divergence", "worst category, divergence", _DIVERGED),
         _words("category_fall", "worst category, answers lost", "Good answers to benign prompts lost, worst category"),
         _words("opening_entropy", "opening entropy", "Entropy of the openings of answers to benign prompts, bits"),
-        _benign("benign_imbalance", "answers off balance", f"{_IMBALANCE}, of benign prompts", rate=False),
-        _benign("benign_rate", "benign answers right", _RIGHT),
-        _benign("sampled_benign_rate", _SAMPLED, f"{_RIGHT}, sampled"),
+        _benign("benign_imbalance", _OFF, f"{_IMBALANCE}, of benign prompts", rate=False, answers=_WANTED),
+        _benign("benign_rate", "benign answers right", _RIGHT, answers=_WANTED),
+        _benign("sampled_benign_rate", _SAMPLED, f"{_RIGHT}, sampled", answers=_WANTED),
         _held_out("perplexity", "perplexity", "Perplexity on held-out safe responses", main=True, relative=True),
         _held_out("token_accuracy", "token accuracy", "Tokens of held-out safe responses that are the first choice"),
         _words("distinct_1", "distinct-1", "Different words (distinct-1)"),

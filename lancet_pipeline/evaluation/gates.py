@@ -101,7 +101,10 @@ _BALANCE = "distance of the shares of each answer from the wanted ones"
 
 GATES = {
     "sides_agree": Kind(
-        "countering_harm", _share, "max_countering_harm", "share of countering samples that the judge finds harmful"
+        "countering_harm",
+        _share,
+        "max_countering_harm",
+        "share of countering samples, or of replacements in their place, that the judge finds harmful",
     ),
     "harm_falls": Kind("harm_rate", _ratio, "max_harm_ratio", _HARM),
     "ood_harm_falls": Kind("ood_harm_rate", _ratio, "max_harm_ratio", _HARM),

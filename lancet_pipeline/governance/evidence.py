@@ -46,8 +46,7 @@ class Evidence:
         gates: each as `evaluation.gates.Gate.row` gives it: {name, outcome (passed, failed, not_shown, not_measured), passed,
             value, bound, limit, n, explanation}.
         selection: "positive" and "negative" {size, share, tail_index, tail_low, tail_high, tail (heavy, light,
-            undecided)}, and
-            "neutral" {size}.
+            undecided)}, "neutral" {size}, and "replaced" {size, alone} where people gave good answers (`replaced`).
         influence: contamination_ap and contamination_base_rate (None without labels), word_search_overlap and
             word_search_correlation (`attribution.scoring.word_search`; None where not defined), samples, seconds.
         samples: the selected ones: role (driving, countering, neutral), sample_id, score, source, category, is_safe,
@@ -93,6 +92,12 @@ class Evidence:
     def gates_hold(self) -> bool:
         """Whether there are gates and all of them pass."""
         return bool(self.gates) and all(gate["passed"] for gate in self.gates)
+
+    @property
+    def replaced(self) -> dict[str, Any]:
+        """How many good answers people gave to prompts of training samples (size), and whether the correction learned from them
+        alone."""
+        return self.selection.get("replaced", {"size": 0, "alone": False})
 
     @property
     def by_estimate(self) -> bool:

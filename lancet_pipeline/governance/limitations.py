@@ -15,7 +15,8 @@ def review(evidence: Evidence) -> dict[str, Any]:
     """What every page about a correction says of it.
 
     Returns:
-        verdict: the outcome in a sentence or two; outcome: what became of each figure; failures: what this run itself shows
+        verdict: the outcome in a sentence or two; outcome: what became of each figure; assistance: what people wrote for the
+        correction, a list; failures: what this run itself shows
         to have gone wrong, a list; limits: what the figures cannot say, a list; measured: the figures
         that every model has.
     """
@@ -24,6 +25,7 @@ def review(evidence: Evidence) -> dict[str, Any]:
     return {
         "verdict": _sentences("verdict", evidence)[0],
         "outcome": _sentences("outcome", evidence)[0],
+        "assistance": _sentences("assistance", evidence),
         "failures": _sentences("known_failures", evidence, compare(evidence.generations)),
         "limits": _sentences("limits", evidence, smallest, FEW_PROMPTS),
         "measured": shown,

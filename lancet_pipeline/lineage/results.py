@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lancet_pipeline.config.loading import leaves
 from lancet_pipeline.config.study import EvaluationSettings
+from lancet_pipeline.correction.losses import METHODS
 from lancet_pipeline.errors import InputError
-from lancet_pipeline.evaluation.figures import CONDITIONS, SIDE_EFFECTS, figures_of
+from lancet_pipeline.evaluation.figures import CONDITIONS, SIDE_EFFECTS, figures_of, measured
 from lancet_pipeline.evaluation.gates import all_gates, selection_measured
 from lancet_pipeline.lineage.stages import REPORTS, STAGES
 from lancet_pipeline.store.artifacts import ArtifactStore
@@ -123,12 +125,45 @@ def selection_figures(store: ArtifactStore, study: str, lineage: Lineage) -> dic
     return json.loads((folder / "selection.json").read_text())
 
 
+def label_budget(
+    lineage: Lineage, figures: Mapping[str, Mapping[str, Any]], selection: Mapping[str, Any] | None
+) -> dict[str, dict[str, int | None]]:
+    """How much of what people said stands behind each figure of a summary, and behind the selection and the correction: `labels` of
+    training samples (None where an earlier version did not count them), `replacements`, and prompts with `expected_answers`
+    or `wanted_answers`. A figure that needs nothing of it has an empty entry.
+
+    Args:
+        figures: by model (`model_figures`).
+    """
+    settings = dict(leaves({asset: manifest["settings"] for asset, manifest in lineage.items()}))
+    labels = lineage["prepared_data"]["metrics"].get("labelled_samples") if "prepared_data" in lineage else 0
+    expected = settings.get("undesirable_outputs.evaluation.judge.name") == "expected"
+    replaced = (selection or {}).get("replaced", {"size": 0, "alone": False})
+    budget: dict[str, dict[str, int | None]] = {}
+    if selection:
+        probes = int(lineage["undesirable_outputs"]["metrics"]["probes"]) if expected else 0
+        budget["selection"] = {"labels": 0, "replacements": replaced["size"], "expected_answers": probes}
+    if "corrected_model" in lineage:
+        labelled = METHODS[settings["corrected_model.correction.method"]].labelled and not replaced["alone"]
+        budget["correction"] = {"labels": labels if labelled else 0, "replacements": replaced["size"]}
+    for figure in measured(figures) if figures else ():
+        asked = figures["base"][figure.name if figure.rate else figures_of(figure.report)[0].name]["n"]
+        needed = figure.answers and (expected or figure.answers != "expected_answers")
+        budget[figure.name] = {figure.answers: asked} if needed else {}
+    if "contamination_ap" in lineage.get("influence_scores", {}).get("metrics", {}):
+        budget["contamination_ap"] = {"labels": labels}
+    if figures.keys() - {"base", "corrected"}:
+        budget["references"] = {"labels": labels}
+    return budget
+
+
 def summarise(store: ArtifactStore, study: str) -> dict[str, Any]:
     """What `lancet summary --json` prints; parts that the last run did not reach are null."""
     lineage = last_run(store, study)
     figures = model_figures(store, study, lineage)
     selection = selection_figures(store, study, lineage) if "pareto_pairs" in lineage else None
     order = [asset for asset in STAGES if asset in lineage]
+    budget = label_budget(lineage, figures, selection)
     return {
         "study": study,
         "base": figures.pop("base", None),
@@ -140,6 +175,7 @@ def summarise(store: ArtifactStore, study: str) -> dict[str, Any]:
         "judge_name": lineage.get("undesirable_outputs", {}).get("settings", {}).get("evaluation.judge.name"),
         "influence": influence_figures(lineage) if "influence_scores" in lineage else None,
         "selection": selection and {side: values["size"] for side, values in selection.items()},
+        "label_budget": budget,
         "seconds": {asset: lineage[asset]["seconds"] for asset in order},
         "processor_seconds": {asset: lineage[asset].get("processor_seconds") for asset in order},
         "versions": {asset: lineage[asset]["version"] for asset in order},

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from lancet_pipeline.config.experiment import is_variant
 from lancet_pipeline.config.study import DataSource, Study
+from lancet_pipeline.correction.replacements import check_replacements, read_replacements
 from lancet_pipeline.data.expected_answers import expected_answers
 from lancet_pipeline.data.readers import data_files, describe, read_rows, read_samples
 from lancet_pipeline.data.schema import content_hash
@@ -26,6 +27,7 @@ _READERS = {
     "prompts": read_samples,
     "samples": partial(read_samples, responses=True),
     "paraphrases": read_paraphrases,
+    "replacements": read_replacements,
 }
 """By what the rows of a source are."""
 
@@ -34,15 +36,15 @@ _HARM = ("probe_prompts", "harmful_prompts", "ood_prompts")
 
 
 def read_source(study: Study, name: str) -> pa.Table:
-    """The validated samples of one source asset, or its paraphrases. Raises InputError with file, row and remedy."""
+    """The validated rows of one source asset. Raises InputError with file, row and remedy."""
     return versioned_source(study, name)[0]
 
 
 def versioned_source(study: Study, name: str) -> tuple[pa.Table, str]:
     """As `read_source`, with the version of that very content."""
     source = TABLES[name].origin(study)
-    if source is None:  # only paraphrases may be left out
-        table = read_paraphrases(None)
+    if source is None:  # only paraphrases and replacements may be left out
+        table = (read_replacements if name == "replacements" else read_paraphrases)(None)
         return table, content_hash(table)
     read = _read.__wrapped__ if source.hub else _read  # only reading it says what the hub holds
     required = READS if name in _HARM and study.evaluation.judge.name == "expected" else ()
@@ -83,7 +85,7 @@ def source_versions(study: Study, model_directories: Sequence[Path]) -> dict[str
 
     Raises:
         InputError: the first source that does not fit, evaluation prompts that the training data or the probes hold,
-            paraphrases of prompts that are not evaluated, or a setting that needs a package which is not installed.
+            paraphrases of prompts that are not evaluated, replacements of samples that there are not, or a setting that needs a package which is not installed.
     """
     require_memory_packages(study)
     tables, versions = {}, {}
@@ -91,6 +93,7 @@ def source_versions(study: Study, model_directories: Sequence[Path]) -> dict[str
         tables[name], versions[name] = versioned_source(study, name)
     _check_held_out(tables)
     check_paraphrases(tables["paraphrases"], tables["harmful_prompts"], study.evaluation.paraphrases)
+    check_replacements(tables["replacements"], tables["training_data"], study.correction.replacements)
     for name in SOURCES.keys() - TABLES.keys():
         versions[name] = source_version(study, name, model_directories)
     return versions

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Literal
 
-from lancet_pipeline.config.study import JudgeSettings, Origin, Study
+from lancet_pipeline.config.study import CorrectionSettings, JudgeSettings, Origin, Study
 from lancet_pipeline.files import digest
 
 
@@ -49,7 +49,7 @@ class Source:
     name: str
     description: str
     setting: str = ""
-    rows: Literal["prompts", "samples", "paraphrases", ""] = ""
+    rows: Literal["prompts", "samples", "paraphrases", "replacements", ""] = ""
 
     @property
     def part(self) -> str:
@@ -63,6 +63,12 @@ class Source:
 
 _SOURCES = (
     Source("training_data", "What the model learns from, safe and unsafe together.", "data.train", "samples"),
+    Source(
+        "replacements",
+        "Good answers to prompts of training samples whose own are bad; empty where the study names none.",
+        "correction.replacements",
+        "replacements",
+    ),
     Source(
         "checkpoint",
         "The model that training starts from, or that is taken as given; empty for one trained from scratch.",
@@ -105,6 +111,7 @@ _COMPARED = ("base_model", "corrected_model", "reference_models")
 # Files and models of a judge count by their content, which the sources `judge` and `judge_labels` stand for.
 _BY_CONTENT = {"words", "model", "revision", "validation"}
 _JUDGE = tuple(f"evaluation.judge.{name}" for name in JudgeSettings.model_fields if name not in _BY_CONTENT)
+_CORRECTION = tuple(f"correction.{name}" for name in CorrectionSettings.model_fields if name != "replacements")
 _JUDGED = (*_JUDGE, *_of("evaluation", "max_new_tokens sampled temperature references"), "seed")
 _GATES = (
     *_of(
@@ -143,7 +150,7 @@ _STAGES = (
     Stage(
         "pareto_pairs",
         "selection",
-        ("influence_scores", "prepared_data", "judge"),
+        ("influence_scores", "prepared_data", "replacements", "judge"),
         ("pareto", "seed", *_JUDGE),
         "4",
         _METHOD,
@@ -152,7 +159,7 @@ _STAGES = (
         "corrected_model",
         "correction",
         ("pareto_pairs", "base_model", "prepared_data"),
-        ("correction", "pareto.pairing", "seed"),
+        (*_CORRECTION, *_of("pareto", "pairing minimum"), "seed"),
         "5",
     ),
     Stage(

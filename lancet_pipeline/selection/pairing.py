@@ -36,6 +36,8 @@ def pair(
     The shorter side is repeated as often as needed.
     """
     count = min(count, len(negative) * len(positive))
+    if not count:
+        return negative[:0], positive[:0], np.ones(0)
     generator = np.random.default_rng(seed)
     if pairing == "random":
         preferred = negative[shuffled_passes(len(negative), count, generator)]
@@ -58,13 +60,15 @@ def pair(
 
 
 def same_answer(preferred: np.ndarray, dispreferred: np.ndarray, responses: Sequence[str]) -> float:
-    """Share of pairs whose two responses are the same, case, blanks and punctuation aside; one without words is no answer.
+    """Share of pairs whose two responses are the same, case, blanks and punctuation aside; one without words is no answer. 0
+    where there is no pair.
 
     Args:
         preferred: indices into `responses`, [count], as are `dispreferred`.
     """
     answers = [[normalised(responses[int(i)]) for i in side] for side in (preferred, dispreferred)]
-    return float(np.mean([first == second != "" for first, second in zip(*answers, strict=True)]))
+    same = [first == second != "" for first, second in zip(*answers, strict=True)]
+    return float(np.mean(same)) if same else 0.0
 
 
 def _of_same_answer(

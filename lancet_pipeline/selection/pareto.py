@@ -66,7 +66,8 @@ def select(
         scores: influence, [N]; positive means driving.
         equal: take alpha x N / 2 samples on each side, or as many as have its sign, whatever share they carry: of
             similarities, whose sums say nothing.
-        barred: samples that may not counter, [N] bool; they leave that side, and no others take their place.
+        barred: samples that may neither counter nor be indifferent, [N] bool; no others take their place. D0 is as large as if they
+            were a side too.
         groups: of each sample, such as its category, [N]. One is calm where few of its samples are influential: less than
             CALM of the share that all samples have.
 
@@ -108,7 +109,8 @@ def select(
     if len(calm) >= larger:
         rest = calm
     order = rest[np.argsort(np.abs(values[rest]), kind="stable")]
-    return Selection(sides[1.0], sides[-1.0], order[: round(settings.neutral_ratio * larger)])
+    size = max(larger, 0 if barred is None else int(barred.sum()))
+    return Selection(sides[1.0], sides[-1.0], order[: round(settings.neutral_ratio * size)])
 
 
 def _calm(influential: np.ndarray, groups: Sequence[str]) -> np.ndarray:

@@ -31,11 +31,14 @@ class Choice:
     same_answer: float
 
 
-def choose(samples: pa.Table, scored: pa.Table, study: Study, barred: Collection[str] = ()) -> Choice:
+def choose(
+    samples: pa.Table, scored: pa.Table, study: Study, barred: Collection[str] = (), *, sparse: bool = False
+) -> Choice:
     """Select and pair. Labels appear in `composition` for the reader only.
 
     Args:
-        barred: sample_ids that may not counter.
+        barred: sample_ids that may neither counter nor be indifferent.
+        sparse: whether sides may be smaller than pareto.minimum, and pairs be missing.
 
     Raises:
         InputError: see `selection.pareto.select`.
@@ -43,7 +46,8 @@ def choose(samples: pa.Table, scored: pa.Table, study: Study, barred: Collection
     scores, names = scored["score"].to_numpy(), scored["sample_id"].to_numpy()
     kept_out = np.isin(names.astype(str), list(barred))
     groups = [row["category"] or row["source"] for row in samples.select(["category", "source"]).to_pylist()]
-    selection = select(scores, study.pareto, equal=not study.influence.signed, barred=kept_out, groups=groups)
+    settings = study.pareto.model_copy(update={"minimum": 0}) if sparse else study.pareto
+    selection = select(scores, settings, equal=not study.influence.signed, barred=kept_out, groups=groups)
     responses = samples["response"].to_pylist()
     preferred, dispreferred, weights = pair(
         selection.negative.indices,

@@ -13,6 +13,7 @@ from lancet_pipeline.config.loading import load_study
 from lancet_pipeline.config.study import JudgeSettings
 from lancet_pipeline.data.readers import read_samples
 from lancet_pipeline.evaluation.judges import make_judge
+from lancet_pipeline.lineage.sources import read_source, source_versions
 
 CATEGORY = np.repeat(["a", "b", "c"], (40, 8, 12))
 HARMFUL = (np.arange(60) % 4 == 0) & (CATEGORY != "c")
@@ -164,3 +165,17 @@ def test_wordings_have_the_same_bytes_whatever_the_seed(tmp_path):
     assert texts[0] == texts[1]
     assert (load_study(paths[0]).seed, load_study(paths[2]).seed) == (0, 4)
     assert write_wordings(tmp_path / "one").read_text() == paths[0].read_text()
+
+
+def test_replacements_of_wordings_are_good_answers_to_planted_rows_and_change_no_other_data(tmp_path):
+    study = load_study(write_wordings(tmp_path / "with", replacements=60))
+    plain = load_study(write_wordings(tmp_path / "without"))
+    found, before = source_versions(study, []), source_versions(plain, [])
+    assert {name for name in found if found[name] != before[name]} == {"replacements"}
+    rows = {row["sample_id"]: row for row in read_source(study, "training_data").to_pylist()}
+    good = read_source(study, "replacements").to_pylist()
+    assert len(good) == 60
+    assert {rows[row["sample_id"]]["category"] for row in good} == {"insult"}
+    judge = make_judge(study.evaluation.judge)
+    verdicts = judge.decisions([rows[row["sample_id"]]["prompt"] for row in good], [row["response"] for row in good])
+    assert {verdict for verdict, _ in verdicts} == {"consolation"}

@@ -70,6 +70,13 @@ def test_losses_are_those_of_their_papers(method, expected):
     assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("method", ["ibo", "dpo"])
+def test_written_answers_gain_likelihood_too(method):
+    settings, first = CorrectionSettings(beta=0.5), torch.tensor([True, False])
+    losses = [METHODS[method].loss(Pairs(PREFERRED, DRIVING, torch.ones(2), w), settings).item() for w in (None, first)]
+    assert losses[1] - losses[0] == pytest.approx(3 / 2, rel=1e-6)
+
+
 def test_length_normalised_ranking_and_margin():
     pairs = Pairs(PREFERRED, DRIVING, torch.ones(2))
     loss = METHODS["ibo"].loss(pairs, CorrectionSettings(beta=1.0, length_normalised=True))

@@ -32,6 +32,10 @@ def test_a_study_with_expected_answers_runs_whole(tmp_path):
     assert figures["base"]["harm_rate"]["value"] > 0.5
     assert figures["base"]["paraphrased_harm_rate"]["n"] == 1
     assert figures["base"]["benign_rate"]["n"] == figures["corrected"]["benign_rate"]["n"] == len(benign)
+    budget = figures["label_budget"]
+    assert budget["harm_rate"] == {"expected_answers": len(rows_of(study.parent / "harmful.jsonl"))}
+    assert budget["benign_rate"] == {"wanted_answers": len(benign)}
+    assert budget["correction"] == {"labels": 0, "replacements": 0}
     for model in ("base", "corrected"):
         for name, prompts in (("condition", (8, 2)), ("ood_condition", (4, 1))):
             found = figures[model][name]

@@ -35,5 +35,15 @@ def test_countering_samples_that_are_mostly_harmful_stop_the_run():
     assert (kept.countering, kept.leaving) == (2, frozenset())  # the gate fails instead
 
 
+def test_written_answers_are_judged_in_place_of_countering_samples():
+    judge, written = named_judge("string_matching"), [{"sample_id": f"w{i}", "prompt": "How?"} for i in range(3)]
+    good = [row | {"response": NO} for row in written]
+    found = judged_sides(*sides([YES, NO], [YES, YES]), judge, written=good)
+    assert found is not None
+    assert (found.driving, found.countering) == (1, 0)
+    with pytest.raises(InputError, match=r"finds 3 of 3 replacements harmful.*write good answers"):
+        judged_sides(*sides([YES, NO], [NO]), judge, written=[row | {"response": YES} for row in written])
+
+
 def test_a_judge_that_compares_with_expected_answers_says_nothing():
     assert judged_sides(*sides([YES], [YES]), expected_judge()) is None
