@@ -200,12 +200,13 @@ def _ways(
         filtered = "evaluation: {references: [retrain_clean]}" if labelled else f"data.train without {driving}"
     unknown = "a source or category that holds most of D+" if spread else "D+, which a run finds"
     file = f"correction: {{replacements: FILE}}, then {run}"
+    written = None if study.correction.replacements else f"{answers} in a file"
     return [
         correction("ibo", None, "nothing", gates, after[gates] if found["corrected"] else run),
         training("filter_and_retrain", None, "labels" if labelled else "nothing", filtered),
         training("relabel_and_retrain", answers, answers, f"data.train with good answers in {driving}"),
         training("drop_source", None if sources else unknown, "nothing", f"data.train without {sources or 'them'}"),
-        correction("replacements", f"{answers} in a file", answers, None, file),
+        correction("replacements", written, answers, None, file),
     ]
 
 

@@ -136,7 +136,7 @@ def test_failed_gate_is_the_verdict_and_a_known_failure(evidence: Evidence) -> N
     evidence.gates[2] |= {"passed": False, "outcome": "failed", "value": 0.7, "bound": 0.8}
     page = Page(render_report(evidence))
     assert (
-        "1 of 8 gates did not pass: ood_harm_falls (failed). The corrected model must not replace the one in use."
+        "1 of 10 gates did not pass: ood_harm_falls (failed). The corrected model must not replace the one in use."
         in page.unfolded
     )
     assert (
