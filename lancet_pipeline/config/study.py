@@ -16,7 +16,7 @@ PARTS = ("train", "probes", "harmful", "ood", "benign", "utility")
 UnitKind = Literal["sublayer_output", "sublayer_input", "linear"]
 FactorKind = Literal["sequence", "token"]
 LabelKind = Literal["sampled", "true"]
-Pairing = Literal["random", "rank", "nearest", "matched"]
+Pairing = Literal["balanced", "random", "rank", "nearest", "matched"]
 SIMILARITIES = frozenset({"bm25", "tf_idf", "embeddings", "repsim"})
 """Attribution methods whose scores say how alike two texts are, and so are never below that of no likeness."""
 
@@ -242,9 +242,10 @@ class ParetoSettings(Settings):
         "sides_agree fails. Fewer harmful ones leave their side.",
     )
     pairing: Pairing = Field(
-        default="random",
-        description="Which countering sample comes to a driving one: any; that of the same rank; that of the nearest prompt; "
-        "matched: one of the same response, or of the nearest.",
+        default="balanced",
+        description="Which countering sample comes to a driving one. balanced: any, but each response that both sides have holds "
+        "the same share of both. random: any. rank: that of the same rank. nearest: that of the nearest prompt. matched: one of "
+        "the same response, or of the nearest.",
     )
     pairs: Count = Field(default=512, description="Pairs formed, at most.")
 

@@ -1,6 +1,6 @@
 """Pairs of a countering and a driving sample. They need not share a prompt."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -28,7 +28,9 @@ def pair(
     `negative` and `positive` are the indices of D- and D+ into `scores`, `prompts` and `responses`, most influential
     first.
 
-    `random`: every sample as often as any other of its side. `rank`: the k-th most countering with the k-th most
+    `balanced`: at random, but both sides hold each response that both have in the same share of pairs, the geometric mean of its
+    shares, case, blanks and punctuation aside, so that pairs favour no answer as such; half of the pairs are of one response.
+    Responses of one side alone count as one. `random`: every sample as often as any other of its side. `rank`: the k-th most countering with the k-th most
     driving. `nearest`: each driving sample with the countering one whose prompt is most similar (TF-IDF cosine).
     `matched`: each driving sample with those that hold the same response, case, blanks and punctuation aside; where there
     are none, with those of the most similar response (TF-IDF cosine), and where that shares no word, with any. Driving
@@ -39,7 +41,9 @@ def pair(
     if not count:
         return negative[:0], positive[:0], np.ones(0)
     generator = np.random.default_rng(seed)
-    if pairing == "random":
+    if pairing == "balanced":
+        preferred, dispreferred = _of_equal_shares(negative, positive, responses, count, generator)
+    elif pairing == "random":
         preferred = negative[shuffled_passes(len(negative), count, generator)]
         dispreferred = positive[shuffled_passes(len(positive), count, generator)]
     elif pairing == "rank":
@@ -69,6 +73,35 @@ def same_answer(preferred: np.ndarray, dispreferred: np.ndarray, responses: Sequ
     answers = [[normalised(responses[int(i)]) for i in side] for side in (preferred, dispreferred)]
     same = [first == second != "" for first, second in zip(*answers, strict=True)]
     return float(np.mean(same)) if same else 0.0
+
+
+def _of_equal_shares(
+    negative: np.ndarray,
+    positive: np.ndarray,
+    responses: Sequence[str],
+    count: int,
+    generator: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices in D- and D+ of pairs, half of them of one answer, on both sides of which each answer has the same share: [count]
+    each."""
+    texts = [np.array([normalised(responses[int(i)]) for i in side], dtype=object) for side in (negative, positive)]
+    shared = set(texts[0]) & set(texts[1])
+    answers = [np.where(np.isin(side.astype(str), sorted(shared)), side, "") for side in texts]
+    held = [Counter(side.tolist()) for side in answers]
+    names = sorted(held[0].keys() & held[1].keys())
+    shares = np.array([(held[0][name] * held[1][name]) ** 0.5 for name in names])
+    times = np.diff(np.round(np.cumsum(shares) / shares.sum() * count).astype(int), prepend=0)
+
+    def drawn(side: np.ndarray, of: np.ndarray) -> np.ndarray:
+        members = [side[of == name] for name in names]
+        parts = zip(members, times.tolist(), strict=True)
+        return np.concatenate([m[shuffled_passes(len(m), n, generator)] for m, n in parts if n])
+
+    preferred, dispreferred = drawn(negative, answers[0]), drawn(positive, answers[1])  # place by place of one answer
+    order = generator.permutation(count)
+    apart = order[: count // 2]
+    preferred[apart] = preferred[generator.permutation(apart)]
+    return preferred[order], dispreferred[order]
 
 
 def _of_same_answer(

@@ -71,7 +71,7 @@ def test_metrics_are_linked_to_the_model_and_to_the_data_they_were_measured_on(f
     assert tags["lancet.version"] == sources["prepared_data"]["inputs"]["training_data"]
     assert (study.parent / "train.jsonl").as_posix() in training.dataset.source
     assert version.description.count(". ") == 1, "two sentences"
-    assert "7 of 8 gates passed" in version.description
+    assert "9 of 10 gates passed" in version.description
 
 
 def test_the_registered_model_is_the_evaluated_one_without_a_pickle_and_loads_back(finished, monkeypatch):

@@ -143,7 +143,7 @@ def test_failed_gate_is_the_verdict_and_a_known_failure(evidence: Evidence) -> N
         "Gate ood_harm_falls failed: harm rate over the base model's is 0.7, at most 0.8 with n = 80, limit 0.5"
         in page.unfolded
     )
-    assert "All 8 gates passed" not in page.unfolded
+    assert "All 10 gates passed" not in page.unfolded
 
 
 @pytest.mark.parametrize(

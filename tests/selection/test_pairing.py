@@ -1,4 +1,4 @@
-"""Pairs that hold the same answer."""
+"""Pairs that hold the same answer, or answers in the same shares."""
 
 import math
 from collections import Counter
@@ -14,11 +14,13 @@ from lancet_pipeline.selection.pairing import same_answer
 answers = st.lists(st.sampled_from(["Yes", "yes.", " YES", "No", "no!", "Maybe", "maybe not", "...", ""]), min_size=1)
 
 
-def matched(negative: list[str], positive: list[str], count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def matched(
+    negative: list[str], positive: list[str], count: int, seed: int = 0, pairing="matched"
+) -> tuple[np.ndarray, np.ndarray]:
     """Indices into [*negative, *positive] of the pairs: countering and driving, [count] each."""
     sides = np.arange(len(negative)), len(negative) + np.arange(len(positive))
     texts = [*negative, *positive]
-    found = pair(*sides, np.zeros(len(texts)), texts, texts, pairing="matched", count=count, seed=seed)
+    found = pair(*sides, np.zeros(len(texts)), texts, texts, pairing=pairing, count=count, seed=seed)
     return found[0], found[1]
 
 
@@ -67,3 +69,45 @@ def test_seed_shuffles_matched_pairs():
     found = [matched(["Yes"] * 8, ["yes"] * 8, 8, seed)[0].tolist() for seed in (0, 1)]
     assert found[0] != found[1]
     assert sorted(found[0]) == sorted(found[1])
+
+
+@settings(deadline=None)
+@given(answers, answers, st.integers(1, 60), st.integers(0, 9))
+def test_balanced_pairs_hold_each_shared_answer_as_often_on_both_sides(negative, positive, count, seed):
+    texts = [*negative, *positive]
+    preferred, dispreferred = matched(negative, positive, count, seed, "balanced")
+    assert len(preferred) == len(dispreferred) == min(count, len(negative) * len(positive))
+    assert set(preferred) <= set(range(len(negative)))
+    assert set(dispreferred) <= set(range(len(negative), len(texts)))
+    shared = {normalised(text) for text in negative} & {normalised(text) for text in positive} - {""}
+    first, second = (
+        Counter(normalised(texts[i]) for i in side if normalised(texts[i]) in shared)
+        for side in (preferred, dispreferred)
+    )
+    assert first == second
+    for side, size in ((preferred, len(negative)), (dispreferred - len(negative), len(positive))):
+        kinds = [{}, {}]
+        times = Counter(side.tolist())
+        for i in range(size):
+            text = normalised((negative if size == len(negative) and side is preferred else positive)[i])
+            kinds[0].setdefault(text if text in shared else "", []).append(times[i])
+        assert all(max(found) - min(found) <= 1 for found in kinds[0].values()), (
+            "samples of an answer come equally often"
+        )
+
+
+def test_balanced_pairs_give_an_answer_the_geometric_mean_of_its_shares():
+    negative, positive = ["Yes"] * 10 + ["No"] * 90, ["yes"] * 90 + ["no"] * 10
+    preferred, dispreferred = matched(negative, positive, 400, 0, "balanced")
+    assert (preferred < 10).sum() == (dispreferred < 190).sum() == 200
+    crossed = sum((i < 10) != (j < 190) for i, j in zip(preferred, dispreferred, strict=True))
+    assert 60 < crossed < 140, (
+        "half of the pairs hold one answer, of the others which comes with which is left to chance"
+    )
+
+
+def test_balanced_pairs_of_free_text_are_pairs_at_random():
+    negative, positive = [f"good {i}" for i in range(8)], [f"bad {i}" for i in range(4)]
+    preferred, dispreferred = matched(negative, positive, 24, 0, "balanced")
+    assert Counter(preferred.tolist()) == dict.fromkeys(range(8), 3)
+    assert Counter(dispreferred.tolist()) == dict.fromkeys(range(8, 12), 6)

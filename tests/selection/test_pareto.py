@@ -108,7 +108,7 @@ def test_unusable_influence_ends_with_the_reason(values, settings, message):
         select(values, settings)
 
 
-@pytest.mark.parametrize("pairing", ["random", "rank", "nearest", "matched"])
+@pytest.mark.parametrize("pairing", ["balanced", "random", "rank", "nearest", "matched"])
 def test_pairs_join_a_countering_and_a_driving_sample(pairing):
     values = np.random.default_rng(0).standard_t(2, 100)
     selection = select(values, SETTINGS)
