@@ -261,22 +261,24 @@ class CorrectionSettings(Settings):
     method: Literal["ibo", "pbo", "ga", "graddiff", "npo", "simnpo", "task_vector", "dpo", "sft_safe"] = Field(
         default="ibo", description="dpo and sft_safe learn from labels (is_safe), the others from influence."
     )
-    beta: Positive = Field(default=0.1, description="Inverse temperature of ibo, dpo, npo and simnpo.")
+    beta: Positive = Field(default=0.5, description="Inverse temperature of ibo, dpo, npo and simnpo.")
     mu: NonNegative = Field(
-        default=1.0, description="Weight of D0: divergence (ibo, pbo) or likelihood (graddiff, npo, simnpo)."
+        default=16.0, description="Weight of D0: divergence (ibo, pbo) or likelihood (graddiff, npo, simnpo)."
     )
     gamma: NonNegative = Field(default=0.0, description="Weight of the squared distance to the uncorrected parameters.")
     generator: Literal["logsumexp", "euclidean"] = "logsumexp"
     pair_weight: Literal["uniform", "influence"] = "uniform"
     length_normalised: bool = Field(default=False, description="Rank per-token means instead of sums.")
     negation: Positive = Field(default=1.0, description="task_vector: largest multiple that is taken away.")
-    steps: Count = 60
+    steps: Count = 100
     pairs_per_step: Count = 8
-    retain_per_step: Count = 8
+    retain_per_step: Count = 16
     retain_tokens: Count | None = Field(
         default=None, description="Tokens of a D0 response that count, from its first on; all where absent."
     )
-    learning_rate: Positive = 2e-4
+    learning_rate: Positive = Field(
+        default=5e-5, description="For a pretrained model; a small one trained from scratch needs more."
+    )
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     max_grad_norm: Positive = 1.0
     optimizer_states: Literal["32bit", "8bit"] = Field(
@@ -285,9 +287,10 @@ class CorrectionSettings(Settings):
     lora: LoraSettings | None = Field(default=None, description="All parameters are trained where absent.")
     retain_budget: Annotated[float, Field(gt=1)] = Field(
         default=1.05,
-        description="Perplexity on held-out D0 samples over the uncorrected model's that ends the correction.",
+        description="Perplexity on held-out D0 samples over the uncorrected model's, in the category where it rises most, past which "
+        "parameters do not count.",
     )
-    retain_validation: Count = Field(default=32, description="D0 samples kept apart to watch the budget.")
+    retain_validation: Count = Field(default=96, description="D0 samples kept apart to watch the budget.")
     check_every: Count = Field(default=10, description="Steps between two looks at the budget.")
     replacements: Annotated[
         Origin | None, BeforeValidator(lambda value: {"path": value} if isinstance(value, str) else value)

@@ -31,7 +31,15 @@ def setting():
 
 
 SETTINGS = CorrectionSettings(
-    steps=20, learning_rate=2e-3, check_every=5, retain_budget=1.2, retain_validation=8, pairs_per_step=4
+    beta=0.1,
+    mu=1.0,
+    retain_per_step=8,
+    steps=20,
+    learning_rate=2e-3,
+    check_every=5,
+    retain_budget=1.2,
+    retain_validation=8,
+    pairs_per_step=4,
 )
 
 
