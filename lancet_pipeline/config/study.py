@@ -261,9 +261,9 @@ class CorrectionSettings(Settings):
     method: Literal["ibo", "pbo", "ga", "graddiff", "npo", "simnpo", "task_vector", "dpo", "sft_safe"] = Field(
         default="ibo", description="dpo and sft_safe learn from labels (is_safe), the others from influence."
     )
-    beta: Positive = Field(default=0.5, description="Inverse temperature of ibo, dpo, npo and simnpo.")
+    beta: Positive = Field(default=0.3, description="Inverse temperature of ibo, dpo, npo and simnpo.")
     mu: NonNegative = Field(
-        default=16.0, description="Weight of D0: divergence (ibo, pbo) or likelihood (graddiff, npo, simnpo)."
+        default=8.0, description="Weight of D0: divergence (ibo, pbo) or likelihood (graddiff, npo, simnpo)."
     )
     gamma: NonNegative = Field(default=0.0, description="Weight of the squared distance to the uncorrected parameters.")
     generator: Literal["logsumexp", "euclidean"] = "logsumexp"
@@ -274,7 +274,7 @@ class CorrectionSettings(Settings):
     pairs_per_step: Count = 8
     retain_per_step: Count = 16
     retain_tokens: Count | None = Field(
-        default=None, description="Tokens of a D0 response that count, from its first on; all where absent."
+        default=16, description="Tokens of a D0 response that count, from its first on; all where null."
     )
     learning_rate: Positive = Field(
         default=5e-5, description="For a pretrained model; a small one trained from scratch needs more."
