@@ -81,6 +81,7 @@ def tiny_tree() -> dict:
         "linfac": {"factor_samples": 60},
         "pareto": {"minimum": 2, "neutral_ratio": 2.0, "pairs": 64, "harmful_countering": "report"},
         "correction": {
+            "beta": 0.1,
             "mu": 1.0,
             "steps": 20,
             "pairs_per_step": 8,

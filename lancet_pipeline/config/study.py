@@ -270,14 +270,14 @@ class CorrectionSettings(Settings):
     pair_weight: Literal["uniform", "influence"] = "uniform"
     length_normalised: bool = Field(default=False, description="Rank per-token means instead of sums.")
     negation: Positive = Field(default=1.0, description="task_vector: largest multiple that is taken away.")
-    steps: Count = 100
+    steps: Count = 80
     pairs_per_step: Count = 8
     retain_per_step: Count = 16
     retain_tokens: Count | None = Field(
         default=16, description="Tokens of a D0 response that count, from its first on; all where null."
     )
     learning_rate: Positive = Field(
-        default=5e-5, description="For a pretrained model; a small one trained from scratch needs more."
+        default=2.5e-5, description="For a pretrained model; a small one trained from scratch needs more."
     )
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     max_grad_norm: Positive = 1.0
