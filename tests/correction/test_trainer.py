@@ -274,7 +274,14 @@ def test_a_look_past_the_budget_does_not_count_and_three_in_a_row_end_the_correc
 
 def test_a_first_look_past_the_budget_ends_no_correction(setting):
     model, pairs, neutral = setting
-    quick = {"steps": 6, "check_every": 1, "learning_rate": 1e-2, "warmup_fraction": 0.0, "mu": 4.0, "retain_budget": 1.005}
+    quick = {
+        "steps": 6,
+        "check_every": 1,
+        "learning_rate": 1e-2,
+        "warmup_fraction": 0.0,
+        "mu": 4.0,
+        "retain_budget": 1.005,
+    }
     found = correct(model, pairs, neutral, changed(SETTINGS, **quick), seed=0)
     first, second = (row["perplexity_ratio"] for row in found.curve[:2])
     assert first > quick["retain_budget"] > second
