@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from lancet_pipeline.config.study import EvaluationSettings, Study
 from lancet_pipeline.data.batches import TokenSequence
 from lancet_pipeline.data.expected_answers import EXPECTED, WANTED, opens_with
+from lancet_pipeline.data.schema import kind
 from lancet_pipeline.data.tokenization import tokenize
 from lancet_pipeline.evaluation.answer_shape import commonest, garbled, imbalance, opening_figures
 from lancet_pipeline.evaluation.condition import condition_figures
@@ -341,7 +342,7 @@ def answers(
             "model": name,
             "sample_id": row["sample_id"],
             "source": row["source"],
-            "category": row.get("category") or row["source"],
+            "category": kind(row),
             "decoding": condition.decoding,
             "wording": condition.wording,
             "prompt": prompt,
