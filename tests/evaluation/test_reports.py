@@ -141,6 +141,13 @@ def test_a_benign_prompt_may_be_longer_than_a_training_sample(models):
     assert effect["prompts"] == len(PROMPTS) + 1
 
 
+def test_utility_of_a_model_alone_has_no_side_effects(models, judge):
+    alone = {"corrected": models["corrected"]}
+    report = reports.utility_report(study(), alone, PROMPTS, held_out_nothing, judge)
+    assert "over_refusal_rate" in report.figures["corrected"]
+    assert not {"side_effects", "category_fall"} & report.figures["corrected"].keys()
+
+
 def test_benign_prompts_with_wanted_answers_have_a_rate_of_right_ones(models, judge):
     plain = reports.utility_report(study(sampled=True), models, PROMPTS, held_out_nothing, judge)
     assert not {"benign_rate", "sampled_benign_rate"} & plain.figures["base"].keys()
