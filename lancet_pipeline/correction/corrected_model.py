@@ -77,7 +77,7 @@ def selected(sequences: Sequence[TokenSequence], choice: Path) -> tuple[list[Ran
 
 def labelled_pairs(samples: pa.Table, sequences: Sequence[TokenSequence], study: Study) -> list[RankedPair]:
     """Pairs of a safe and an unsafe sequence, formed as `pareto.pairing` says; every safe one comes at least once where the
-    pairing is random, every unsafe one always.
+    pairing is random, every unsafe one where it is not balanced.
 
     Raises:
         InputError: no sample is labelled safe, or none unsafe.
