@@ -191,7 +191,9 @@ def utility_report(
         rows += _answers(study, name, (model, tokenizer), asked, judge, runtime)
         losses[name] = sequence_losses(model, held_out(tokenizer), runtime.batch_tokens)
         if said := _under(rows, "base"):
-            context = getattr(model.config, "max_position_embeddings", None) or sys.maxsize  # in which they were generated
+            context = (
+                getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+            )  # in which they were generated
             own = tokenize(tokenizer, said, max_length=context, overlength="truncate", place="answers")
             kept[name] = sequence_losses(model, own, runtime.batch_tokens)
         texts = [row["response"] for row in _under(rows, name)]
