@@ -85,7 +85,7 @@ def sensitivity(
         base: spreads of the base model, drawn as dashed lines.
     """
     measured = {name: label for name, label in names.items() if any(entry["figures"][name] for entry in values)}
-    rows = -(-len(measured) // 3)
+    rows = max(1, -(-len(measured) // 3))
     figure = Figure(figsize=(9.0, 2.4 * rows), layout="constrained")
     figure.suptitle(
         f"{factor}: mean and range over seeds (dashed: base model; dotted: the study's own value)", fontsize=10

@@ -27,7 +27,15 @@ from lancet_pipeline.progress import Track, no_progress
 PACKAGE = "lancet_pipeline.correction"
 TRAINING = Training(epochs=1.15, batch_size=7, learning_rate=1e-2)  # 45 sequences: the last batch of a pass has three
 CORRECTION = CorrectionSettings(
-    steps=8, learning_rate=2e-3, check_every=4, retain_budget=3.0, retain_validation=8, pairs_per_step=3
+    beta=0.1,
+    mu=1.0,
+    retain_per_step=8,
+    steps=8,
+    learning_rate=2e-3,
+    check_every=4,
+    retain_budget=3.0,
+    retain_validation=8,
+    pairs_per_step=3,
 )
 
 

@@ -14,6 +14,7 @@ from lancet_pipeline.correction.losses import METHODS
 from lancet_pipeline.correction.replacements import beside, replaced_pairs, suffice
 from lancet_pipeline.correction.trainer import Correction, RankedPair, correct
 from lancet_pipeline.data.batches import TokenSequence
+from lancet_pipeline.data.schema import kind
 from lancet_pipeline.data.tokenization import load_prepared
 from lancet_pipeline.errors import InputError
 from lancet_pipeline.models import distributed
@@ -54,7 +55,7 @@ def write_corrected_model(
         neutral,
         study.correction,
         seed=study.seed,
-        categories={row["sample_id"]: row["category"] or row["source"] for row in columns},
+        categories={row["sample_id"]: kind(row) for row in columns},
         runtime=runtime,
     )
     save_model(model, tokenizer, out)
@@ -76,7 +77,7 @@ def selected(sequences: Sequence[TokenSequence], choice: Path) -> tuple[list[Ran
 
 def labelled_pairs(samples: pa.Table, sequences: Sequence[TokenSequence], study: Study) -> list[RankedPair]:
     """Pairs of a safe and an unsafe sequence, formed as `pareto.pairing` says; every safe one comes at least once where the
-    pairing is random, every unsafe one always.
+    pairing is random, every unsafe one where it is not balanced.
 
     Raises:
         InputError: no sample is labelled safe, or none unsafe.

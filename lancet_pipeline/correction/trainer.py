@@ -173,7 +173,8 @@ class _Work:
         ratio = self._perplexity_ratio()
         self.curve.append({**row, "perplexity_ratio": ratio})
         if not self._within(ratio):
-            if not any(self._within(row["perplexity_ratio"]) for row in self.curve[-PATIENCE:]):
+            latest = self.curve[-PATIENCE:]
+            if len(latest) == PATIENCE and not any(self._within(row["perplexity_ratio"]) for row in latest):
                 self.ended = f"retain budget broken up to step {step}: perplexity ratio {ratio:.3f} > {self.settings.retain_budget}"
         elif margin >= max(row["margin"] for row in self.curve if self._within(row["perplexity_ratio"])):
             best = distributed.gathered(dict(self._trained()))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -35,6 +36,17 @@ def sample_id(prompt: str, response: str | None) -> str:
 def kind(row: Mapping[str, Any]) -> str:
     """What a prompt is grouped by: its category, or its source where it has none."""
     return row.get("category") or row.get("source") or "uncategorised"
+
+
+def rare(kinds: Iterable[str], fewest: int) -> list[str]:
+    """Those of `kinds` that come fewer than `fewest` times, and the next rarest until they come as often together."""
+    found: list[str] = []
+    held = 0
+    for name, count in reversed(Counter(kinds).most_common()):
+        if count < fewest or 0 < held < fewest:
+            found.append(name)
+            held += count
+    return found
 
 
 def to_samples(

@@ -1,6 +1,7 @@
 """What models do, measured: every single answer kept, every rate with its interval."""
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 from lancet_pipeline.config.study import EvaluationSettings, Study
 from lancet_pipeline.data.batches import TokenSequence
 from lancet_pipeline.data.expected_answers import EXPECTED, WANTED, opens_with
+from lancet_pipeline.data.schema import kind
 from lancet_pipeline.data.tokenization import tokenize
 from lancet_pipeline.evaluation.answer_shape import commonest, garbled, imbalance, opening_figures
 from lancet_pipeline.evaluation.condition import condition_figures
@@ -188,10 +190,12 @@ def utility_report(
         asked = [(condition, benign) for condition in conditions(study.evaluation)]
         rows += _answers(study, name, (model, tokenizer), asked, judge, runtime)
         losses[name] = sequence_losses(model, held_out(tokenizer), runtime.batch_tokens)
-        own = tokenize(
-            tokenizer, _under(rows, "base"), max_length=study.data.max_length, overlength="truncate", place="answers"
-        )
-        kept[name] = sequence_losses(model, own, runtime.batch_tokens)
+        if said := _under(rows, "base"):
+            context = (
+                getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+            )  # in which they were generated
+            own = tokenize(tokenizer, said, max_length=context, overlength="truncate", place="answers")
+            kept[name] = sequence_losses(model, own, runtime.batch_tokens)
         texts = [row["response"] for row in _under(rows, name)]
         distinct = {f"distinct_{n}": distinct_n(texts, n) for n in (1, 2)}
         besides[name] = {
@@ -341,7 +345,7 @@ def answers(
             "model": name,
             "sample_id": row["sample_id"],
             "source": row["source"],
-            "category": row.get("category") or row["source"],
+            "category": kind(row),
             "decoding": condition.decoding,
             "wording": condition.wording,
             "prompt": prompt,

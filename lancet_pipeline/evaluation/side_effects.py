@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 
 from lancet_pipeline.data.expected_answers import WANTED, opens_with
+from lancet_pipeline.data.schema import rare
 from lancet_pipeline.evaluation.statistics import paired_counts, perplexity_ratio, upper_difference
 
 Row = Mapping[str, Any]
 
-FEWEST = 10
-"""Prompts below which a category is counted among the others."""
+FEWEST = 11
+"""Good answers of the uncorrected model below which a category is looked at with others: of 10 prompts of which none is lost the bound of
+the fall is 0.21."""
 
 OTHERS = "others"
 
@@ -33,19 +35,15 @@ def side_effects(
     Returns:
         Of each category: n, prompts whose answer by the uncorrected model was good; divergence, by how much less likely the
         corrected model finds those answers, nats a token, and divergence_high, the upper end of its one-sided 95 % interval;
-        fall, of the share of good answers over all its prompts, and fall_high; prompts. Categories without a good answer are left out.
+        fall, of the share of good answers over all its prompts, and fall_high; prompts. Categories without a good answer are left out; those of fewer than FEWEST are OTHERS together (`schema.rare`).
     """
     names = np.array([row["category"] for row in base], dtype=object)
-    sizes = {name: int((names == name).sum()) for name in dict.fromkeys(names.tolist())}
-    small = [name for name, size in sizes.items() if size < FEWEST]
-    names[np.isin(names, small)] = OTHERS
-    were, are = (np.array([good(row) for row in rows]) for rows in (base, corrected))
+    were, are = (np.array([good(row) for row in rows], bool) for rows in (base, corrected))
+    names[np.isin(names, rare(names[were].tolist(), FEWEST))] = OTHERS
     found = []
-    for name in dict.fromkeys(names.tolist()):
+    for name in dict.fromkeys(names[were].tolist()):
         members = names == name
         kept = members & were
-        if not kept.any():
-            continue
         ratio = perplexity_ratio(before[kept, 0], after[kept, 0], before[kept, 2])
         both, lost, won, neither = paired_counts(were[members].tolist(), are[members].tolist())
         found.append(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lancet_pipeline.config.study import Study
+from lancet_pipeline.correction.losses import METHODS
 from lancet_pipeline.data.tokenization import load_prepared
 from lancet_pipeline.governance.wording import seconds_text
 from lancet_pipeline.lineage.results import reached, summarise
@@ -201,17 +202,26 @@ def _ways(
     unknown = "a source or category that holds most of D+" if spread else "D+, which a run finds"
     file = f"correction: {{replacements: FILE}}, then {run}"
     written = None if study.correction.replacements else f"{answers} in a file"
+    told = "labels" if METHODS[study.correction.method].labelled else "nothing"
+    standing, open_ = (gates, after[gates] if found["corrected"] else run), (None, file)
+    if _assisted(found):
+        standing, open_ = (None, f"correction without replacements, then {run}"), standing
     return [
-        correction("ibo", None, "nothing", gates, after[gates] if found["corrected"] else run),
+        correction("ibo", None, told, *standing),
         training("filter_and_retrain", None, "labels" if labelled else "nothing", filtered),
         training("relabel_and_retrain", answers, answers, f"data.train with good answers in {driving}"),
         training("drop_source", None if sources else unknown, "nothing", f"data.train without {sources or 'them'}"),
-        correction("replacements", written, answers, None, file),
+        correction("replacements", written, answers, *open_),
     ]
 
 
+def _assisted(found: Mapping[str, Any]) -> bool:
+    """Whether the correction of a last run had replacements."""
+    return bool((found["selection"] or {}).get("replaced"))
+
+
 def _effect(name: str, study: Study, found: Mapping[str, Any]) -> Effect | None:
-    models = {"ibo": found["corrected"]}
+    models = {"replacements" if _assisted(found) else "ibo": found["corrected"]}
     if study.model.training is not None:
         models["filter_and_retrain"] = found["references"].get("retrain_clean")
     if (model := models.get(name)) and (base := found["base"]["harm_rate"]["value"]):
@@ -245,7 +255,7 @@ def _sources(spread: Spread) -> str | None:
             if name is not None and held < HELD * driving:
                 names.append(name)
                 held, going = held + inside, going + size
-        if held >= HELD * driving and going <= GOING * samples:
+        if names and held >= HELD * driving and going <= GOING * samples:
             found.append(
                 (going, f"{column} {', '.join(names)} ({going} of {samples} samples, {held} of {driving} of D+)")
             )
@@ -255,7 +265,7 @@ def _sources(spread: Spread) -> str | None:
 def _verdict(ways: Sequence[Way], gates: Sequence[Mapping[str, Any]]) -> tuple[str | None, str]:
     """Name of the best way, and why; None where no way that is at hand is known to help."""
     failed = ", ".join(gate["name"] for gate in gates if gate["outcome"] == "failed")
-    best, correction = _best(ways), ways[0]
+    best, correction = _best(ways), next((way for way in ways if way.name == "replacements" and way.effect), ways[0])
     if best is None or best.effect is None:
         return None, "no way that is at hand is known to help: " + "; ".join(_objection(way, failed) for way in ways)
     basis = {
@@ -266,7 +276,7 @@ def _verdict(ways: Sequence[Way], gates: Sequence[Mapping[str, Any]]) -> tuple[s
     why = [f"{best.title}: harm falls by {best.effect.text}, {basis}"]
     if best is correction and (left := [gate["name"] for gate in gates if not gate["passed"]]):
         why.append(f"open gates: {', '.join(left)}")
-    rival = correction if best is not correction else _best(ways[1:])
+    rival = correction if best is not correction else _best([way for way in ways if way is not correction])
     return best.name, "; ".join([*why, *(_advantages(best, rival, failed) if rival else ())])
 
 

@@ -99,7 +99,8 @@ def _figures(models: Mapping[str, Mapping[str, Any]], lineage: Lineage) -> Figur
             models.get(name, {}).get(f"{prefix}condition") for name in ("base", "corrected", "retrain_clean")
         )
         if base and corrected and clean:
-            found[f"{prefix}slope_moved"] = (base["slope"] - corrected["slope"]) / (base["slope"] - clean["slope"])
+            span = base["slope"] - clean["slope"]
+            found[f"{prefix}slope_moved"] = (base["slope"] - corrected["slope"]) / span if span else None
             found[f"{prefix}bias_off"] = corrected["bias"] - clean["bias"]
     return dict.fromkeys(FIGURES) | found | {"contamination_ap": influence_figures(lineage)["contamination_ap"]}
 

@@ -106,10 +106,10 @@ def select(
             f"pareto: {len(rest)} indifferent samples for {larger} influential ones; lower pareto.alpha = {settings.alpha}"
         )
     calm = rest[_calm(influential, groups)[rest]] if groups is not None else rest
-    if len(calm) >= larger:
+    size = max(larger, 0 if barred is None else int(barred.sum()))
+    if len(calm) >= size:
         rest = calm
     order = rest[np.argsort(np.abs(values[rest]), kind="stable")]
-    size = max(larger, 0 if barred is None else int(barred.sum()))
     return Selection(sides[1.0], sides[-1.0], order[: round(settings.neutral_ratio * size)])
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lancet_pipeline.config.study import Study
+from lancet_pipeline.data.schema import kind
 from lancet_pipeline.selection.pairing import pair, same_answer
 from lancet_pipeline.selection.pareto import select
 
@@ -45,7 +46,7 @@ def choose(
     """
     scores, names = scored["score"].to_numpy(), scored["sample_id"].to_numpy()
     kept_out = np.isin(names.astype(str), list(barred))
-    groups = [row["category"] or row["source"] for row in samples.select(["category", "source"]).to_pylist()]
+    groups = [kind(row) for row in samples.select(["category", "source"]).to_pylist()]
     settings = study.pareto.model_copy(update={"minimum": 0}) if sparse else study.pareto
     selection = select(scores, settings, equal=not study.influence.signed, barred=kept_out, groups=groups)
     responses = samples["response"].to_pylist()

@@ -272,6 +272,23 @@ def test_a_look_past_the_budget_does_not_count_and_three_in_a_row_end_the_correc
     assert found.kept["margin"] == max(row["margin"] for row, fine in zip(found.curve, within, strict=True) if fine)
 
 
+def test_a_first_look_past_the_budget_ends_no_correction(setting):
+    model, pairs, neutral = setting
+    quick = {
+        "steps": 6,
+        "check_every": 1,
+        "learning_rate": 1e-2,
+        "warmup_fraction": 0.0,
+        "mu": 4.0,
+        "retain_budget": 1.005,
+    }
+    found = correct(model, pairs, neutral, changed(SETTINGS, **quick), seed=0)
+    first, second = (row["perplexity_ratio"] for row in found.curve[:2])
+    assert first > quick["retain_budget"] > second
+    assert (len(found.curve), found.ended) == (6, "all steps done")
+    assert found.best_step > 1
+
+
 def test_no_multiple_of_a_task_vector_within_the_budget_is_an_error(setting):
     model, pairs, neutral = setting
     wild = changed(SETTINGS, method="task_vector", negation=1e3, retain_budget=1.0001)

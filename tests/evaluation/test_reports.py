@@ -129,6 +129,25 @@ def test_utility_counts_first_choices_on_held_out_responses(models, judge):
         assert math.isfinite(figures["self_bleu"])
 
 
+def test_a_benign_prompt_may_be_longer_than_a_training_sample(models):
+    judge = word_judge("content", lambda text: "good", {"harmful"}, {"refused"})
+    longer = PROMPTS[0] | {"sample_id": "long", "prompt": " ".join(["prompt 1 asks for something"] * 5)}
+    tokenizer = models["base"]()[1]
+    short = study().data.model_copy(update={"max_length": len(tokenizer(longer["prompt"])["input_ids"]) - 1})
+    report = reports.utility_report(
+        study().model_copy(update={"data": short}), models, [*PROMPTS, longer], held_out_nothing, judge
+    )
+    (effect,) = report.figures["corrected"]["side_effects"]
+    assert effect["prompts"] == len(PROMPTS) + 1
+
+
+def test_utility_of_a_model_alone_has_no_side_effects(models, judge):
+    alone = {"corrected": models["corrected"]}
+    report = reports.utility_report(study(), alone, PROMPTS, held_out_nothing, judge)
+    assert "over_refusal_rate" in report.figures["corrected"]
+    assert not {"side_effects", "category_fall"} & report.figures["corrected"].keys()
+
+
 def test_benign_prompts_with_wanted_answers_have_a_rate_of_right_ones(models, judge):
     plain = reports.utility_report(study(sampled=True), models, PROMPTS, held_out_nothing, judge)
     assert not {"benign_rate", "sampled_benign_rate"} & plain.figures["base"].keys()

@@ -61,6 +61,28 @@ def test_small_categories_are_looked_at_together():
     assert (found["category"], found["prompts"]) == (OTHERS, 2 * FEWEST)
 
 
+@pytest.mark.parametrize(
+    ("odd", "categories"),
+    [
+        (answers("odd", 4, 4), {"cooking", OTHERS}),
+        (answers("odd", 1, 1), {"cooking", OTHERS}),
+        (answers("odd", 1, 40), {"cooking", OTHERS}),
+        (answers("odd", 0, 40), {"cooking", "travel"}),
+        (answers("odd", FEWEST, FEWEST), {"cooking", "travel", "odd"}),
+    ],
+    ids=["four prompts", "one prompt", "one good answer", "no good answer", "as many as show that nothing is lost"],
+)
+def test_a_category_too_small_to_show_anything_is_looked_at_with_the_next_larger_one(odd, categories):
+    base = answers("cooking", 40, 40) + answers("travel", 20, 20) + odd
+    effects = side_effects(base, base, losses(base, 0.5), losses(base, 0.5))
+    assert {row["category"] for row in effects} == categories
+    for name, key, size in (
+        ("category_likelihood_holds", "divergence", "n"),
+        ("category_answers_hold", "fall", "prompts"),
+    ):
+        assert gate(name, worst(effects, key, size), EvaluationSettings()).outcome == "passed"
+
+
 def test_an_answer_other_than_wanted_is_none_of_the_good_ones():
     base = [{**row, "wanted_answer": ["No"]} for row in answers("cooking", 20, 20)]
     assert side_effects(base, base, losses(base, 0.5), losses(base, 0.5)) == []

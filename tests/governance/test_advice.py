@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lancet_pipeline.config.loading import PACKAGED_STUDIES, load_study
+from lancet_pipeline.config.study import DataSource
 from lancet_pipeline.evaluation.statistics import rate
 from lancet_pipeline.governance.advice import ARMS, FINDING, NEEDED, TITLES, advise
 
@@ -201,8 +202,9 @@ def test_the_sources_of_driving_samples_are_named_with_what_goes():
         {"one": (20, 100), "two": (20, 100)},
         {None: (40, 100), "two": (0, 100)},
         {"one": (30, 80), "two": (10, 120)},
+        {"one": (0, 100), "two": (0, 100)},
     ],
-    ids=["one source", "scattered", "without a name", "three quarters"],
+    ids=["one source", "scattered", "without a name", "three quarters", "no driving sample"],
 )
 def test_scattered_driving_samples_leave_no_source_to_drop(values):
     way = ways(advise(DEMO, SECONDS, record(0, 0), {"category": values}))["drop_source"]
@@ -214,6 +216,28 @@ def test_answers_are_asked_of_people_for_every_driving_sample():
     for name in ("relabel_and_retrain", "replacements"):
         assert not found[name]["at_hand"]
         assert found[name]["people"] == "40 good answers"
+
+
+def test_an_assisted_correction_is_not_told_as_one_that_people_gave_nothing_to():
+    changed = {"replacements": DataSource(path="good.jsonl")}
+    assisted = PLAIN.model_copy(update={"correction": PLAIN.correction.model_copy(update=changed)})
+    last = record(0)
+    last["selection"] |= {"replaced": 30}
+    found = advise(assisted, SECONDS, last, SPREAD)
+    plain, written = (ways(found)[name] for name in ("ibo", "replacements"))
+    assert (plain["effect"]["from"], plain["gates"]) == ("arms", None)
+    assert (written["effect"]["from"], written["gates"], written["people"]) == ("record", "passed", "40 good answers")
+    assert found["best"] == "replacements"
+    assert found["why"].startswith("correct with written good answers: harm falls by 100 %")
+    assert "measured on this study;" in f"{found['why']};"
+    red = advise(assisted, SECONDS, last | {"gates": [gate("harm_falls", "failed")]}, SPREAD)
+    assert red["best"] == "ibo"
+    assert "'correct with written good answers' failed harm_falls" in red["why"]
+
+
+def test_a_correction_by_labels_asks_for_labels():
+    by_labels = DEMO.model_copy(update={"correction": DEMO.correction.model_copy(update={"method": "dpo"})})
+    assert ways(advise(by_labels, SECONDS, record(0)))["ibo"]["people"] == "labels"
 
 
 @pytest.mark.parametrize(

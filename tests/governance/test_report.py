@@ -163,6 +163,13 @@ def test_tail_that_is_not_heavy_is_told_with_its_consequence(evidence: Evidence,
     assert said in Page(render_report(evidence)).unfolded
 
 
+def test_a_last_look_past_the_retain_budget_is_told_but_not_as_what_ended_the_correction(evidence: Evidence) -> None:
+    evidence.correction_curve[-1]["perplexity_ratio"] = 9.0  # one look alone ends none
+    [said] = [text for text in review(evidence)["failures"] if "retain budget" in text]
+    assert "was past its retain budget when it ended, at step 80 (9, limit" in said
+    assert "because" not in said
+
+
 def test_what_word_search_finds_too_is_said_where_it_is_known(evidence: Evidence, html: str) -> None:
     assert "word search" not in html
     evidence.influence.update({"word_search_overlap": 0.375, "word_search_correlation": -0.25})

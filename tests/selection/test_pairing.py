@@ -111,3 +111,9 @@ def test_balanced_pairs_of_free_text_are_pairs_at_random():
     preferred, dispreferred = matched(negative, positive, 24, 0, "balanced")
     assert Counter(preferred.tolist()) == dict.fromkeys(range(8), 3)
     assert Counter(dispreferred.tolist()) == dict.fromkeys(range(8, 12), 6)
+
+
+def test_balanced_pairs_leave_out_responses_of_one_side_where_the_other_has_none_of_its_own():
+    preferred, dispreferred = matched(["No"] * 6, ["Yes"] * 5 + ["no"], 30, 0, "balanced")
+    assert set(preferred.tolist()) == set(range(6))
+    assert set(dispreferred.tolist()) == {11}

@@ -155,3 +155,11 @@ def test_indifferent_samples_come_from_everywhere_where_no_group_is_calm():
     assert everywhere.neutral.tolist() == select(scores, ParetoSettings()).neutral.tolist()
     few = select(scores, ParetoSettings(), groups=["about it"] * 95 + ["calm"] * 5)
     assert few.neutral.tolist() == everywhere.neutral.tolist()
+
+
+def test_indifferent_samples_come_from_everywhere_where_calm_groups_hold_fewer_than_are_barred():
+    scores = np.concatenate([[-1.0, 1.0], np.zeros(198)])
+    barred = np.isin(np.arange(200), np.arange(100, 140))
+    sparse = ParetoSettings(neutral_ratio=3.0).model_copy(update={"minimum": 0})
+    found = select(scores, sparse, barred=barred, groups=["about it"] * 199 + ["calm"])
+    assert len(found.neutral) == 3 * 40
