@@ -30,7 +30,7 @@ def pair(
 
     `balanced`: at random, but both sides hold each response that both have in the same share of pairs, the geometric mean of its
     shares, case, blanks and punctuation aside, so that pairs favour no answer as such; half of the pairs are of one response.
-    Responses of one side alone count as one. `random`: every sample as often as any other of its side. `rank`: the k-th most countering with the k-th most
+    Responses of one side alone count as one. At random where most samples of a side would come in no pair. `random`: every sample as often as any other of its side. `rank`: the k-th most countering with the k-th most
     driving. `nearest`: each driving sample with the countering one whose prompt is most similar (TF-IDF cosine).
     `matched`: each driving sample with those that hold the same response, case, blanks and punctuation aside; where there
     are none, with those of the most similar response (TF-IDF cosine), and where that shares no word, with any. Driving
@@ -89,6 +89,9 @@ def _of_equal_shares(
     answers = [np.where(np.isin(side.astype(str), sorted(shared)), side, "") for side in texts]
     held = [Counter(side.tolist()) for side in answers]
     names = sorted(held[0].keys() & held[1].keys())
+    if any(2 * sum(side[name] for name in names) < side.total() for side in held):  # most of a side would be left out
+        answers, names = [np.full(len(side), "") for side in texts], [""]
+        held = [Counter({"": len(side)}) for side in texts]
     shares = np.array([(held[0][name] * held[1][name]) ** 0.5 for name in names])
     times = np.diff(np.round(np.cumsum(shares) / shares.sum() * count).astype(int), prepend=0)
 
