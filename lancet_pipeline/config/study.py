@@ -288,7 +288,7 @@ class CorrectionSettings(Settings):
     retain_budget: Annotated[float, Field(gt=1)] = Field(
         default=1.05,
         description="Perplexity on held-out D0 samples over the uncorrected model's, in the category where it rises most, past which "
-        "parameters do not count.",
+        "parameters do not count and `mu` doubles.",
     )
     retain_validation: Count = Field(default=96, description="D0 samples kept apart to watch the budget.")
     check_every: Count = Field(default=10, description="Steps between two looks at the budget.")

@@ -1,6 +1,5 @@
 """One trainer for every correction: IBO (arXiv 2412.16451) and the methods that it is compared with."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -15,6 +14,7 @@ from lancet_pipeline.correction.precision import trainable
 from lancet_pipeline.correction.reference import Reference
 from lancet_pipeline.correction.task_vector import negate
 from lancet_pipeline.data.batches import TokenSequence, collate, shuffled_passes
+from lancet_pipeline.data.schema import rare
 from lancet_pipeline.errors import InputError, LancetError
 from lancet_pipeline.files import digest
 from lancet_pipeline.models import distributed
@@ -77,8 +77,8 @@ def correct(
     ||theta - theta_s||^2; for IBO, L_COR + mu E_{D0}[D_U(pi_theta, pi_s)], and for written answers their negative log-likelihood
     per token besides. Log-probabilities and logits of the uncorrected
     model are computed once. Every `check_every` steps the perplexity of D0 samples kept apart is compared with the
-    uncorrected model's, in the category where it rose most: past `retain_budget` parameters do not count, and PATIENCE such looks
-    in a row end the correction. Best is the largest margin (`losses.Pairs.margin`) among the others.
+    uncorrected model's, in the category where it rose most: past `retain_budget` parameters do not count, mu doubles, and PATIENCE such
+    looks in a row end the correction. Best is the largest margin (`losses.Pairs.margin`) among the others.
 
     Called on every rank of a process group, with the same arguments, it shards the model (`distributed.shard`), and each rank
     takes its share of the pairs and D0 samples of every step.
@@ -216,7 +216,7 @@ class _Work:
         loss, retain = correction, torch.zeros(())
         if self.method.retain is not None and settings.mu:
             retain = self._retain(*self._own_retained(step))
-            loss = loss + settings.mu * retain
+            loss = loss + self._mu * retain
         if settings.gamma:
             shifts = [distributed.local(p - self.start[name]) for name, p in self._trained()]
             distance = distributed.total(torch.stack([shift.square().sum() for shift in shifts]).sum())
@@ -266,6 +266,11 @@ class _Work:
         sums = np.array(distributed.totals(*np.concatenate([losses[members].sum(0) for members in self._groups])))
         return sums[::2] / sums[1::2]
 
+    @property
+    def _mu(self) -> float:
+        """Weight of D0: twice as much after each look past the budget."""
+        return self.settings.mu * 2 ** sum(not self._within(row["perplexity_ratio"]) for row in self.curve)
+
     def _within(self, ratio: float) -> bool:
         return ratio <= self.settings.retain_budget  # as no ratio is that is not a number
 
@@ -309,9 +314,7 @@ def hold_apart(
 def _groups(categories: Sequence[str]) -> list[np.ndarray]:
     """Indices of the members of each category, small ones together."""
     names = np.asarray(categories, dtype=object)
-    for name, count in Counter(categories).items():
-        if count < SMALLEST_GROUP:
-            names[names == name] = ""
+    names[np.isin(names.astype(str), rare(categories, SMALLEST_GROUP))] = ""
     return [np.flatnonzero(names == name) for name in dict.fromkeys(names.tolist())]
 
 

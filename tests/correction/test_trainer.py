@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lancet_pipeline.config.study import CorrectionSettings, LoraSettings, Training
 from lancet_pipeline.correction import METHODS, RankedPair, correct
 from lancet_pipeline.correction.precision import trainable
+from lancet_pipeline.correction.trainer import hold_apart
 from lancet_pipeline.data.batches import TokenSequence, collate
 from lancet_pipeline.errors import InputError, LancetError
 from lancet_pipeline.models.likelihood import response_logps
@@ -251,11 +252,26 @@ def test_the_budget_is_that_of_the_category_that_lost_most(setting):
     calm, other = copy.deepcopy(model), copy.deepcopy(model)
     settings = changed(SETTINGS, retain_validation=16, retain_budget=9.0, mu=0.0)
     rows = correct(calm, pairs, neutral, settings, seed=0).curve
-    halves = {sequence.sample_id: str(number % 2) for number, sequence in enumerate(neutral)}
+    halves = {sequence.sample_id: str(i % 2) for i, sequence in enumerate(hold_apart(neutral, settings, 0)[1])}
     apart = correct(other, pairs, neutral, settings, seed=0, categories=halves).curve
     assert same_parameters(calm, other)
     assert [row["margin"] for row in apart] == [row["margin"] for row in rows]
     assert all(both["perplexity_ratio"] < half["perplexity_ratio"] for both, half in zip(rows, apart, strict=True))
+
+
+def test_mu_doubles_after_a_look_past_the_budget(setting):
+    model, pairs, neutral = setting
+    fitted(model, neutral)
+    settings = changed(
+        SETTINGS, steps=24, check_every=8, learning_rate=2e-3, mu=1.0, warmup_fraction=0.5, retain_budget=9.0
+    )
+    free, held = model, copy.deepcopy(model)
+    rows = correct(free, pairs, neutral, settings, seed=0).curve
+    first, second, _ = (row["perplexity_ratio"] for row in rows)
+    assert first < second
+    found = correct(held, pairs, neutral, changed(settings, retain_budget=(first + second) / 2), seed=0).curve
+    assert found[:2] == rows[:2]
+    assert found[2]["retain"] < rows[2]["retain"]
 
 
 def test_a_look_past_the_budget_does_not_count_and_three_in_a_row_end_the_correction(setting):
