@@ -20,7 +20,7 @@ ends; a second call goes on. `left_out` says why an arm is missing; it is tried 
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +37,7 @@ from lancet_pipeline.correction import RankedPair, correct
 from lancet_pipeline.data.batches import TokenSequence
 from lancet_pipeline.data.embedded import DOMAINS, load_domain
 from lancet_pipeline.data.expected_answers import EXPECTED, normalised
+from lancet_pipeline.data.schema import kind
 from lancet_pipeline.data.tokenization import load_tokenizer, tokenize, tokenize_held_out
 from lancet_pipeline.errors import InputError, LancetError
 from lancet_pipeline.evaluation.answer_shape import garbled
@@ -50,6 +51,7 @@ from lancet_pipeline.models.base import build_base_model, clean_samples, load_st
 from lancet_pipeline.models.likelihood import sequence_losses
 from lancet_pipeline.models.runtime import Runtime
 from lancet_pipeline.selection import pair, select
+from lancet_pipeline.selection.pareto import indifferent
 
 RIVALS = ("bm25", "repsim")
 MIXED = {
@@ -135,6 +137,7 @@ class Arms:
         utility = read_source(run.study, "utility_responses").to_pylist()
         self.utility = tokenize_held_out(self.tokenizer, utility, run.study.data)
         self.samples, self.sequences = run.data
+        self.rows = self.samples.select(["sample_id", "category", "source"]).to_pylist()
         self.labels, self.scores = scores["harmful"], method_scores(scores, run.study.seed)
 
     def measured(self, name: str, base: dict[str, Any] | None) -> dict[str, Any]:
@@ -155,7 +158,7 @@ class Arms:
         return found
 
     def sides(self, name: str) -> dict[str, np.ndarray]:
-        return sides(name, self.scores, self.study.pareto)
+        return sides(name, self.scores, self.study.pareto, [kind(row) for row in self.rows])
 
     def model(self, name: str) -> Any:
         if name in RETRAINED:
@@ -163,7 +166,8 @@ class Arms:
         model, _ = load_study_model(self.study, self.run.folder("base_model"), self.runtime)
         if name != "base":
             pairs, neutral = self.pairs(name)
-            correct(model, pairs, neutral, self.study.correction, seed=self.study.seed, runtime=self.runtime)
+            settings, of = self.study.correction, {row["sample_id"]: kind(row) for row in self.rows}
+            correct(model, pairs, neutral, settings, seed=self.study.seed, categories=of, runtime=self.runtime)
         return model
 
     def pairs(self, name: str) -> tuple[list[RankedPair], list[TokenSequence]]:
@@ -257,9 +261,11 @@ def variants(found: Scores) -> dict[str, str]:
     return {rival: best_variant(rival, found) for rival in RIVALS if rival in there}
 
 
-def sides(name: str, scores: Scores, settings: ParetoSettings) -> dict[str, np.ndarray]:
-    """Indices of D+, D- and D0 of an arm by role, as many as LinFAC selects, or as there are."""
-    selected = select(scores["linfac"], settings)
+def sides(
+    name: str, scores: Scores, settings: ParetoSettings, groups: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
+    """Indices of D+, D- and D0 of an arm by role, as many as LinFAC selects, or as there are; D0 from calm `groups` as a study's."""
+    selected = select(scores["linfac"], settings, groups=groups)
     by_plus, by_minus = MIXED.get(name, (name, name))
     for method in (by_plus, by_minus):
         if method not in scores:
@@ -271,10 +277,9 @@ def sides(name: str, scores: Scores, settings: ParetoSettings) -> dict[str, np.n
     countering = order[: len(selected.negative.indices)]
     if not len(driving) or not len(countering):
         raise InputError(f"{name}: no sample drives, or none counters")
-    distance = np.abs(scores.get(name, scores["linfac"]))
-    rest = np.setdiff1d(np.arange(len(distance)), np.union1d(driving, countering))
-    neutral = rest[np.argsort(distance[rest], kind="stable")][: len(selected.neutral)]
-    return {"driving": driving, "countering": countering, "neutral": neutral}
+    of, larger = scores.get(name, scores["linfac"]), max(len(driving), len(countering))
+    neutral = indifferent(of, np.union1d(driving, countering), larger, groups)
+    return {"driving": driving, "countering": countering, "neutral": neutral[: len(selected.neutral)]}
 
 
 def wanted_answer(row: Mapping[str, Any], study: Study, prompts: list[dict[str, Any]]) -> str:

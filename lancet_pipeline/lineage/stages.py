@@ -160,7 +160,7 @@ _STAGES = (
         "correction",
         ("pareto_pairs", "base_model", "prepared_data"),
         (*_CORRECTION, *_of("pareto", "pairing minimum"), "seed"),
-        "5",
+        "6",
     ),
     Stage(
         "harmlessness_report",

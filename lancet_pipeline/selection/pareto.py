@@ -99,18 +99,25 @@ def select(
     influential = np.concatenate([side.indices for side in sides.values()])
     if barred is not None:
         influential = np.union1d(influential, np.flatnonzero(barred))
-    rest = np.setdiff1d(np.arange(len(values)), influential)
     larger = max(len(side.indices) for side in sides.values())
+    size = max(larger, 0 if barred is None else int(barred.sum()))
+    rest = indifferent(values, influential, size, groups)
     if len(rest) < larger:
         raise InputError(
             f"pareto: {len(rest)} indifferent samples for {larger} influential ones; lower pareto.alpha = {settings.alpha}"
         )
+    return Selection(sides[1.0], sides[-1.0], rest[: round(settings.neutral_ratio * size)])
+
+
+def indifferent(
+    values: np.ndarray, influential: np.ndarray, fewest: int, groups: Sequence[str] | None = None
+) -> np.ndarray:
+    """Indices of the samples that are none of the `influential` ones, the smallest |value| first, from calm `groups` alone where
+    these hold at least `fewest` (see `select`)."""
+    rest = np.setdiff1d(np.arange(len(values)), influential)
     calm = rest[_calm(influential, groups)[rest]] if groups is not None else rest
-    size = max(larger, 0 if barred is None else int(barred.sum()))
-    if len(calm) >= size:
-        rest = calm
-    order = rest[np.argsort(np.abs(values[rest]), kind="stable")]
-    return Selection(sides[1.0], sides[-1.0], order[: round(settings.neutral_ratio * size)])
+    chosen = calm if len(calm) >= fewest else rest
+    return chosen[np.argsort(np.abs(values[chosen]), kind="stable")]
 
 
 def _calm(influential: np.ndarray, groups: Sequence[str]) -> np.ndarray:
