@@ -201,7 +201,7 @@ def _ways(
         filtered = "evaluation: {references: [retrain_clean]}" if labelled else f"data.train without {driving}"
     unknown = "a source or category that holds most of D+" if spread else "D+, which a run finds"
     file = f"correction: {{replacements: FILE}}, then {run}"
-    written = None if study.correction.replacements else f"{answers} in a file"
+    written = None if study.correction.replacements else "good answers to some prompts of D+, in a file"
     told = "labels" if METHODS[study.correction.method].labelled else "nothing"
     standing, open_ = (gates, after[gates] if found["corrected"] else run), (None, file)
     if _assisted(found):
