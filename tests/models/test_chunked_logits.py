@@ -170,7 +170,14 @@ def test_training_and_correction_from_chunks_end_at_the_same_parameters(generato
     start = llama()
     pairs = [RankedPair(data[i], data[i + 4], 1.0) for i in range(4)]
     chosen = CorrectionSettings(
-        steps=4, check_every=2, retain_budget=9.0, retain_validation=4, learning_rate=1e-4, generator=generator
+        beta=0.1,
+        mu=1.0,
+        steps=4,
+        check_every=2,
+        retain_budget=9.0,
+        retain_validation=4,
+        learning_rate=1e-4,
+        generator=generator,
     )
 
     def both() -> dict[str, torch.Tensor]:
