@@ -1,5 +1,6 @@
 """The commands of a study: demo, run, plan, summary, advise."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -39,9 +40,7 @@ def run(
     execute(pending)
     if until is None:
         _print_summary(summarise(store, name), where)
-        print(
-            f"advise      lancet advise {study}{f' --home {home}' if home else ''}    (other ways, what they cost and do)"
-        )
+        print(f"advise      lancet advise {_called(study, home)}    (other ways, what they cost and do)")
 
 
 def plan(
@@ -76,7 +75,9 @@ def advise(study: StudyName, home: Home = None, as_json: AsJson = False) -> None
     from lancet_pipeline.governance.advice import study_advice
 
     where = deployed(home)
-    advice = study_advice(study_settings(study, where), open_store(where), where.model_directories, study)
+    advice = study_advice(
+        study_settings(study, where), open_store(where), where.model_directories, _called(study, home)
+    )
     show(advice, as_json, print_advice)
 
 
@@ -84,3 +85,8 @@ def _print_summary(figures: dict[str, Any], where: Deployment) -> None:
     print_summary(figures, where)
     if "registered_model" in figures["versions"]:
         print_standing(figures["study"], where, figures["gates"] or ())
+
+
+def _called(study: str, home: Path | None) -> str:
+    """What follows the name of a command on this study."""
+    return f"{study} --home {home}" if home else study

@@ -54,9 +54,12 @@ def test_people_read_a_table_a_verdict_and_the_next_command(finished):
 def test_a_study_that_was_not_run_is_told_what_to_run_and_what_it_is_expected_to_cost(finished, tmp_path):
     found = json.loads(lancet("advise", finished.study, "--home", tmp_path, "--json").stdout)
     assert found["best"] is None
-    assert f"nothing has been run yet: `lancet run {finished.study}`" in found["why"]
+    assert f"nothing has been run yet: `lancet run {finished.study} --home {tmp_path}`" in found["why"]
     assert all(way["processor_seconds"] > 0 for way in found["ways"])
-    assert f"next        lancet run {finished.study}\n" in lancet("advise", finished.study, "--home", tmp_path).stdout
+    assert (
+        f"next        lancet run {finished.study} --home {tmp_path}\n"
+        in lancet("advise", finished.study, "--home", tmp_path).stdout
+    )
 
 
 def test_a_run_points_to_the_advice(finished):
