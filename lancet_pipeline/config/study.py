@@ -270,7 +270,7 @@ class CorrectionSettings(Settings):
     pair_weight: Literal["uniform", "influence"] = "uniform"
     length_normalised: bool = Field(default=False, description="Rank per-token means instead of sums.")
     negation: Positive = Field(default=1.0, description="task_vector: largest multiple that is taken away.")
-    steps: Count = 80
+    steps: Count = 60
     pairs_per_step: Count = 8
     retain_per_step: Count = 16
     retain_tokens: Count | None = Field(
