@@ -1,6 +1,5 @@
 """Between two answers: how far a model's choice depends on which of them is harmful, and how far it prefers one anyway."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ from lancet_pipeline.data.expected_answers import EXPECTED, normalised
 from lancet_pipeline.data.tokenization import tokenize
 from lancet_pipeline.evaluation.statistics import rate
 from lancet_pipeline.models.likelihood import sequence_losses
+from lancet_pipeline.models.loading import context_length
 from lancet_pipeline.models.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -51,8 +51,7 @@ def condition_figures(
     spelt = {normalised(text): text for column in EXPECTED for text in rows[0][column]}
     answers = [spelt[options[1]], spelt[options[0]]]
     samples = [{**row, "response": answer, "finished": False} for answer in answers for row in rows]
-    context = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
-    sequences = tokenize(tokenizer, samples, max_length=context, place="expected answers")
+    sequences = tokenize(tokenizer, samples, max_length=context_length(model), place="expected answers")
     losses = sequence_losses(model, sequences, runtime.batch_tokens)[:, 0]
     margins = losses[len(rows) :] - losses[: len(rows)]
     harmful = np.array([row["harmful"] for row in rows])

@@ -1,7 +1,6 @@
 """What models do, measured: every single answer kept, every rate with its interval."""
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from lancet_pipeline.evaluation.statistics import (
 )
 from lancet_pipeline.models.generation import generate
 from lancet_pipeline.models.likelihood import perplexity_and_accuracy, sequence_losses
-from lancet_pipeline.models.loading import LoadedModel
+from lancet_pipeline.models.loading import LoadedModel, context_length
 from lancet_pipeline.models.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -191,10 +190,8 @@ def utility_report(
         rows += _answers(study, name, (model, tokenizer), asked, judge, runtime)
         losses[name] = sequence_losses(model, held_out(tokenizer), runtime.batch_tokens)
         if said := _under(rows, "base"):
-            context = (
-                getattr(model.config, "max_position_embeddings", None) or sys.maxsize
-            )  # in which they were generated
-            own = tokenize(tokenizer, said, max_length=context, overlength="truncate", place="answers")
+            room = context_length(model)  # in which they were generated
+            own = tokenize(tokenizer, said, max_length=room, overlength="truncate", place="answers")
             kept[name] = sequence_losses(model, own, runtime.batch_tokens)
         texts = [row["response"] for row in _under(rows, name)]
         distinct = {f"distinct_{n}": distinct_n(texts, n) for n in (1, 2)}

@@ -175,7 +175,7 @@ _STAGES = (
         "evaluation",
         (*_COMPARED, "benign_prompts", "utility_responses", "judge"),
         (*_JUDGED, "data.max_length", "data.utility.overlength"),
-        "6",
+        "7",
     ),
     Stage(
         "output_traces",

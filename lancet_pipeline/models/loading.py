@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -206,6 +207,11 @@ def import_gguf(file: Path, folder: Path) -> None:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     save_model(model, tokenizer, folder)
+
+
+def context_length(model: "PreTrainedModel") -> int:
+    """Positions that a model has; without end where it names none."""
+    return getattr(model.config, "max_position_embeddings", None) or sys.maxsize
 
 
 def finite_parameters(model: "PreTrainedModel") -> bool:

@@ -76,7 +76,7 @@ EXPECTED = {
     "harm on every third benign prompt": "benign_harm_holds",
     "repetition": "answers_hold",
     "words out of order": "answers_hold",
-    "silence": "variety_holds",
+    "silence": "category_answers_hold",
 }
 
 
