@@ -24,7 +24,10 @@ SAMPLES = pa.schema(
 )
 
 
-_BLANK_REMEDY = "fill it, remove the row, or set `blank: drop` for this source in the study"
+_FILL, _DROP = (
+    "fill it, or remove the row",
+    "fill it, remove the row, or set `blank: drop` for this source in the study",
+)
 
 
 def sample_id(prompt: str, response: str | None) -> str:
@@ -110,9 +113,9 @@ def to_samples(
 def _sample(
     row: Mapping[str, Any], place: str, number: int, responses: bool, required: Sequence[str]
 ) -> dict[str, Any]:
-    prompt = required_text(row, "prompt", place, number)
+    prompt = required_text(row, "prompt", place, number, _DROP)
     answered = responses or row.get("response") is not None
-    response = required_text(row, "response", place, number) if answered else None
+    response = required_text(row, "response", place, number, _DROP) if answered else None
     is_safe, identity, category = row.get("is_safe"), row.get("sample_id"), row.get("category")
     if is_safe is not None and not isinstance(is_safe, bool):
         raise InputError(f"{place}: row {number}: is_safe = {is_safe!r}: must be true, false or null")
@@ -143,8 +146,9 @@ def counts(table: pa.Table, column: str) -> dict[str, int]:
     return dict(sorted(named.items(), key=lambda item: (-item[1], item[0])))
 
 
-def required_text(row: Mapping[str, Any], column: str, place: str, number: int) -> str:
-    """The text in a column of row `number`. Raises InputError where it is missing, null, blank or no text."""
+def required_text(row: Mapping[str, Any], column: str, place: str, number: int, remedy: str = _FILL) -> str:
+    """The text in a column of row `number`. Raises InputError where it is missing, null, blank or no text; `remedy` is that of a null
+    or blank one."""
     if column not in row:
         raise InputError(
             f"{place}: column '{column}' is missing (it has: {', '.join(row)}); "
@@ -152,9 +156,9 @@ def required_text(row: Mapping[str, Any], column: str, place: str, number: int) 
         )
     value = row[column]
     if value is None:
-        raise InputError(f"{place}: row {number}: {column} is null; {_BLANK_REMEDY}")
+        raise InputError(f"{place}: row {number}: {column} is null; {remedy}")
     if not isinstance(value, str):
         raise InputError(f"{place}: row {number}: {column} is {type(value).__name__}, not text; convert it")
     if not value.strip():
-        raise InputError(f"{place}: row {number}: {column} is blank; {_BLANK_REMEDY}")
+        raise InputError(f"{place}: row {number}: {column} is blank; {remedy}")
     return value

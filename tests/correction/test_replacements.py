@@ -68,7 +68,10 @@ def test_columns_may_have_other_names(tmp_path):
     [
         ({"sample_id": "0" * 16, "response": "No."}, r"row 7: sample 0{16} is none of data.train; take its sample_id"),
         (ROWS[0], r"row 7: sample \w+ has an answer already"),
-        ({"sample_id": ROWS[0]["sample_id"], "response": " \n"}, "row 7: response is blank"),
+        (
+            {"sample_id": ROWS[0]["sample_id"], "response": " \n"},
+            "row 7: response is blank; fill it, or remove the row$",
+        ),
         ({"sample_id": ROWS[0]["sample_id"]}, "column 'response' is missing"),
         (
             {"sample_id": sample_id(BAD[7]["prompt"], BAD[7]["response"]), "response": f" {BAD[7]['response']}\n"},
